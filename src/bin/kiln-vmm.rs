@@ -1,0 +1,3 @@
+//! `kiln-vmm`: one virtual machine.
+
+fn main() {}

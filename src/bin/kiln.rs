@@ -1,0 +1,3 @@
+//! `kiln`: run AMI-style images as instances.
+
+fn main() {}

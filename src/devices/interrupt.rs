@@ -1,0 +1,48 @@
+//! Interrupts and doorbells, as devices see them. The VMM implements these on KVM.
+
+use std::io;
+
+use vmm_sys_util::eventfd::EventFd;
+
+/// A message-signalled interrupt: one write of `data` to `address` (PCI 3.0 §6.8).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct MsiMessage {
+    /// Guest-physical address, in the local APIC window.
+    pub address: u64,
+    /// Value written.
+    pub data: u32,
+}
+
+/// Connects event descriptors to message-signalled interrupts.
+///
+/// A vector's `EventFd` is written by workers whether or not the vector is connected. While it is
+/// disconnected (masked) the count in the descriptor *is* the pending bit; connecting delivers it.
+/// So masking needs no lock on the data path.
+pub trait MsiController: Send + Sync {
+    /// Reserves a line for one vector of one device; fails when the VM has none left.
+    fn allocate(&self) -> io::Result<u32>;
+
+    /// Delivers `message` whenever `event` is written, from now on and for what is pending.
+    /// Connecting a connected line changes its message.
+    fn connect(&self, line: u32, event: &EventFd, message: MsiMessage) -> io::Result<()>;
+
+    /// Leaves `event` unconnected. No effect on a line that is not connected.
+    fn disconnect(&self, line: u32, event: &EventFd) -> io::Result<()>;
+}
+
+/// A wired, edge-triggered interrupt (serial port, power events).
+pub trait InterruptLine: Send + Sync {
+    /// Raises the interrupt once.
+    fn trigger(&self) -> io::Result<()>;
+}
+
+/// Binds guest writes at an address to an event descriptor, so that a notification does not leave
+/// the kernel.
+pub trait DoorbellRegistry: Send + Sync {
+    /// From now on a 16-bit or 32-bit write at `address` of guest-physical memory signals `kick`,
+    /// whatever the value.
+    fn bind(&self, address: u64, kick: &EventFd) -> io::Result<()>;
+
+    /// Undoes [`DoorbellRegistry::bind`].
+    fn unbind(&self, address: u64, kick: &EventFd) -> io::Result<()>;
+}

@@ -1,0 +1,8 @@
+//! Virtio 1.2 devices over PCI.
+
+mod device;
+
+pub use device::{
+    ActivateError, Activation, DEADLINE, DeviceFault, Placement, QueueWorker, VirtioDevice, Virtqueue, Wake,
+    WakeSource, WorkerHandle, WorkerHost,
+};

@@ -1,0 +1,1 @@
+//! Finds kernel, initial RAM disk and command line on a root volume.

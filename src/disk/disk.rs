@@ -1,0 +1,63 @@
+//! The [`Disk`] trait.
+
+use std::os::fd::RawFd;
+
+use vm_memory::{GuestAddress, VolatileSlice};
+
+use crate::DiskError;
+
+/// A random-access array of bytes. Implementations check every range and never panic.
+///
+/// All methods may block and may be called from several threads at once.
+pub trait Disk: Send + Sync {
+    /// Size in bytes, a multiple of 512.
+    fn size(&self) -> u64;
+
+    /// Whether writes are refused.
+    fn read_only(&self) -> bool;
+
+    /// Fills `bufs` from `offset` on, or fails as a whole.
+    fn read_at(&self, bufs: &[VolatileSlice<'_>], offset: u64) -> Result<(), DiskError>;
+
+    /// Writes `bufs` from `offset` on. After an error the range holds old, new or mixed bytes.
+    fn write_at(&self, bufs: &[VolatileSlice<'_>], offset: u64) -> Result<(), DiskError>;
+
+    /// Returns when everything written before is on stable storage.
+    fn flush(&self) -> Result<(), DiskError>;
+
+    /// Lets the host reclaim the range. It then reads as zeroes or as its old contents.
+    fn discard(&self, offset: u64, len: u64) -> Result<(), DiskError>;
+
+    /// Makes the range read as zeroes; `unmap` allows to reclaim it.
+    fn write_zeroes(&self, offset: u64, len: u64, unmap: bool) -> Result<(), DiskError>;
+
+    /// Where the bytes at `offset` live in an open file, as far as they are contiguous there, so
+    /// that an engine may read (or, with `write`, overwrite) them in place. `None`: they must go
+    /// through the other methods. An answer stays true while the disk is open.
+    fn extent(&self, offset: u64, len: u64, write: bool) -> Option<Extent>;
+
+    /// Fills `buf` from `offset` on.
+    fn read_exact_at(&self, buf: &mut [u8], offset: u64) -> Result<(), DiskError> {
+        self.read_at(&[VolatileSlice::from(buf)], offset)
+    }
+}
+
+/// A piece of a file that holds a piece of a disk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Extent {
+    /// The file; open as long as the disk is.
+    pub fd: RawFd,
+    /// First byte in the file.
+    pub offset: u64,
+    /// Length in bytes.
+    pub len: u64,
+}
+
+/// A buffer in guest memory, as a descriptor names it. Unchecked until it is resolved.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Segment {
+    /// Guest-physical address.
+    pub addr: GuestAddress,
+    /// Length in bytes.
+    pub len: u32,
+}

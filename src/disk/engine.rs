@@ -1,0 +1,71 @@
+//! How requests of one queue are carried out.
+
+use std::os::fd::RawFd;
+
+use crate::{DiskError, Segment};
+
+/// One request. `segments` add up to the length of a read or write.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Op {
+    /// Disk to guest memory.
+    Read {
+        /// Byte offset on the disk.
+        offset: u64,
+        /// Where to.
+        segments: Vec<Segment>,
+    },
+    /// Guest memory to disk.
+    Write {
+        /// Byte offset on the disk.
+        offset: u64,
+        /// Where from.
+        segments: Vec<Segment>,
+    },
+    /// Make earlier completed writes durable.
+    Flush,
+    /// See [`crate::Disk::discard`].
+    Discard {
+        /// Byte offset.
+        offset: u64,
+        /// Bytes.
+        len: u64,
+    },
+    /// See [`crate::Disk::write_zeroes`].
+    WriteZeroes {
+        /// Byte offset.
+        offset: u64,
+        /// Bytes.
+        len: u64,
+        /// May reclaim the range.
+        unmap: bool,
+    },
+}
+
+/// A finished request.
+#[derive(Debug)]
+pub struct Completion {
+    /// As given to [`Engine::submit`].
+    pub tag: u64,
+    /// How it ended.
+    pub result: Result<(), DiskError>,
+}
+
+/// Carries out the requests of one queue. Owned by one thread.
+pub trait Engine: Send {
+    /// Takes a request. It may complete at once; the result is always told by [`Engine::poll`].
+    /// Never blocks on a full ring: the engine keeps what the host cannot take yet.
+    fn submit(&mut self, tag: u64, op: Op);
+
+    /// Tells the host of everything submitted since the last call (one system call per batch).
+    fn kick(&mut self);
+
+    /// The next finished request, if there is one.
+    fn poll(&mut self) -> Option<Completion>;
+
+    /// Readable when [`Engine::poll`] may have something new. `None` when everything completes in
+    /// `submit`.
+    fn event_fd(&self) -> Option<RawFd>;
+
+    /// Number of requests taken and not yet told by `poll`.
+    fn in_flight(&self) -> usize;
+}

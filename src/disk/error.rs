@@ -1,0 +1,44 @@
+//! Errors of disks, neutral of any guest-facing protocol.
+
+use std::io;
+
+/// Why a disk request failed. The device maps each kind once to its own status.
+#[derive(Debug, thiserror::Error)]
+pub enum DiskError {
+    /// The range does not lie inside the disk.
+    #[error("range of {len} bytes at {offset} lies outside the disk of {size} bytes")]
+    OutOfRange {
+        /// First byte.
+        offset: u64,
+        /// Length in bytes.
+        len: u64,
+        /// Size of the disk in bytes.
+        size: u64,
+    },
+    /// A write to a disk opened read-only.
+    #[error("the disk is read-only")]
+    ReadOnly,
+    /// The format or the host does not offer the operation.
+    #[error("{0} is not supported by this disk")]
+    Unsupported(&'static str),
+    /// A guest address of the request does not lie in guest memory.
+    #[error("a buffer of the request lies outside guest memory")]
+    BadBuffer,
+    /// The image is damaged or not of its declared format.
+    #[error("the image is not a usable {format} image: {detail}")]
+    Format {
+        /// Declared format.
+        format: &'static str,
+        /// What was found, one line.
+        detail: String,
+    },
+    /// The host failed.
+    #[error("{action} failed")]
+    Io {
+        /// What was tried, for example `read of 4096 bytes at 65536`.
+        action: String,
+        /// The host's error.
+        #[source]
+        source: io::Error,
+    },
+}

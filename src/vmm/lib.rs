@@ -1,0 +1,3 @@
+//! The virtual machine monitor: from a `VmSpec` to running vCPUs.
+
+pub mod layout;

@@ -1,0 +1,119 @@
+//! Messages on the control socket.
+
+use serde::{Deserialize, Serialize};
+
+use crate::{MetadataSnapshot, VmSpec};
+
+/// What a client may ask of a VMM.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", tag = "command")]
+pub enum Command {
+    /// Assemble and boot. Accepted once; carries the descriptors that the spec names.
+    Start(Box<VmSpec>),
+    /// Stop all vCPUs and drain all devices.
+    Pause,
+    /// Undo `Pause`.
+    Resume,
+    /// Press the ACPI power button.
+    PowerButton,
+    /// Reset the machine as its reset line would.
+    Reset,
+    /// End the VMM at once; the guest gets no notice.
+    Kill,
+    /// From now on this connection receives `Event::Console`. `replay` first sends what the
+    /// scroll-back buffer holds.
+    AttachConsole {
+        /// Send the scroll-back first.
+        replay: bool,
+    },
+    /// Bytes typed by the user.
+    ConsoleInput {
+        /// Raw bytes, at most 4096.
+        bytes: Vec<u8>,
+    },
+    /// Ask for `Reply::Stats`.
+    Stats,
+    /// Swap the metadata whole.
+    UpdateMetadata(Box<MetadataSnapshot>),
+}
+
+/// One command with the number its reply repeats.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Request {
+    /// Chosen by the client.
+    pub id: u64,
+    /// What to do.
+    pub command: Command,
+}
+
+/// Answer to one request.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", tag = "reply")]
+pub enum Reply {
+    /// Done.
+    Ok,
+    /// Refused or failed; the message is one line for a person.
+    Error {
+        /// What is wrong and what to do.
+        message: String,
+    },
+    /// Answer to `Command::Stats`.
+    Stats(Box<Stats>),
+}
+
+/// What the VMM says.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", tag = "message")]
+pub enum Message {
+    /// Answer to the request with this id.
+    Reply {
+        /// Id of the request.
+        id: u64,
+        /// The answer.
+        reply: Reply,
+    },
+    /// Something happened; sent to every connection.
+    Event(Event),
+}
+
+/// Unasked-for news.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", tag = "event")]
+pub enum Event {
+    /// vCPUs run. `booted` says what was booted, for people.
+    Running {
+        /// For example `/boot/vmlinuz-6.1.0-53-cloud-amd64 from partition 1 (ext4), grub.cfg entry "Debian GNU/Linux"`.
+        booted: String,
+    },
+    /// The guest printed this (only to connections that attached).
+    Console {
+        /// Raw bytes.
+        bytes: Vec<u8>,
+    },
+    /// The guest reset itself; it starts again from its root volume in the same process.
+    Rebooting,
+    /// The machine has ended; the process exits after this.
+    Exited(ExitReason),
+}
+
+/// Why a machine ended.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", tag = "reason")]
+pub enum ExitReason {
+    /// The guest entered S5.
+    PowerOff,
+    /// `Command::Kill`.
+    Killed,
+    /// The guest could not be started or could not go on.
+    Failed {
+        /// One line: what is wrong and what to do.
+        message: String,
+    },
+}
+
+/// Counters since start. Device counters are named `device.counter`, such as `blk0.read_bytes`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Stats {
+    /// All counters.
+    pub counters: std::collections::BTreeMap<String, u64>,
+}
