@@ -22,7 +22,7 @@ pub mod metadata;
 mod spec;
 
 pub use control::{Command, Event, ExitReason, Message, Reply, Request, Stats};
-pub use metadata::MetadataSnapshot;
+pub use metadata::{HttpTokens, InterfaceFacts, LeafValue, MetadataOptions, MetadataSnapshot, SnapshotError};
 pub use spec::{
     BootSource, ConsoleSpec, DiskFormat, DiskSpec, FdIndex, ImageLayer, LinkLocalSpec, MemorySpec, NicSpec,
     SmbiosSpec, VmSpec,

@@ -16,6 +16,8 @@ pub struct FdIndex(pub u32);
 pub struct VmSpec {
     /// Instance id (`i-…`), for logs and the baseboard asset tag.
     pub instance_id: String,
+    /// The open `/dev/kvm`.
+    pub kvm: FdIndex,
     /// Number of vCPUs, 1 to 32.
     pub vcpus: u8,
     /// Guest memory.
@@ -123,6 +125,8 @@ pub struct LinkLocalSpec {
     pub router_mac: MacAddr,
     /// Name servers handed out by DHCP.
     pub dns: Vec<Ipv4Addr>,
+    /// VPC base + 2: packets to it are answered by the VMM's own resolver and never reach the tap.
+    pub resolver: Option<Ipv4Addr>,
     /// Host name handed out by DHCP, such as `ip-10-0-1-10`.
     pub host_name: String,
     /// Domain name handed out by DHCP.
