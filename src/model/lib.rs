@@ -4,6 +4,28 @@
 
 #![forbid(unsafe_code)]
 
+mod cidr;
+mod clock;
+mod id;
+mod instance_state;
+mod instance_type;
 mod mac;
+mod metadata_options;
+pub mod size;
+mod ssh_key;
+mod suggest;
+mod tag;
+mod user_data;
 
+pub use cidr::{Ipv4Cidr, ParseCidrError};
+pub use clock::Clock;
+pub use id::{ImageId, InstanceId, InterfaceId, ParseIdError, ReservationId, SubnetId, VolumeId, VpcId};
+pub use instance_state::{IllegalTransition, InstanceEvent, InstanceState};
+pub use instance_type::{InstanceType, UnknownInstanceType};
 pub use mac::{MacAddr, ParseMacError};
+pub use metadata_options::{MetadataOptions, ParseMetadataOptionsError};
+pub use size::{ByteSize, ParseSizeError};
+pub use ssh_key::{ParseSshKeyError, SshPublicKey};
+pub use suggest::nearest;
+pub use tag::{InvalidTag, Tag};
+pub use user_data::{InvalidUserData, UserData};
