@@ -6,6 +6,9 @@ use vm_memory::{GuestAddress, VolatileSlice};
 
 use crate::DiskError;
 
+/// Unit of addresses and sizes of block devices, in bytes.
+pub const SECTOR_SIZE: u64 = 512;
+
 /// A random-access array of bytes. Implementations check every range and never panic.
 ///
 /// All methods may block and may be called from several threads at once.
@@ -36,6 +39,11 @@ pub trait Disk: Send + Sync {
     /// through the other methods. An answer stays true while the disk is open.
     fn extent(&self, offset: u64, len: u64, write: bool) -> Option<Extent>;
 
+    /// Bytes that are best discarded together, a power of two of at least 512.
+    fn discard_granularity(&self) -> u32 {
+        4096
+    }
+
     /// Fills `buf` from `offset` on.
     fn read_exact_at(&self, buf: &mut [u8], offset: u64) -> Result<(), DiskError> {
         self.read_at(&[VolatileSlice::from(buf)], offset)
@@ -60,4 +68,14 @@ pub struct Segment {
     pub addr: GuestAddress,
     /// Length in bytes.
     pub len: u32,
+}
+
+/// Checks that a range lies inside a disk of `size` bytes, and returns its length. `len` is `None`
+/// when the sum of the buffers does not fit 64 bits.
+pub(crate) fn check_range(offset: u64, len: Option<u64>, size: u64) -> Result<u64, DiskError> {
+    let reported = len.unwrap_or(u64::MAX);
+    match len.and_then(|len| offset.checked_add(len)) {
+        Some(end) if end <= size => Ok(reported),
+        _ => Err(DiskError::OutOfRange { offset, len: reported, size }),
+    }
 }

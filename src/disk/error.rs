@@ -32,6 +32,12 @@ pub enum DiskError {
         /// What was found, one line.
         detail: String,
     },
+    /// Another process holds the image.
+    #[error("the image is in use by another machine or tool")]
+    InUse,
+    /// A disk that is to be written was handed in as a file opened for reading only.
+    #[error("the image file was opened read-only, and the disk is to be written")]
+    NotWritable,
     /// The host failed.
     #[error("{action} failed")]
     Io {
@@ -41,4 +47,11 @@ pub enum DiskError {
         #[source]
         source: io::Error,
     },
+}
+
+impl DiskError {
+    /// An I/O error of a transfer.
+    pub(crate) fn transfer(verb: &str, len: u64, offset: u64, source: io::Error) -> Self {
+        Self::Io { action: format!("{verb} of {len} bytes at {offset}"), source }
+    }
 }

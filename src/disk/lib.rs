@@ -8,7 +8,15 @@ pub mod bootable;
 mod disk;
 pub mod engine;
 mod error;
+mod lock;
+mod open;
 pub mod partition;
+mod positioned;
+mod qcow2;
+mod raw;
 
-pub use disk::{Disk, Extent, Segment};
+pub use disk::{Disk, Extent, SECTOR_SIZE, Segment};
 pub use error::DiskError;
+pub use open::{Format, Layer, open};
+pub use qcow2::{Backing, create_overlay};
+pub use raw::RawDisk;

@@ -1,8 +1,28 @@
 //! How requests of one queue are carried out.
+//!
+//! [`new_engine`] picks the implementation. All of its system resources are made there, so that a
+//! queue can be started later under a system call filter that allows no set-up.
+
+mod sync;
 
 use std::os::fd::RawFd;
+use std::sync::Arc;
 
-use crate::{DiskError, Segment};
+use vm_memory::GuestMemoryMmap;
+
+use crate::{Disk, DiskError, Segment};
+
+pub use sync::SyncEngine;
+
+/// Makes the engine for one queue of `disk` with at most `depth` requests in flight.
+pub fn new_engine(
+    disk: Arc<dyn Disk>,
+    mem: GuestMemoryMmap,
+    depth: u16,
+) -> Result<Box<dyn Engine>, DiskError> {
+    let _ = depth;
+    Ok(Box::new(SyncEngine::new(disk, mem)))
+}
 
 /// One request. `segments` add up to the length of a read or write.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -48,6 +68,8 @@ pub struct Completion {
     pub tag: u64,
     /// How it ended.
     pub result: Result<(), DiskError>,
+    /// The request's list of segments, emptied, for the next request to reuse its allocation.
+    pub segments: Vec<Segment>,
 }
 
 /// Carries out the requests of one queue. Owned by one thread.

@@ -1,0 +1,78 @@
+//! The one way in: a chain of open files becomes a disk.
+
+use std::fmt;
+use std::fs::File;
+use std::sync::Arc;
+
+use crate::qcow2::Qcow2Disk;
+use crate::{Disk, DiskError, RawDisk, lock};
+
+/// Format of one image. Always declared, never guessed from the contents: a guest can write
+/// whatever header it likes into a raw disk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Format {
+    /// The bytes of the file are the bytes of the disk.
+    Raw,
+    /// QEMU's copy-on-write format, version 2 or 3.
+    Qcow2,
+}
+
+impl Format {
+    /// Name as in `qemu-img -f`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Raw => "raw",
+            Self::Qcow2 => "qcow2",
+        }
+    }
+}
+
+impl fmt::Display for Format {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// One image of a chain.
+#[derive(Debug)]
+pub struct Layer {
+    /// The image. For a disk that is to be written, the top file must be open for writing.
+    pub file: File,
+    /// What is in it.
+    pub format: Format,
+}
+
+/// Layers that a chain may have: far more than any sensible use, few enough to walk for each read.
+const MAX_LAYERS: usize = 16;
+
+/// Opens a disk from its layers, top first. Each layer but the last is a qcow2 overlay over the
+/// next; names of backing files *inside* the images are never followed.
+///
+/// The top file is locked against every other user (against writers only, if `read_only`), the
+/// lower ones against writers.
+pub fn open(layers: Vec<Layer>, read_only: bool) -> Result<Arc<dyn Disk>, DiskError> {
+    if layers.len() > MAX_LAYERS {
+        return Err(DiskError::Format {
+            format: "disk",
+            detail: format!("its chain of {} images is longer than {MAX_LAYERS}", layers.len()),
+        });
+    }
+    for (depth, layer) in layers.iter().enumerate() {
+        if depth == 0 && !read_only { lock::exclusive(&layer.file)? } else { lock::shared(&layer.file)? }
+    }
+    open_locked(layers.into_iter(), read_only)
+}
+
+fn open_locked(mut layers: std::vec::IntoIter<Layer>, read_only: bool) -> Result<Arc<dyn Disk>, DiskError> {
+    let Some(top) = layers.next() else {
+        return Err(DiskError::Format { format: "disk", detail: "its chain of images is empty".to_owned() });
+    };
+    match top.format {
+        Format::Raw if layers.len() > 0 => Err(DiskError::Format {
+            format: "raw",
+            detail: "a raw image cannot be an overlay over another image".to_owned(),
+        }),
+        Format::Raw => Ok(Arc::new(RawDisk::new(top.file, read_only)?)),
+        Format::Qcow2 => Ok(Arc::new(Qcow2Disk::open(top.file, layers, read_only)?)),
+    }
+}
