@@ -1,3 +1,4 @@
 //! The virtual machine monitor: from a `VmSpec` to running vCPUs.
 
+pub mod firmware;
 pub mod layout;
