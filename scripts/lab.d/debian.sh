@@ -35,7 +35,7 @@ private_apt() {
   local tool=$1 dir=$CACHE/apt
   shift
   "$tool" -q -o Dir::State="$dir/state" -o Dir::State::status=/dev/null -o Dir::Cache="$dir/cache" \
-    -o Dir::Etc::sourcelist="$dir/sources.list" -o Dir::Etc::sourceparts=- -o Dir::Etc::preferencesparts=- \
+    -o Dir::Etc::sourcelist="$dir/sources.list" -o Dir::Etc::sourceparts=/dev/null -o Dir::Etc::preferencesparts=/dev/null \
     -o APT::Sandbox::User=root -o APT::Get::List-Cleanup=false "$@"
 }
 
