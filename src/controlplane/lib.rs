@@ -1,1 +1,6 @@
-//! See Cargo.toml.
+//! Instances, images, networks and their state on one host.
+
+#![forbid(unsafe_code)]
+
+pub mod network;
+pub mod state;

@@ -10,7 +10,6 @@ mod id;
 mod instance_state;
 mod instance_type;
 mod mac;
-mod metadata_options;
 pub mod size;
 mod ssh_key;
 mod suggest;
@@ -23,7 +22,6 @@ pub use id::{ImageId, InstanceId, InterfaceId, ParseIdError, ReservationId, Subn
 pub use instance_state::{IllegalTransition, InstanceEvent, InstanceState};
 pub use instance_type::{InstanceType, UnknownInstanceType};
 pub use mac::{MacAddr, ParseMacError};
-pub use metadata_options::{MetadataOptions, ParseMetadataOptionsError};
 pub use size::{ByteSize, ParseSizeError};
 pub use ssh_key::{ParseSshKeyError, SshPublicKey};
 pub use suggest::nearest;

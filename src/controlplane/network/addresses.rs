@@ -1,0 +1,253 @@
+//! Which addresses exist and who has them.
+//!
+//! Each taken address is a row of its own (`address/<subnet>.<ip>`) that must not exist before:
+//! two processes that pick the same one conflict in the store, and the later picks again.
+
+use std::net::Ipv4Addr;
+
+use kiln_model::{InterfaceId, Ipv4Cidr, MacAddr, SubnetId, VpcId};
+use serde::{Deserialize, Serialize};
+
+use crate::state::{Row, Store, StoreError, Transaction, transact};
+
+/// Ranges tried for the default VPC, EC2's own first. Others for hosts that are themselves in it.
+const DEFAULT_RANGES: [[u8; 2]; 5] = [[172, 31], [172, 30], [172, 29], [10, 131], [192, 168]];
+/// Size of a VPC.
+const VPC_PREFIX: u8 = 16;
+/// Size of EC2's default subnets.
+const SUBNET_PREFIX: u8 = 20;
+/// Name under which the default subnet is found.
+const DEFAULT_NAME: &str = "subnet";
+
+/// A network of its own address space.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Vpc {
+    /// Its id.
+    pub id: VpcId,
+    /// Its range.
+    pub cidr: Ipv4Cidr,
+}
+
+impl Row for Vpc {
+    const KIND: &'static str = "vpc";
+    type Key = VpcId;
+
+    fn key(&self) -> VpcId {
+        self.id
+    }
+}
+
+/// A part of a VPC.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Subnet {
+    /// Its id.
+    pub id: SubnetId,
+    /// The VPC it belongs to.
+    pub vpc: VpcId,
+    /// Range of that VPC.
+    pub vpc_cidr: Ipv4Cidr,
+    /// Its own range.
+    pub cidr: Ipv4Cidr,
+}
+
+impl Row for Subnet {
+    const KIND: &'static str = "subnet";
+    type Key = SubnetId;
+
+    fn key(&self) -> SubnetId {
+        self.id
+    }
+}
+
+/// Points to the subnet that instances get when none is named.
+#[derive(Debug, Serialize, Deserialize)]
+struct DefaultSubnet {
+    subnet: SubnetId,
+}
+
+impl Row for DefaultSubnet {
+    const KIND: &'static str = "default";
+    type Key = String;
+
+    fn key(&self) -> String {
+        DEFAULT_NAME.to_owned()
+    }
+}
+
+/// A taken address.
+#[derive(Debug, Serialize, Deserialize)]
+struct Address {
+    subnet: SubnetId,
+    address: Ipv4Addr,
+    interface: InterfaceId,
+}
+
+fn address_key(subnet: SubnetId, address: Ipv4Addr) -> String {
+    format!("{subnet}.{address}")
+}
+
+impl Row for Address {
+    const KIND: &'static str = "address";
+    type Key = String;
+
+    fn key(&self) -> String {
+        address_key(self.subnet, self.address)
+    }
+}
+
+/// A network interface of an instance.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Interface {
+    /// Its id.
+    pub id: InterfaceId,
+    /// The subnet it is in.
+    pub subnet: Subnet,
+    /// Its hardware address.
+    pub mac: MacAddr,
+    /// Its primary private address.
+    pub address: Ipv4Addr,
+}
+
+impl Interface {
+    /// EC2's private host name of the address: `ip-172-31-0-4`.
+    pub fn host_name(&self) -> String {
+        let [a, b, c, d] = self.address.octets();
+        format!("ip-{a}-{b}-{c}-{d}")
+    }
+}
+
+/// Why no address could be had.
+#[derive(Debug, thiserror::Error)]
+pub enum NetworkError {
+    /// All are taken.
+    #[error("no address is free in subnet {subnet} ({cidr}); terminate an instance (see `kiln ps`)")]
+    SubnetFull {
+        /// Which subnet.
+        subnet: SubnetId,
+        /// Its range.
+        cidr: Ipv4Cidr,
+    },
+    /// The store failed.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+/// The default subnet, made on first use outside of the ranges that the host itself routes.
+pub fn ensure_default_subnet(store: &dyn Store, host_routes: &[Ipv4Cidr]) -> Result<Subnet, StoreError> {
+    transact(store, |tx| {
+        if let Some(default) = tx.get::<DefaultSubnet>(&DEFAULT_NAME.to_owned())?
+            && let Some(subnet) = tx.get::<Subnet>(&default.subnet)?
+        {
+            return Ok(subnet);
+        }
+        let vpc = Vpc { id: VpcId::from_bits(rand::random()), cidr: free_range(host_routes) };
+        let cidr = Ipv4Cidr::containing(vpc.cidr.network(), SUBNET_PREFIX).unwrap_or(vpc.cidr);
+        let subnet =
+            Subnet { id: SubnetId::from_bits(rand::random()), vpc: vpc.id, vpc_cidr: vpc.cidr, cidr };
+        tx.put(&vpc)?;
+        tx.put(&subnet)?;
+        tx.put(&DefaultSubnet { subnet: subnet.id })?;
+        Ok(subnet)
+    })
+}
+
+fn free_range(host_routes: &[Ipv4Cidr]) -> Ipv4Cidr {
+    let candidates = || {
+        DEFAULT_RANGES
+            .into_iter()
+            .filter_map(|[a, b]| Ipv4Cidr::containing(Ipv4Addr::new(a, b, 0, 0), VPC_PREFIX))
+    };
+    let free = candidates().find(|range| {
+        // The default route overlaps everything and means nothing.
+        !host_routes.iter().any(|route| route.prefix_len() > 0 && route.overlaps(*range))
+    });
+    free.or_else(|| candidates().next()).expect("the list of ranges is not empty and 16 is a prefix length")
+}
+
+/// Takes the lowest free address of `subnet` for a new interface, as part of `tx`.
+pub fn reserve(tx: &mut Transaction<'_>, subnet: &Subnet) -> Result<Interface, NetworkError> {
+    let id = InterfaceId::from_bits(rand::random());
+    let taken: std::collections::BTreeSet<_> =
+        tx.list::<Address>()?.into_iter().filter(|a| a.subnet == subnet.id).map(|a| a.address).collect();
+    let full = || NetworkError::SubnetFull { subnet: subnet.id, cidr: subnet.cidr };
+    for address in subnet.cidr.assignable().filter(|a| !taken.contains(a)) {
+        // Usually the first: taken meanwhile is possible, the list was of a moment ago.
+        if tx.insert(&Address { subnet: subnet.id, address, interface: id })? {
+            return Ok(Interface { id, subnet: subnet.clone(), mac: new_mac(address), address });
+        }
+    }
+    Err(full())
+}
+
+/// Gives the address back, as part of `tx`.
+pub fn release(tx: &mut Transaction<'_>, interface: &Interface) {
+    tx.remove::<Address>(&address_key(interface.subnet.id, interface.address));
+}
+
+/// A locally administered unicast address: unique in the subnet by the address, elsewhere by chance.
+fn new_mac(address: Ipv4Addr) -> MacAddr {
+    let [_, _, c, d] = address.octets();
+    let [x, y, z] = rand::random::<[u8; 3]>();
+    MacAddr::new([0x02, x, y, z, c, d])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::state::SqliteStore;
+
+    fn store() -> (tempfile::TempDir, SqliteStore) {
+        let dir = tempfile::tempdir().unwrap();
+        let store = SqliteStore::open(&dir.path().join("kiln.db")).unwrap();
+        (dir, store)
+    }
+
+    fn reserve_one(store: &dyn Store, subnet: &Subnet) -> Result<Interface, NetworkError> {
+        transact(store, |tx| reserve(tx, subnet))
+    }
+
+    #[test]
+    fn default_subnet_is_made_once() {
+        let (_dir, store) = store();
+        let first = ensure_default_subnet(&store, &[]).unwrap();
+        assert_eq!(first.vpc_cidr.to_string(), "172.31.0.0/16");
+        assert_eq!(first.cidr.to_string(), "172.31.0.0/20");
+        assert_eq!(ensure_default_subnet(&store, &["172.31.0.0/16".parse().unwrap()]).unwrap(), first);
+    }
+
+    #[test]
+    fn range_of_the_host_is_avoided() {
+        let routes = ["0.0.0.0/0", "172.31.16.0/20", "172.16.0.0/12"].map(|r| r.parse().unwrap());
+        assert_eq!(free_range(&routes).to_string(), "10.131.0.0/16");
+        assert_eq!(free_range(&["0.0.0.0/0".parse().unwrap()]).to_string(), "172.31.0.0/16");
+    }
+
+    #[test]
+    fn addresses_are_given_in_order_and_reused_after_release() {
+        let (_dir, store) = store();
+        let subnet = ensure_default_subnet(&store, &[]).unwrap();
+        let first = reserve_one(&store, &subnet).unwrap();
+        let second = reserve_one(&store, &subnet).unwrap();
+        assert_eq!(first.address, Ipv4Addr::new(172, 31, 0, 4));
+        assert_eq!(second.address, Ipv4Addr::new(172, 31, 0, 5));
+        assert_eq!(first.host_name(), "ip-172-31-0-4");
+        assert_eq!(first.mac.octets().first(), Some(&2));
+        transact(&store, |tx| {
+            release(tx, &first);
+            Ok::<_, StoreError>(())
+        })
+        .unwrap();
+        assert_eq!(reserve_one(&store, &subnet).unwrap().address, first.address);
+    }
+
+    #[test]
+    fn full_subnet_is_told() {
+        let (_dir, store) = store();
+        let mut subnet = ensure_default_subnet(&store, &[]).unwrap();
+        subnet.cidr = "172.31.0.0/29".parse().unwrap();
+        for _ in 0..3 {
+            reserve_one(&store, &subnet).unwrap();
+        }
+        assert!(matches!(reserve_one(&store, &subnet), Err(NetworkError::SubnetFull { .. })));
+    }
+}

@@ -1,0 +1,44 @@
+//! The seam to the host's network.
+
+use std::net::Ipv4Addr;
+use std::os::fd::OwnedFd;
+
+use kiln_model::{InterfaceId, Ipv4Cidr, MacAddr, VpcId};
+
+/// What an interface needs from the host.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NicRequest {
+    /// Names of links, chains and namespaces derive from it.
+    pub interface: InterfaceId,
+    /// The network it belongs to.
+    pub vpc: VpcId,
+    /// Address range of the network.
+    pub vpc_cidr: Ipv4Cidr,
+    /// Hardware address of the guest's side.
+    pub mac: MacAddr,
+    /// Address of the guest's side.
+    pub address: Ipv4Addr,
+    /// Hardware address of the router's side.
+    pub router_mac: MacAddr,
+    /// Number of queue pairs, 1 or more.
+    pub queue_pairs: u16,
+    /// Largest IP packet in bytes.
+    pub mtu: u16,
+}
+
+/// The host's network could not be set up.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "cannot connect the instance to the network (run as root with /dev/net/tun and nft, or use --no-network)"
+)]
+pub struct FabricError(#[source] pub Box<dyn std::error::Error + Send + Sync>);
+
+/// Connects interfaces. Both methods are idempotent: a crashed launch is undone by `detach` alone.
+/// They may block.
+pub trait NetworkFabric: Send + Sync {
+    /// Sets up the host's side and returns one open tap queue per queue pair.
+    fn attach(&self, nic: &NicRequest) -> Result<Vec<OwnedFd>, FabricError>;
+
+    /// Removes everything that `attach` made for this interface; succeeds when nothing is there.
+    fn detach(&self, interface: InterfaceId) -> Result<(), FabricError>;
+}

@@ -1,0 +1,7 @@
+//! Networks of instances: address plans in the store, links through the [`NetworkFabric`].
+
+mod addresses;
+mod fabric;
+
+pub use addresses::{Interface, NetworkError, Subnet, Vpc, ensure_default_subnet, release, reserve};
+pub use fabric::{FabricError, NetworkFabric, NicRequest};

@@ -1,0 +1,19 @@
+//! Everything the control plane remembers: rows in a store, files in a directory.
+//!
+//! ```text
+//!   <state dir>/kiln.db                 rows (this module), shared by several processes
+//!               images/                 base images, content-addressed, never written
+//!               instances/<id>/         overlay, console log, control socket
+//!               run/<id>.lock           held by the process that runs the instance
+//! ```
+//!
+//! Rows say what shall be; every name outside (directory, tap, lock) derives from an id, so that a
+//! sweep finds what a killed process left behind.
+
+pub mod dir;
+pub mod sqlite;
+mod store;
+
+pub use dir::StateDir;
+pub use sqlite::SqliteStore;
+pub use store::{Check, Commit, Entry, Outcome, Row, Store, StoreError, Transaction, Write, transact};
