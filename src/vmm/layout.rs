@@ -31,7 +31,9 @@ pub const KVM_TSS: u64 = 0xfffb_d000;
 /// GDT of the boot vCPU.
 pub const BOOT_GDT: u64 = 0x500;
 /// Empty IDT of the boot vCPU.
-pub const BOOT_IDT: u64 = 0x520;
+pub const BOOT_IDT: u64 = 0x540;
+/// Linux `setup_data` with the seed of the guest's random number generator.
+pub const SETUP_DATA: u64 = 0x5000;
 /// PVH `hvm_start_info`, module list and memory map.
 pub const PVH_START_INFO: u64 = 0x6000;
 /// Linux `boot_params` ("zero page").
@@ -65,27 +67,14 @@ pub const SERIAL_IRQ: u32 = 4;
 pub const RTC_PORT: u16 = 0x70;
 /// PCI configuration address and data ports.
 pub const PCI_CONFIG_PORT: u16 = 0xcf8;
-/// Power control block: see `kiln_devices::power`. Register offsets follow.
+/// Power control block: see `kiln_devices::power` for its registers.
 pub const POWER_PORT: u16 = 0x600;
-/// Length of the power control block in ports.
-pub const POWER_PORT_LEN: u16 = 8;
-/// Sleep control register (ACPI 6.4 §4.8.3.7), one byte.
-pub const POWER_SLEEP_CONTROL: u16 = 0;
-/// Sleep status register, one byte.
-pub const POWER_SLEEP_STATUS: u16 = 1;
-/// Reset register, one byte; writing [`POWER_RESET_VALUE`] restarts the machine.
-pub const POWER_RESET: u16 = 2;
-/// What FADT tells the guest to write there.
-pub const POWER_RESET_VALUE: u8 = 0x01;
-/// Pending events of the generic event device, four bytes, cleared by reading.
-pub const POWER_EVENTS: u16 = 4;
-/// Event bit: power button pressed.
-pub const EVENT_POWER_BUTTON: u32 = 1 << 0;
-/// Event bit: VM generation id changed.
-pub const EVENT_GENERATION_ID: u32 = 1 << 1;
+pub use kiln_devices::power::{
+    EVENT_GENERATION_ID, EVENT_POWER_BUTTON, EVENTS as POWER_EVENTS, POWER_PORTS as POWER_PORT_LEN,
+    RESET as POWER_RESET, RESET_VALUE as POWER_RESET_VALUE, S5_SLEEP_TYPE, SLEEP_CONTROL as POWER_SLEEP_CONTROL,
+    SLEEP_STATUS as POWER_SLEEP_STATUS,
+};
 /// Interrupt (GSI) of the generic event device.
 pub const POWER_IRQ: u32 = 5;
-/// SLP_TYP value of S5.
-pub const S5_SLEEP_TYPE: u8 = 5;
 /// Size of the 16-byte VM generation id's own page at the top of the ACPI area.
 pub const GENERATION_ID: u64 = ACPI_END - 0x1000;
