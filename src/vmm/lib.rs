@@ -1,5 +1,11 @@
 //! The virtual machine monitor: from a `VmSpec` to running vCPUs.
 
 pub mod boot;
+pub mod console;
+pub mod control;
 pub mod firmware;
+pub mod kvm;
 pub mod layout;
+pub mod memory;
+pub mod vcpu;
+pub mod workers;
