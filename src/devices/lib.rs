@@ -1,7 +1,7 @@
 //! Everything a guest can touch, without KVM.
 //!
 //! ```text
-//!  vCPU exit ─▶ bus ─▶ serial · rtc · power · pci::config (0xcf8, ECAM) · pci BAR window
+//!  vCPU exit ─▶ bus ─▶ serial · rtc · power · pci::PciRoot (0xcf8, ECAM, BAR window)
 //!                                                              │
 //!                                            virtio::transport (status, features, queues)
 //!                                                              │ activate
@@ -13,5 +13,12 @@
 //! then used; nothing a guest does panics, blocks for ever or allocates without a bound.
 
 pub mod bus;
+mod guest_faults;
 pub mod interrupt;
+pub mod pci;
+pub mod power;
+pub mod rtc;
+pub mod serial;
 pub mod virtio;
+
+pub use guest_faults::GuestFaults;

@@ -20,7 +20,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
-use virtio_queue::{Queue, QueueState};
+use virtio_queue::{DescriptorChain, Queue, QueueOwnedT, QueueState, QueueT};
 use vm_memory::GuestMemoryMmap;
 use vmm_sys_util::eventfd::EventFd;
 
@@ -48,8 +48,8 @@ pub trait VirtioDevice: Send {
         let _ = (offset, data);
     }
 
-    /// Takes over the queues that the driver enabled. Called once per life between two resets,
-    /// when the driver sets DRIVER_OK.
+    /// Takes over the queues that the driver enabled: when the driver sets DRIVER_OK, and again,
+    /// without a reset in between, when a paused machine resumes. All earlier workers have drained.
     fn activate(&mut self, activation: Activation) -> Result<Vec<Box<dyn QueueWorker>>, ActivateError>;
 
     /// All workers are gone; forget what was negotiated.
@@ -81,6 +81,29 @@ pub struct Virtqueue {
     pub kick: Arc<EventFd>,
     /// Write to interrupt the driver. Whether to do so is for `queue.needs_notification` to say.
     pub interrupt: Arc<EventFd>,
+}
+
+impl Virtqueue {
+    /// The next chain that the driver made available. An error means that the rings are broken:
+    /// raise the fault and stop serving.
+    ///
+    /// Unlike `pop_descriptor_chain` it neither hides that error nor logs at the guest's pace.
+    pub fn pop<'m>(
+        &mut self,
+        mem: &'m GuestMemoryMmap,
+    ) -> Result<Option<DescriptorChain<&'m GuestMemoryMmap>>, virtio_queue::Error> {
+        Ok(self.queue.iter(mem)?.next())
+    }
+
+    /// Interrupts the driver if it wants to know about the chains used since the last call. Call it
+    /// once per batch.
+    pub fn signal(&mut self, mem: &GuestMemoryMmap) -> Result<(), virtio_queue::Error> {
+        if self.queue.needs_notification(mem)? {
+            // A full counter already means a pending interrupt.
+            let _ = self.interrupt.write(1);
+        }
+        Ok(())
+    }
 }
 
 /// Lets a worker declare the device broken (virtio 1.2 §2.1.2, DEVICE_NEEDS_RESET).

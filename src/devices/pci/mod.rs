@@ -1,0 +1,7 @@
+//! One PCI bus of single-function devices with MSI-X and no wired interrupts.
+
+pub mod config;
+pub mod msix;
+mod root;
+
+pub use root::{PCI_CONFIG_PORTS, PciEcam, PciError, PciFunction, PciPorts, PciRoot, PciWindow, SLOT_COUNT};

@@ -1,0 +1,298 @@
+//! Bus 0: finds functions by slot and by BAR.
+//!
+//! ```text
+//!  0xcf8/0xcfc ─▶ PciPorts ─┐ slot, register             BAR window ─▶ PciWindow
+//!  ECAM ─▶ PciEcam ─────────┴▶ PciRoot::{read,write}_config │ address
+//!                                 │ function's mutex         │ map: where BARs decode now
+//!                                 ▼                          ▼ function's mutex
+//!                              PciFunction::{read,write}_{config,bar}
+//! ```
+//!
+//! The map of decoded BARs is updated under the mutex of the function whose registers changed, and
+//! looked up without it: a function that takes long (stopping its workers) delays only its own
+//! accesses. When BARs overlap, the lower slot answers.
+//!
+//! Lock order: function, then map. Nothing is held while a function is called from the window.
+
+use std::ops::Range;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+
+use super::config::{BAR_COUNT, ConfigSpace, Identity};
+use crate::bus::{BusDevice, BusTarget};
+
+/// Slots of bus 0, one function each.
+pub const SLOT_COUNT: usize = 32;
+
+/// Ports of configuration mechanism #1: address and data.
+pub const PCI_CONFIG_PORTS: u64 = 8;
+
+/// A PCI function. Every access may have any offset and length; what does not exist in a BAR stays
+/// all ones.
+pub trait PciFunction: Send {
+    /// The configuration space.
+    fn config(&self) -> &ConfigSpace;
+
+    /// To place BARs at assembly.
+    fn config_mut(&mut self) -> &mut ConfigSpace;
+
+    /// Reads configuration space.
+    fn read_config(&mut self, offset: usize, data: &mut [u8]) {
+        self.config().read(offset, data);
+    }
+
+    /// Writes configuration space.
+    fn write_config(&mut self, offset: usize, data: &[u8]) {
+        self.config_mut().write(offset, data);
+    }
+
+    /// Reads BAR `bar` from `offset` on. `data` is preset to all ones.
+    fn read_bar(&mut self, bar: usize, offset: u64, data: &mut [u8]) {
+        let _ = (bar, offset, data);
+    }
+
+    /// Writes BAR `bar`.
+    fn write_bar(&mut self, bar: usize, offset: u64, data: &[u8]) {
+        let _ = (bar, offset, data);
+    }
+
+    /// Machine reset.
+    fn reset(&mut self) {
+        self.config_mut().reset();
+    }
+}
+
+type Function = Arc<Mutex<dyn PciFunction>>;
+
+/// No room for a function.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+pub enum PciError {
+    /// All slots are taken.
+    #[error("all {SLOT_COUNT} PCI slots are taken")]
+    NoSlot,
+    /// The window has no room for its BARs.
+    #[error("the PCI memory window has no room for a BAR of {0:#x} bytes")]
+    WindowFull(u32),
+}
+
+struct Decoded {
+    slot: usize,
+    bar: usize,
+    range: Range<u64>,
+}
+
+/// Bus 0 with a host bridge at slot 0.
+pub struct PciRoot {
+    functions: Vec<Function>,
+    window: Range<u64>,
+    next_bar: u64,
+    /// Sorted by slot, then BAR.
+    map: RwLock<Vec<Decoded>>,
+}
+
+impl PciRoot {
+    /// `window` is where BARs may decode; it lies below 4 GiB.
+    pub fn new(window: Range<u64>) -> Self {
+        assert!(window.end <= 1 << 32, "BARs are 32 bits wide");
+        let bridge: Function = Arc::new(Mutex::new(HostBridge::new()));
+        let next_bar = window.start;
+        Self { functions: vec![bridge], window, next_bar, map: RwLock::default() }
+    }
+
+    /// Puts `function` into the next slot, places its BARs and returns the slot (1 to 31).
+    pub fn add(&mut self, function: Function) -> Result<u8, PciError> {
+        let slot = self.functions.len();
+        if slot >= SLOT_COUNT {
+            return Err(PciError::NoSlot);
+        }
+        let mut next_bar = self.next_bar;
+        let mut locked = lock(&function);
+        let config = locked.config_mut();
+        config.set_window(self.window.clone());
+        for (index, size) in config.bar_sizes().to_owned().into_iter().enumerate().filter(|(_, s)| *s > 0) {
+            let start = next_bar.next_multiple_of(u64::from(size));
+            next_bar = start + u64::from(size);
+            let address = u32::try_from(start).ok().filter(|_| next_bar <= self.window.end);
+            config.place_bar(index, address.ok_or(PciError::WindowFull(size))?);
+        }
+        drop(locked);
+        self.next_bar = next_bar;
+        self.functions.push(function);
+        Ok(slot as u8)
+    }
+
+    /// Reads configuration space of `slot`. Absent functions leave `data` as it is.
+    pub fn read_config(&self, slot: usize, offset: usize, data: &mut [u8]) {
+        if let Some(function) = self.functions.get(slot) {
+            lock(function).read_config(offset, data);
+        }
+    }
+
+    /// Writes configuration space of `slot`, and moves its BARs if that is what it means.
+    pub fn write_config(&self, slot: usize, offset: usize, data: &[u8]) {
+        if let Some(function) = self.functions.get(slot) {
+            let mut function = lock(function);
+            function.write_config(offset, data);
+            self.remap(slot, function.config());
+        }
+    }
+
+    /// Machine reset of every function. Blocks until their workers have stopped.
+    pub fn reset(&self) {
+        for (slot, function) in self.functions.iter().enumerate() {
+            let mut function = lock(function);
+            function.reset();
+            self.remap(slot, function.config());
+        }
+    }
+
+    fn remap(&self, slot: usize, config: &ConfigSpace) {
+        let decoded = (0..BAR_COUNT).filter_map(|bar| Some((bar, config.decoded_bar(bar)?)));
+        let unchanged = {
+            let map = self.map.read().unwrap_or_else(PoisonError::into_inner);
+            let old = map.iter().filter(|d| d.slot == slot).map(|d| (d.bar, d.range.clone()));
+            old.eq(decoded.clone())
+        };
+        if unchanged {
+            return;
+        }
+        let mut map = self.map.write().unwrap_or_else(PoisonError::into_inner);
+        map.retain(|d| d.slot != slot);
+        map.extend(decoded.map(|(bar, range)| Decoded { slot, bar, range }));
+        map.sort_by_key(|d| (d.slot, d.bar));
+    }
+
+    /// The function whose BAR covers the whole access, the BAR and the offset in it.
+    fn find(&self, address: u64, len: usize) -> Option<(&Function, usize, u64)> {
+        let end = address.checked_add(len as u64)?;
+        let map = self.map.read().unwrap_or_else(PoisonError::into_inner);
+        let hit = map.iter().find(|d| d.range.contains(&address) && end <= d.range.end)?;
+        Some((self.functions.get(hit.slot)?, hit.bar, address - hit.range.start))
+    }
+}
+
+fn lock(function: &Function) -> MutexGuard<'_, dyn PciFunction + 'static> {
+    function.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Configuration mechanism #1 (PCI 3.0 §3.2.2.3.2), on eight ports: address, data.
+pub struct PciPorts {
+    root: Arc<PciRoot>,
+    address: u32,
+}
+
+const ADDRESS_ENABLE: u32 = 1 << 31;
+
+impl PciPorts {
+    /// Ports of `root`.
+    pub fn new(root: Arc<PciRoot>) -> Self {
+        Self { root, address: 0 }
+    }
+
+    /// Machine reset.
+    pub fn reset(&mut self) {
+        self.address = 0;
+    }
+
+    /// Slot and register that an access of `len` bytes at port offset `offset` means, if it stays
+    /// inside the data register and the address names function 0 of a device on bus 0.
+    fn target(&self, offset: u64, len: usize) -> Option<(usize, usize)> {
+        let within = usize::try_from(offset.checked_sub(4)?).ok()?;
+        let bus_and_function = self.address & 0x00ff_0700;
+        if self.address & ADDRESS_ENABLE == 0 || bus_and_function != 0 || within.checked_add(len)? > 4 {
+            return None;
+        }
+        Some(((self.address >> 11 & 0x1f) as usize, (self.address & 0xfc) as usize + within))
+    }
+}
+
+impl BusDevice for PciPorts {
+    fn read(&mut self, offset: u64, data: &mut [u8]) {
+        if offset == 0 && data.len() == 4 {
+            data.copy_from_slice(&self.address.to_le_bytes());
+        } else if let Some((slot, register)) = self.target(offset, data.len()) {
+            self.root.read_config(slot, register, data);
+        }
+    }
+
+    fn write(&mut self, offset: u64, data: &[u8]) {
+        // Only a double word reaches the address register; others are for devices behind it.
+        if let (0, Ok(address)) = (offset, <[u8; 4]>::try_from(data)) {
+            self.address = u32::from_le_bytes(address) & (ADDRESS_ENABLE | 0x00ff_fffc);
+        } else if let Some((slot, register)) = self.target(offset, data.len()) {
+            self.root.write_config(slot, register, data);
+        }
+    }
+}
+
+/// Enhanced configuration access (PCI Express 3.0 §7.2.2): 4 KiB per function, bus 0 only.
+pub struct PciEcam(pub Arc<PciRoot>);
+
+impl PciEcam {
+    /// Slot and register, if function 0 of a device on bus 0 is meant.
+    fn target(offset: u64, len: usize) -> Option<(usize, usize)> {
+        let register = (offset & 0xfff) as usize;
+        let fits = register.checked_add(len)? <= 0x1000;
+        (fits && offset >> 12 & 0x7 == 0 && offset < 1 << 20)
+            .then_some(((offset >> 15 & 0x1f) as usize, register))
+    }
+}
+
+impl BusTarget for PciEcam {
+    fn read(&self, offset: u64, data: &mut [u8]) {
+        if let Some((slot, register)) = Self::target(offset, data.len()) {
+            self.0.read_config(slot, register, data);
+        }
+    }
+
+    fn write(&self, offset: u64, data: &[u8]) {
+        if let Some((slot, register)) = Self::target(offset, data.len()) {
+            self.0.write_config(slot, register, data);
+        }
+    }
+}
+
+/// The window of memory BARs. Register it at the start of the root's window.
+pub struct PciWindow(pub Arc<PciRoot>);
+
+impl BusTarget for PciWindow {
+    fn read(&self, offset: u64, data: &mut [u8]) {
+        let address = self.0.window.start.saturating_add(offset);
+        if let Some((function, bar, offset)) = self.0.find(address, data.len()) {
+            lock(function).read_bar(bar, offset, data);
+        }
+    }
+
+    fn write(&self, offset: u64, data: &[u8]) {
+        let address = self.0.window.start.saturating_add(offset);
+        if let Some((function, bar, offset)) = self.0.find(address, data.len()) {
+            lock(function).write_bar(bar, offset, data);
+        }
+    }
+}
+
+/// Slot 0: what tells software that this is a PCI bus. It does nothing.
+struct HostBridge(ConfigSpace);
+
+impl HostBridge {
+    fn new() -> Self {
+        // The id of a generic PCI Express host bridge that needs no driver.
+        Self(ConfigSpace::new(&Identity {
+            vendor: 0x1b36,
+            device: 0x0008,
+            revision: 0,
+            class: 0x06_00_00,
+            subsystem_vendor: 0,
+            subsystem: 0,
+        }))
+    }
+}
+
+impl PciFunction for HostBridge {
+    fn config(&self) -> &ConfigSpace {
+        &self.0
+    }
+
+    fn config_mut(&mut self) -> &mut ConfigSpace {
+        &mut self.0
+    }
+}
