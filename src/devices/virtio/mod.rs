@@ -1,11 +1,9 @@
 //! Virtio 1.2 devices over PCI.
 
 mod device;
-pub mod rng;
-mod transport;
+pub mod net;
 
 pub use device::{
     ActivateError, Activation, DEADLINE, DeviceFault, Placement, QueueWorker, VirtioDevice, Virtqueue, Wake,
     WakeSource, WorkerHandle, WorkerHost,
 };
-pub use transport::{QueueError, StartError, VirtioPci, VirtioServices};
