@@ -1,0 +1,106 @@
+//! Is this frame of the guest for the services in the VMM, or for the tap?
+//!
+//! The answer follows from addresses in the frame's headers and from nothing else, so the NIC can
+//! ask it for each frame without a lock. It is asked on a private copy of the headers, and that copy
+//! is what must then be sent: the guest may change the original at any time.
+//!
+//! ```text
+//!   IPv4 to 169.254.0.0/16 or to VPC base + 2 ......... ours, whatever the port
+//!   UDP to port 67 of 255.255.255.255 or the router ... ours (DHCP)
+//!   ARP for 169.254.0.0/16, router, VPC base + 2 ...... ours
+//!   IPv6 to fd00:ec2::/32, or asking who has it ....... ours
+//!   tagged (802.1Q, 802.1ad) and headless frames ...... ours, and dropped there
+//!   anything else ..................................... tap
+//! ```
+
+use std::net::Ipv4Addr;
+
+use kiln_vmspec::LinkLocalSpec;
+
+use crate::address::{is_link_local_v4, is_service_v6};
+
+/// Bytes of a frame that [`Classifier::classify`] looks at, at most. With fewer (of a longer frame)
+/// a neighbour solicitation or DHCP behind IP options may go to the tap, nothing else.
+pub const CLASSIFY_PREFIX: usize = 96;
+
+/// Where a frame goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Verdict {
+    /// To [`crate::LinkLocal::transmit`]; must never reach the tap.
+    Ours,
+    /// To the tap.
+    Tap,
+}
+
+/// The addresses of one interface that decide.
+#[derive(Debug, Clone, Copy)]
+pub struct Classifier {
+    router: Ipv4Addr,
+    resolver: Option<Ipv4Addr>,
+}
+
+const ETHERTYPE_IPV4: [u8; 2] = [0x08, 0x00];
+const ETHERTYPE_ARP: [u8; 2] = [0x08, 0x06];
+const ETHERTYPE_IPV6: [u8; 2] = [0x86, 0xdd];
+const ETHERTYPES_TAGGED: [[u8; 2]; 3] = [[0x81, 0x00], [0x88, 0xa8], [0x91, 0x00]];
+const UDP: u8 = 17;
+const ICMPV6: u8 = 58;
+const DHCP_SERVER_PORT: [u8; 2] = [0, 67];
+const NEIGHBOR_SOLICITATION: u8 = 135;
+
+impl Classifier {
+    /// For the interface that `spec` describes.
+    pub fn new(spec: &LinkLocalSpec) -> Self {
+        Classifier { router: spec.router, resolver: spec.resolver }
+    }
+
+    /// Decides from the first bytes of an Ethernet frame, up to [`CLASSIFY_PREFIX`].
+    pub fn classify(&self, prefix: &[u8]) -> Verdict {
+        if self.is_ours(prefix) { Verdict::Ours } else { Verdict::Tap }
+    }
+
+    fn is_ours(&self, prefix: &[u8]) -> bool {
+        let Some(ethertype) = bytes_at::<2>(prefix, 12) else { return true };
+        match ethertype {
+            ETHERTYPE_IPV4 => self.is_ours_v4(prefix),
+            ETHERTYPE_ARP => {
+                let Some(target) = bytes_at::<4>(prefix, 38) else { return true };
+                is_link_local_v4(target)
+                    || target == self.router.octets()
+                    || Some(Ipv4Addr::from(target)) == self.resolver
+            }
+            ETHERTYPE_IPV6 => {
+                let Some(dst) = bytes_at::<16>(prefix, 38) else { return true };
+                is_service_v6(dst) || is_solicitation_for_service(prefix)
+            }
+            tag => ETHERTYPES_TAGGED.contains(&tag),
+        }
+    }
+
+    fn is_ours_v4(&self, prefix: &[u8]) -> bool {
+        let Some(dst) = bytes_at::<4>(prefix, 30) else { return true };
+        if is_link_local_v4(dst) || Some(Ipv4Addr::from(dst)) == self.resolver {
+            return true;
+        }
+        if dst != [255; 4] && dst != self.router.octets() {
+            return false;
+        }
+        let (Some([version_and_length]), Some([protocol])) = (bytes_at(prefix, 14), bytes_at(prefix, 23))
+        else {
+            return true;
+        };
+        let udp = 14 + usize::from(version_and_length & 0x0f) * 4;
+        protocol == UDP && bytes_at(prefix, udp + 2) == Some(DHCP_SERVER_PORT)
+    }
+}
+
+/// ICMPv6 directly behind the IPv6 header, asking for the hardware address of a service.
+fn is_solicitation_for_service(prefix: &[u8]) -> bool {
+    bytes_at(prefix, 20) == Some([ICMPV6])
+        && bytes_at(prefix, 54) == Some([NEIGHBOR_SOLICITATION])
+        && bytes_at(prefix, 62).is_some_and(is_service_v6)
+}
+
+fn bytes_at<const N: usize>(bytes: &[u8], at: usize) -> Option<[u8; N]> {
+    bytes.get(at..)?.first_chunk().copied()
+}

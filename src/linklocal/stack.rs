@@ -1,0 +1,302 @@
+//! The services of one interface behind one door.
+//!
+//! ```text
+//!   transmit(frame) ─ parse ─┬─ ARP ──────────────────────────────────────┐
+//!                            ├─ DHCP ─────────────────────────────────────┤
+//!                            └─ source check ─ allowance ─┬─ ICMP echo ───┤
+//!                                                         ├─ UDP: NTP, DNS ┼─▶ output ─▶ receive()
+//!                                                         └─ TCP: IMDS, DNS ┘
+//! ```
+//!
+//! Nothing here reads a clock, a socket or a file. Memory is bounded by the connection table, the
+//! output queue and the metadata.
+
+use std::collections::BTreeSet;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
+
+use kiln_model::MacAddr;
+use kiln_vmspec::{LinkLocalSpec, MetadataSnapshot};
+use smoltcp::wire::IpProtocol;
+
+use crate::address::{Host, IMDS_V6, host_at};
+use crate::allowance::Allowance;
+use crate::classify::Classifier;
+use crate::counters::Counters;
+use crate::imds::{self, Imds};
+use crate::output::Output;
+use crate::packet::{self, Datagram, IpPacket, Link, Parsed, Refusal};
+use crate::tcp::{Answer, Outcome, Server, Tcp};
+use crate::time::Time;
+use crate::{arp, dhcp, icmp, ntp};
+
+/// Smallest MTU that smoltcp and IPv6 work with (RFC 8200 §5).
+const MIN_MTU: u16 = 1280;
+
+const HTTP: u16 = 80;
+
+/// The link-local services of one interface.
+pub struct LinkLocal {
+    spec: LinkLocalSpec,
+    guest_mac: MacAddr,
+    link: Link,
+    mtu: u16,
+    services: Services,
+    tcp: Tcp,
+    output: Output,
+    /// For the services that EC2 counts.
+    allowance: Allowance,
+    /// For what an interface needs to come up at all: ARP, DHCP.
+    link_allowance: Allowance,
+    addresses: BTreeSet<IpAddr>,
+    source_dest_check: bool,
+}
+
+/// What answers behind TCP and what it counts.
+struct Services {
+    imds: Imds,
+    counters: Counters,
+    ipv6: bool,
+}
+
+impl LinkLocal {
+    /// Services for the interface `guest_mac` that `spec` describes.
+    ///
+    /// `mtu` is the largest IP packet of the link. `seed` must be fresh random bytes for each start
+    /// and each restore of the machine, the same for all its interfaces: session tokens hang on it.
+    pub fn new(
+        spec: &LinkLocalSpec,
+        guest_mac: MacAddr,
+        mtu: u16,
+        metadata: Arc<MetadataSnapshot>,
+        seed: [u8; 32],
+        now: Time,
+    ) -> Self {
+        let link = Link::new(guest_mac, spec.router_mac);
+        let mtu = mtu.max(MIN_MTU);
+        let [a, b, c, d, e, f] = guest_mac.octets();
+        let mut sequence_seed = [0u8; 8];
+        for (to, from) in sequence_seed.iter_mut().zip(seed) {
+            *to = from;
+        }
+        let sequence_seed = u64::from_le_bytes(sequence_seed) ^ u64::from_le_bytes([a, b, c, d, e, f, 0, 0]);
+        let mut new = LinkLocal {
+            spec: spec.clone(),
+            guest_mac,
+            link,
+            mtu,
+            services: Services {
+                imds: Imds::new(Arc::clone(&metadata), &seed),
+                counters: Counters::default(),
+                ipv6: false,
+            },
+            tcp: Tcp::new(link, mtu, sequence_seed, now),
+            output: Output::default(),
+            allowance: Allowance::new(now.uptime),
+            link_allowance: Allowance::new(now.uptime),
+            addresses: BTreeSet::new(),
+            source_dest_check: true,
+        };
+        new.update_metadata(metadata);
+        new
+    }
+
+    /// What decides which frames come here; a copy that needs no lock.
+    pub fn classifier(&self) -> Classifier {
+        Classifier::new(&self.spec)
+    }
+
+    /// Swaps the metadata. Requests that have been answered keep their answer.
+    pub fn update_metadata(&mut self, metadata: Arc<MetadataSnapshot>) {
+        let facts = metadata.interfaces.get(&self.guest_mac);
+        self.addresses = facts.map(|facts| facts.addresses.iter().copied().collect()).unwrap_or_default();
+        self.addresses.insert(IpAddr::V4(self.spec.private_ipv4));
+        self.source_dest_check = facts.is_none_or(|facts| facts.source_dest_check);
+        let ipv6 = metadata.options.ipv6_enabled;
+        if self.services.ipv6 && !ipv6 {
+            self.tcp.reset(|local| local.ip() == IpAddr::V6(IMDS_V6));
+        }
+        self.services.ipv6 = ipv6;
+        self.services.imds.set_snapshot(metadata);
+    }
+
+    /// Makes all session tokens worthless and resets all connections, as after a restore from a
+    /// snapshot.
+    pub fn reseed(&mut self, seed: [u8; 32]) {
+        self.services.imds.reseed(&seed);
+        self.tcp.reset(|_| true);
+    }
+
+    /// Counts since the interface was made.
+    pub fn counters(&self) -> Counters {
+        Counters { output_full: self.output.dropped, ..self.services.counters }
+    }
+
+    /// TCP connections that are open.
+    pub fn connections(&self) -> usize {
+        self.tcp.len()
+    }
+
+    /// Takes a whole frame of the guest for which the classifier said `Ours`. It may be a segment
+    /// that was left for the device to cut (up to 64 KiB). `csum_partial`: the guest left the
+    /// transport checksum to the device (`VIRTIO_NET_HDR_F_NEEDS_CSUM`).
+    pub fn transmit(&mut self, now: Time, frame: &[u8], csum_partial: bool) {
+        self.services.counters.frames_in += 1;
+        match packet::parse(&self.link, frame, csum_partial) {
+            Ok(Parsed::Arp(request)) => {
+                if self.link_allowance.take(now.uptime, 1)
+                    && let Some(reply) =
+                        arp::answer(&self.link, self.spec.router, self.spec.resolver, &request)
+                {
+                    self.services.counters.neighbor_replies += 1;
+                    self.output.push(reply);
+                }
+            }
+            Ok(Parsed::Ip(packet)) => self.ip(now, &packet),
+            Err(refusal) => self.count_refusal(refusal),
+        }
+    }
+
+    /// The next frame for the guest, with complete checksums.
+    pub fn receive(&mut self, now: Time) -> Option<Vec<u8>> {
+        if self.output.is_empty() {
+            self.tcp.egress(now, &mut self.services, &mut self.output);
+        }
+        let frame = self.output.pop()?;
+        self.services.counters.frames_out += 1;
+        Some(frame)
+    }
+
+    /// How long until [`LinkLocal::receive`] may have something without a frame from the guest.
+    /// `None`: not before the next frame.
+    pub fn next_deadline(&mut self, now: Time) -> Option<Duration> {
+        if !self.output.is_empty() {
+            return Some(Duration::ZERO);
+        }
+        self.tcp.next_event(now).map(|at| at.saturating_sub(now.uptime))
+    }
+}
+
+impl LinkLocal {
+    fn count_refusal(&mut self, refusal: Refusal) {
+        let counters = &mut self.services.counters;
+        match refusal {
+            Refusal::Malformed => counters.malformed += 1,
+            Refusal::Checksum => counters.bad_checksum += 1,
+            Refusal::Unsupported => counters.unsupported += 1,
+            Refusal::ForeignSource => counters.foreign_source += 1,
+        }
+    }
+
+    fn ip(&mut self, now: Time, packet: &IpPacket<'_>) {
+        if packet.protocol == IpProtocol::Udp
+            && (packet.dst == IpAddr::V4(self.spec.router) || packet.dst == IpAddr::V4(Ipv4Addr::BROADCAST))
+        {
+            return self.dhcp(now, packet);
+        }
+        let Some(host) = host_at(packet.dst, self.spec.resolver).filter(|_| self.speaks(packet.dst)) else {
+            self.services.counters.unserved += 1;
+            return;
+        };
+        if !self.may_send_from(packet.src) {
+            self.services.counters.foreign_source += 1;
+            return;
+        }
+        // A segment left for the device to cut counts as what it is cut into.
+        let packets = packet.whole.len().div_ceil(usize::from(self.mtu));
+        if !self.allowance.take(now.uptime, u64::try_from(packets).unwrap_or(u64::MAX)) {
+            self.services.counters.allowance_exceeded += 1;
+            return;
+        }
+        match packet.protocol {
+            IpProtocol::Tcp => self.tcp.ingress(now, packet, &mut self.services, &mut self.output),
+            IpProtocol::Udp => match packet.datagram() {
+                Ok(datagram) => self.datagram(now, host, &datagram),
+                Err(refusal) => self.count_refusal(refusal),
+            },
+            _ => match icmp::echo(&self.link, self.mtu, packet) {
+                Some(reply) => {
+                    self.services.counters.echo_replies += 1;
+                    self.output.push(reply);
+                }
+                None => self.services.counters.unserved += 1,
+            },
+        }
+    }
+
+    /// Whether the services answer at addresses of this family.
+    fn speaks(&self, addr: IpAddr) -> bool {
+        addr.is_ipv4() || self.services.ipv6
+    }
+
+    fn may_send_from(&self, src: IpAddr) -> bool {
+        let unicast = match src {
+            IpAddr::V4(src) => !(src.is_unspecified() || src.is_broadcast() || src.is_multicast()),
+            IpAddr::V6(src) => !(src.is_unspecified() || src.is_multicast()),
+        };
+        let own =
+            self.addresses.contains(&src) || matches!(src, IpAddr::V6(src) if src.is_unicast_link_local());
+        unicast && (own || !self.source_dest_check)
+    }
+
+    fn dhcp(&mut self, now: Time, packet: &IpPacket<'_>) {
+        let datagram = match packet.datagram() {
+            Ok(datagram) => datagram,
+            Err(refusal) => return self.count_refusal(refusal),
+        };
+        if datagram.dst.1 != dhcp::SERVER_PORT {
+            self.services.counters.unserved += 1;
+        } else if !self.link_allowance.take(now.uptime, 1) {
+            self.services.counters.allowance_exceeded += 1;
+        } else if let Some(reply) = dhcp::answer(&self.link, &self.spec, self.mtu, datagram.payload) {
+            self.services.counters.dhcp_replies += 1;
+            self.output.push(reply);
+        }
+    }
+
+    fn datagram(&mut self, now: Time, host: Host, datagram: &Datagram<'_>) {
+        match (host, datagram.dst.1) {
+            (Host::Ntp, ntp::PORT) => {
+                if let Some(reply) = ntp::answer(datagram.payload, now.wall) {
+                    self.services.counters.ntp_replies += 1;
+                    self.output.push(self.link.udp_reply(datagram, &reply));
+                }
+            }
+            _ => self.services.counters.unserved += 1,
+        }
+    }
+}
+
+impl Server for Services {
+    fn listens(&self, local: SocketAddr) -> bool {
+        host_at(local.ip(), None) == Some(Host::Imds) && local.port() == HTTP
+    }
+
+    fn longest_request(&self, _local: SocketAddr) -> usize {
+        imds::http::MAX_REQUEST
+    }
+
+    fn counters(&mut self) -> &mut Counters {
+        &mut self.counters
+    }
+
+    fn serve(
+        &mut self,
+        now: Time,
+        _connection: u64,
+        _local: SocketAddr,
+        _peer: SocketAddr,
+        received: &[u8],
+    ) -> Outcome {
+        match self.imds.answer(now, received, &mut self.counters) {
+            Some(reply) => Outcome::Answer(Answer {
+                consumed: reply.consumed,
+                bytes: reply.bytes,
+                hop_limit: reply.hop_limit,
+                close: reply.close,
+            }),
+            None => Outcome::Incomplete,
+        }
+    }
+}
