@@ -3,6 +3,7 @@
 pub mod boot;
 pub mod console;
 pub mod control;
+pub mod cpuid;
 pub mod firmware;
 pub mod kvm;
 pub mod layout;
