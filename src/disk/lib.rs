@@ -14,6 +14,7 @@ pub mod partition;
 mod positioned;
 mod qcow2;
 mod raw;
+pub mod throttle;
 
 pub use disk::{Disk, Extent, SECTOR_SIZE, Segment};
 pub use error::DiskError;

@@ -1,9 +1,13 @@
 //! Virtio 1.2 devices over PCI.
 
+pub mod blk;
 mod device;
 pub mod net;
+pub mod rng;
+mod transport;
 
 pub use device::{
     ActivateError, Activation, DEADLINE, DeviceFault, Placement, QueueWorker, VirtioDevice, Virtqueue, Wake,
     WakeSource, WorkerHandle, WorkerHost,
 };
+pub use transport::{QueueError, StartError, VirtioPci, VirtioServices};

@@ -84,6 +84,9 @@ pub trait Engine: Send {
     /// The next finished request, if there is one.
     fn poll(&mut self) -> Option<Completion>;
 
+    /// Blocks until [`Engine::poll`] has something, or nothing is in flight.
+    fn wait(&mut self);
+
     /// Readable when [`Engine::poll`] may have something new. `None` when everything completes in
     /// `submit`.
     fn event_fd(&self) -> Option<RawFd>;

@@ -35,6 +35,8 @@ impl Engine for SyncEngine {
         self.done.pop_front()
     }
 
+    fn wait(&mut self) {}
+
     fn event_fd(&self) -> Option<RawFd> {
         None
     }
