@@ -32,6 +32,7 @@ const ENTRY_64: u64 = 0x200;
 const SECTOR: u64 = 512;
 
 const SETUP_SECTS: usize = 0x1f1;
+const SYSSIZE: usize = 0x1f4;
 const BOOT_FLAG: usize = 0x1fe;
 /// Second byte of the `jump`: the header ends that many bytes after 0x202.
 const JUMP_DISTANCE: usize = 0x201;
@@ -112,6 +113,11 @@ impl Header {
         let setup_len = (setup_sects + 1) * SECTOR;
         if file_len <= setup_len + ENTRY_64 {
             return Err(BootError::Truncated { part: "setup code", len: file_len });
+        }
+        // In units of 16 bytes; the last may be incomplete. A signature may follow.
+        let min_len = setup_len + u64::from(read_u32(head, SYSSIZE)) * 16;
+        if file_len + 15 < min_len {
+            return Err(BootError::Truncated { part: "protected-mode code", len: file_len });
         }
         let initrd_limit = match read_u32(head, INITRD_ADDR_MAX) {
             _ if xloadflags & XLF_CAN_BE_LOADED_ABOVE_4G != 0 => u64::MAX,
