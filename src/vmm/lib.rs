@@ -8,5 +8,6 @@ pub mod firmware;
 pub mod kvm;
 pub mod layout;
 pub mod memory;
+pub mod nic;
 pub mod vcpu;
 pub mod workers;
