@@ -1,1 +1,0 @@
-//! Finds kernel, initial RAM disk and command line on a root volume.

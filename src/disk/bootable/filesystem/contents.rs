@@ -1,0 +1,158 @@
+//! Contents of a file: runs of bytes on the partition, with holes between them.
+
+use super::super::source::Source;
+use super::FsError;
+
+/// More runs than any file on a healthy disk has: bounds memory at 6 MiB.
+const MAX_RUNS: usize = 1 << 18;
+
+/// Bytes `at..at + len` of the file lie at `place` on the partition.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Run {
+    pub(super) at: u64,
+    pub(super) len: u64,
+    pub(super) place: u64,
+}
+
+#[derive(Debug)]
+enum Layout {
+    /// In ascending order, not overlapping; what lies between them is a hole.
+    Runs { source: Source, runs: Vec<Run> },
+    /// Small files inside their inode.
+    Inline(Vec<u8>),
+}
+
+/// An open file. Reading does not change it and needs no file system any more.
+#[derive(Debug)]
+pub struct Contents {
+    len: u64,
+    layout: Layout,
+}
+
+impl Contents {
+    /// A file whose bytes were in its inode.
+    pub(super) fn inline(bytes: Vec<u8>) -> Self {
+        Self { len: bytes.len() as u64, layout: Layout::Inline(bytes) }
+    }
+
+    /// Length in bytes, as the file system tells it. Holes count.
+    pub fn len(&self) -> u64 {
+        self.len
+    }
+
+    /// Whether there is nothing to read.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// Fills `buf` from `offset` on; holes read as zero. Blocks.
+    ///
+    /// # Errors
+    /// A range that is not wholly inside the file, or a failed read.
+    pub fn read_exact_at(&self, buf: &mut [u8], offset: u64) -> Result<(), FsError> {
+        let end = offset.checked_add(buf.len() as u64);
+        if end.is_none_or(|end| end > self.len) {
+            return Err(FsError::Damaged("a file is shorter than it should be"));
+        }
+        match &self.layout {
+            Layout::Inline(bytes) => {
+                // In range: `bytes` is as long as the file.
+                if let Some(found) = bytes.get(offset as usize..) {
+                    let found = found.get(..buf.len()).unwrap_or_default();
+                    buf.copy_from_slice(found);
+                }
+                Ok(())
+            }
+            Layout::Runs { source, runs } => read_runs(source, runs, buf, offset),
+        }
+    }
+
+    /// Reads everything.
+    ///
+    /// # Errors
+    /// [`FsError::TooLarge`] beyond `limit` bytes, before anything is allocated.
+    pub fn read_all(&self, limit: u64) -> Result<Vec<u8>, FsError> {
+        if self.len > limit {
+            return Err(FsError::TooLarge { size: self.len, limit });
+        }
+        let mut bytes = vec![0; self.len as usize];
+        self.read_exact_at(&mut bytes, 0)?;
+        Ok(bytes)
+    }
+}
+
+fn read_runs(source: &Source, runs: &[Run], buf: &mut [u8], offset: u64) -> Result<(), FsError> {
+    let first = runs.partition_point(|run| run.at + run.len <= offset);
+    let mut rest = buf;
+    let mut at = offset;
+    for run in runs.get(first..).unwrap_or_default() {
+        if rest.is_empty() {
+            break;
+        }
+        // The hole before the run, then the run.
+        let hole = run.at.saturating_sub(at).min(rest.len() as u64);
+        let (zeroes, after) = rest.split_at_mut(hole as usize);
+        zeroes.fill(0);
+        at += hole;
+        let skip = at.saturating_sub(run.at);
+        let len = run.len.saturating_sub(skip).min(after.len() as u64);
+        let (piece, after) = after.split_at_mut(len as usize);
+        source.data(piece, run.place + skip)?;
+        at += len;
+        rest = after;
+    }
+    rest.fill(0);
+    Ok(())
+}
+
+/// Collects the runs of a file in file order and joins neighbours.
+pub(super) struct Runs {
+    source: Source,
+    len: u64,
+    runs: Vec<Run>,
+}
+
+impl Runs {
+    /// For a file of `len` bytes.
+    pub(super) fn new(source: &Source, len: u64) -> Self {
+        Self { source: source.clone(), len, runs: Vec::new() }
+    }
+
+    /// First byte of the file that has no run yet, holes aside.
+    pub(super) fn end(&self) -> u64 {
+        self.runs.last().map_or(0, |run| run.at + run.len)
+    }
+
+    /// Says that `len` bytes from `at` on lie at `place`. What is past the end of the file is cut.
+    ///
+    /// # Errors
+    /// Runs out of order, outside the partition, or too many.
+    pub(super) fn push(&mut self, at: u64, len: u64, place: u64) -> Result<(), FsError> {
+        if at < self.end() {
+            return Err(FsError::Damaged("blocks of a file are out of order"));
+        }
+        let len = len.min(self.len.saturating_sub(at));
+        if len == 0 {
+            return Ok(());
+        }
+        if place.checked_add(len).is_none_or(|end| end > self.source.len()) {
+            return Err(FsError::Damaged("a file lies outside its partition"));
+        }
+        if let Some(last) = self.runs.last_mut()
+            && last.at + last.len == at
+            && last.place + last.len == place
+        {
+            last.len += len;
+            return Ok(());
+        }
+        if self.runs.len() >= MAX_RUNS {
+            return Err(FsError::Exhausted);
+        }
+        self.runs.push(Run { at, len, place });
+        Ok(())
+    }
+
+    pub(super) fn finish(self) -> Contents {
+        Contents { len: self.len, layout: Layout::Runs { source: self.source, runs: self.runs } }
+    }
+}

@@ -1,0 +1,83 @@
+//! File system images for tests, made by the usual tools where they are installed.
+
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::sync::Arc;
+
+use crate::Disk;
+use crate::partition::testing::{Gpt, MemoryDisk};
+use crate::partition::{Guid, PartitionType};
+
+/// What is put into an image.
+pub(crate) enum Node<'a> {
+    File(&'a str, &'a [u8]),
+    Link(&'a str, &'a str),
+}
+
+pub(crate) use Node::{File, Link};
+
+/// Runs a tool. `None`, with a note, when it is not installed.
+pub(crate) fn tool(program: &str, arguments: &[&str]) -> Option<()> {
+    let output = Command::new(program)
+        .args(arguments)
+        .env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")
+        .stdin(Stdio::null())
+        .output();
+    match output {
+        Ok(output) => {
+            let complaint = String::from_utf8_lossy(&output.stderr);
+            assert!(output.status.success(), "{program}: {complaint}");
+            Some(())
+        }
+        Err(error) => {
+            println!("SKIPPED: {program}: {error}");
+            None
+        }
+    }
+}
+
+fn lay_out(directory: &Path, nodes: &[Node<'_>]) {
+    for node in nodes {
+        let (File(path, _) | Link(path, _)) = node;
+        let place = directory.join(path.trim_start_matches('/'));
+        std::fs::create_dir_all(place.parent().unwrap()).unwrap();
+        match node {
+            File(_, contents) => std::fs::write(place, contents).unwrap(),
+            Link(_, target) => std::os::unix::fs::symlink(target, place).unwrap(),
+        }
+    }
+}
+
+/// An ext file system of `mib` MiB. `options` go to `mke2fs`.
+pub(crate) fn ext(mib: u32, options: &[&str], nodes: &[Node<'_>]) -> Option<Vec<u8>> {
+    let directory = tempfile::tempdir().unwrap();
+    let tree = directory.path().join("tree");
+    std::fs::create_dir(&tree).unwrap();
+    lay_out(&tree, nodes);
+    let image = directory.path().join("image");
+    let mut arguments = vec!["-q", "-F", "-d", tree.to_str()?];
+    arguments.extend(options);
+    let size = format!("{mib}m");
+    arguments.extend([image.to_str()?, &size]);
+    tool("mke2fs", &arguments)?;
+    Some(std::fs::read(image).unwrap())
+}
+
+/// An ext4 file system with the UUID and label that the tests' configurations name.
+pub(crate) fn ext4(nodes: &[Node<'_>]) -> Option<Vec<u8>> {
+    let options = ["-t", "ext4", "-U", UUID, "-L", "cloudimg-rootfs"];
+    ext(8, &options, nodes)
+}
+
+pub(crate) const UUID: &str = "6b1d2ad5-9c5e-4f5a-b7f3-0a1b2c3d4e5f";
+
+/// A disk with the contents as partition 1, of the given type.
+pub(crate) fn one_partition(kind: Guid, contents: &[u8]) -> Arc<dyn Disk> {
+    let image = Gpt::new(contents.len() + (2 << 20)).contents(1, kind, 2048, contents).build();
+    MemoryDisk::new(image)
+}
+
+/// A disk with a root file system as partition 1.
+pub(crate) fn root_disk(contents: &[u8]) -> Arc<dyn Disk> {
+    one_partition(PartitionType::ROOT_X86_64, contents)
+}

@@ -1,1 +1,0 @@
-//! Partition tables (GPT, MBR).
