@@ -15,6 +15,7 @@ mod ssh_key;
 mod suggest;
 mod tag;
 mod user_data;
+mod utc;
 
 pub use cidr::{Ipv4Cidr, ParseCidrError};
 pub use clock::Clock;
@@ -27,3 +28,4 @@ pub use ssh_key::{ParseSshKeyError, SshPublicKey};
 pub use suggest::nearest;
 pub use tag::{InvalidTag, Tag};
 pub use user_data::{InvalidUserData, UserData};
+pub use utc::Utc;

@@ -6,7 +6,7 @@
 
 use std::fmt::Write as _;
 
-use super::date::http_date;
+use kiln_model::Utc;
 
 /// Longest request in bytes, head and body together. User agents of SDKs run to several hundred.
 pub const MAX_REQUEST: usize = 8 * 1024;
@@ -213,10 +213,14 @@ impl Response {
         }
         let _ = write!(head, "Content-Type: {}\r\n", self.content_type);
         if let Some(published) = self.last_modified {
-            let _ = write!(head, "Accept-Ranges: none\r\nLast-Modified: {}\r\n", http_date(published));
+            let _ = write!(
+                head,
+                "Accept-Ranges: none\r\nLast-Modified: {}\r\n",
+                Utc::from_unix(published).http_date()
+            );
         }
         let _ = write!(head, "Content-Length: {}\r\n", self.body.len());
-        let _ = write!(head, "Date: {}\r\nServer: EC2ws\r\n", http_date(wall_seconds));
+        let _ = write!(head, "Date: {}\r\nServer: EC2ws\r\n", Utc::from_unix(wall_seconds).http_date());
         if self.close {
             head.push_str("Connection: close\r\n");
         }

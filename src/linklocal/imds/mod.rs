@@ -12,7 +12,6 @@
 //! Requests without a token are version 1 of the service; a token that does not hold is refused even
 //! where none is needed.
 
-mod date;
 pub(crate) mod http;
 mod path;
 pub(crate) mod token;
