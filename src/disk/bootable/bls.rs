@@ -93,7 +93,7 @@ impl LoaderEntry {
 }
 
 /// `name+3-1` has three tries left, `name+0-3` none.
-fn split_boot_counter(stem: &str) -> (String, bool) {
+pub(crate) fn split_boot_counter(stem: &str) -> (String, bool) {
     let is_number = |text: &str| !text.is_empty() && text.bytes().all(|c| c.is_ascii_digit());
     if let Some((id, counter)) = stem.rsplit_once('+') {
         let (left, done) = counter.split_once('-').unwrap_or((counter, "0"));
@@ -125,7 +125,19 @@ pub(crate) struct LoaderEntries {
     mounted_at: &'static str,
     entries: Vec<LoaderEntry>,
     /// `default` of `loader.conf`.
-    default: Option<String>,
+    default: Option<DefaultPattern>,
+}
+
+/// `default` of `loader.conf`: a shell pattern for ids.
+pub(crate) struct DefaultPattern(String);
+
+impl DefaultPattern {
+    /// Whether it names the entry `id`, with or without the ending of its file.
+    pub(crate) fn matches(&self, id: &str) -> bool {
+        let matches = |pattern: &str| glob(pattern.as_bytes(), id.as_bytes());
+        let without_ending = [".conf", ".efi"].into_iter().find_map(|ending| self.0.strip_suffix(ending));
+        matches(without_ending.unwrap_or(&self.0))
+    }
 }
 
 impl LoaderEntries {
@@ -139,7 +151,7 @@ impl LoaderEntries {
                 origin: format!("loader entry on {}", volumes.describe(volume)),
                 mounted_at,
                 entries,
-                default: read_default(fs, directory, limits),
+                default: default_pattern(fs, directory, limits),
             };
             (!found.entries.is_empty()).then_some(found)
         })
@@ -164,9 +176,9 @@ impl LoaderEntries {
             })
         });
         let by_loader_conf = || {
-            let pattern = self.default.as_deref()?.trim_end_matches(".conf");
-            let matches = |entry: &LoaderEntry| glob(pattern.as_bytes(), entry.id.as_bytes());
-            self.entries.iter().position(matches)
+            let pattern = self.default.as_ref()?;
+            let wanted = |entry: &LoaderEntry| pattern.matches(&entry.id);
+            self.entries.iter().position(wanted)
         };
         by_grub.or_else(by_loader_conf).unwrap_or(0)
     }
@@ -244,13 +256,17 @@ fn read_directory(fs: &dyn FileSystem, directory: &str, limits: &Limits) -> Vec<
     entries
 }
 
-/// `default` of `loader.conf`: a shell pattern.
-fn read_default(fs: &dyn FileSystem, directory: &str, limits: &Limits) -> Option<String> {
+/// Reads `default` of `loader.conf` in `directory`.
+pub(crate) fn default_pattern(
+    fs: &dyn FileSystem,
+    directory: &str,
+    limits: &Limits,
+) -> Option<DefaultPattern> {
     let bytes = fs.read_file(&format!("{directory}/loader.conf"), limits.config);
     let text = String::from_utf8_lossy(&bytes.ok()?).into_owned();
     text.lines().find_map(|line| {
         let (key, value) = line.trim().split_once([' ', '\t'])?;
-        (key == "default").then(|| value.trim().to_owned())
+        (key == "default").then(|| DefaultPattern(value.trim().to_owned()))
     })
 }
 

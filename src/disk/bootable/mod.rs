@@ -30,6 +30,7 @@ mod source;
 pub(crate) mod testing;
 #[cfg(test)]
 mod tests;
+mod uki;
 mod version;
 mod volumes;
 mod well_known;
@@ -42,6 +43,7 @@ pub use extlinux::{ExtlinuxConf, Label};
 pub use grub::ScriptError;
 pub use inspection::{EntryInfo, Inspection, PartitionInfo, inspect};
 pub use limits::Limits;
+pub use uki::UnifiedImage;
 
 use crate::Disk;
 use crate::partition::PartitionError;

@@ -10,7 +10,7 @@ use super::filesystem::FsError;
 use super::grub::{Menu, Shell, parse_environment_block};
 use super::limits::{Budget, Limits};
 use super::volumes::{VolumeId, Volumes};
-use super::{BootError, extlinux, well_known};
+use super::{BootError, extlinux, uki, well_known};
 use crate::partition::printable;
 
 /// Where GRUB's configuration lies, on a root file system, a `/boot` partition or an ESP.
@@ -26,13 +26,15 @@ const MAX_ENTRIES: usize = 64;
 #[derive(Debug, Clone, Copy)]
 enum Source {
     LoaderEntries,
+    UnifiedImages,
     Grub,
     Extlinux,
     WellKnown,
 }
 
 /// In the order of preference.
-const SOURCES: [Source; 4] = [Source::LoaderEntries, Source::Grub, Source::Extlinux, Source::WellKnown];
+const SOURCES: [Source; 5] =
+    [Source::LoaderEntries, Source::UnifiedImages, Source::Grub, Source::Extlinux, Source::WellKnown];
 
 /// A search on one disk.
 pub(super) struct Search<'a> {
@@ -91,6 +93,7 @@ impl<'a> Search<'a> {
     fn default_of(&self, source: Source, id: VolumeId) -> Result<Option<Candidate>, BootError> {
         match source {
             Source::LoaderEntries => Ok(self.loader_entries(id)),
+            Source::UnifiedImages => Ok(self.unified(id).into_iter().next()),
             Source::Grub => self.grub(id),
             Source::Extlinux => Ok(self.extlinux(id).into_iter().next()),
             Source::WellKnown => Ok(well_known::candidate(self.volumes, id)),
@@ -106,6 +109,7 @@ impl<'a> Search<'a> {
                 let candidates = candidates.unwrap_or_default().into_iter();
                 candidates.map(|(_, candidate)| candidate).collect()
             }
+            Source::UnifiedImages => self.unified(id),
             Source::Grub => self.grub_menu(id),
             Source::Extlinux => self.extlinux(id),
             Source::WellKnown => well_known::candidate(self.volumes, id).into_iter().collect(),
@@ -153,6 +157,10 @@ impl<'a> Search<'a> {
         let default = entries.default_index(variables.as_ref());
         let mut candidates = entries.candidates(self.volumes, variables.as_ref());
         (default < candidates.len()).then(|| candidates.swap_remove(default).1)
+    }
+
+    fn unified(&self, id: VolumeId) -> Vec<Candidate> {
+        uki::candidates(self.volumes, id, self.limits)
     }
 
     fn extlinux(&self, id: VolumeId) -> Vec<Candidate> {

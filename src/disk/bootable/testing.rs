@@ -4,9 +4,12 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::sync::Arc;
 
+use super::filesystem::{self, FileSystem, MountError};
+use super::limits::{Budget, Limits};
+use super::source::Source;
 use crate::Disk;
 use crate::partition::testing::{Gpt, MemoryDisk};
-use crate::partition::{Guid, PartitionType};
+use crate::partition::{Guid, Partition, PartitionType, PartitionView};
 
 /// What is put into an image.
 pub(crate) enum Node<'a> {
@@ -67,6 +70,41 @@ pub(crate) fn ext(mib: u32, options: &[&str], nodes: &[Node<'_>]) -> Option<Vec<
 pub(crate) fn ext4(nodes: &[Node<'_>]) -> Option<Vec<u8>> {
     let options = ["-t", "ext4", "-U", UUID, "-L", "cloudimg-rootfs"];
     ext(8, &options, nodes)
+}
+
+/// A FAT file system of `kib` KiB. `options` go to `mkfs.fat`.
+pub(crate) fn fat(kib: u32, options: &[&str], nodes: &[Node<'_>]) -> Option<Vec<u8>> {
+    let directory = tempfile::tempdir().unwrap();
+    let tree = directory.path().join("tree");
+    std::fs::create_dir(&tree).unwrap();
+    lay_out(&tree, nodes);
+    let image = directory.path().join("image");
+    let image_path = image.to_str()?;
+    let size = kib.to_string();
+    let mut arguments = vec!["-C", image_path];
+    arguments.extend(options);
+    arguments.push(&size);
+    tool("mkfs.fat", &arguments)?;
+    for entry in std::fs::read_dir(&tree).unwrap() {
+        let path = entry.unwrap().path();
+        tool("mcopy", &["-s", "-i", image_path, path.to_str()?, "::"])?;
+    }
+    Some(std::fs::read(image).unwrap())
+}
+
+/// Mounts the contents of a partition.
+pub(crate) fn mount_bytes(contents: Vec<u8>) -> Result<Option<Box<dyn FileSystem>>, MountError> {
+    let partition = Partition {
+        number: 1,
+        start: 0,
+        len: contents.len() as u64,
+        kind: PartitionType::WholeDisk,
+        name: String::new(),
+        partuuid: None,
+    };
+    let view = PartitionView::new(MemoryDisk::new(contents), &partition);
+    let budget = Budget::new(&Limits::default());
+    filesystem::mount(&Source::new(view, budget))
 }
 
 pub(crate) const UUID: &str = "6b1d2ad5-9c5e-4f5a-b7f3-0a1b2c3d4e5f";

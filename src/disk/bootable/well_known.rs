@@ -54,7 +54,7 @@ fn newest_kernel(fs: &dyn FileSystem, directory: &str) -> Option<(String, Option
 }
 
 /// `root=` by whatever names the root file system best, and a console that Kiln shows.
-fn command_line(volumes: &Volumes, kernel_volume: VolumeId) -> String {
+pub(crate) fn command_line(volumes: &Volumes, kernel_volume: VolumeId) -> String {
     let root = root_volume(volumes).unwrap_or(kernel_volume);
     let device = match volumes.get(root).map(|volume| &volume.partition) {
         Some(partition) => match (&partition.partuuid, volumes.kind) {

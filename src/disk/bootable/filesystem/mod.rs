@@ -13,7 +13,11 @@
 mod bytes;
 mod contents;
 mod ext;
+mod fat;
+mod magic;
 mod resolve;
+#[cfg(test)]
+mod tests;
 
 use serde::Serialize;
 
@@ -200,6 +204,14 @@ pub(crate) fn mount(source: &Source) -> Result<Option<Box<dyn FileSystem>>, Moun
     let failed = |kind| move |error| MountError::Failed { kind, error };
     if let Some(kind) = ext::probe(source).map_err(MountError::Probe)? {
         let fs = ext::Ext::mount(source.clone()).map_err(failed(kind))?;
+        return Ok(Some(Box::new(resolve::Mounted(fs))));
+    }
+    if let Some(kind) = magic::unreadable(source).map_err(MountError::Probe)? {
+        return Err(MountError::NotReadable(kind));
+    }
+    // Last: a FAT boot sector has no magic number that other things could not have too.
+    if let Some(kind) = fat::probe(source).map_err(MountError::Probe)? {
+        let fs = fat::Fat::mount(source.clone()).map_err(failed(kind))?;
         return Ok(Some(Box::new(resolve::Mounted(fs))));
     }
     Ok(None)

@@ -1,0 +1,197 @@
+//! All kinds of file systems against the tools that make them.
+
+use super::super::testing::*;
+use super::*;
+
+/// Bytes that differ everywhere.
+fn noise(len: usize) -> Vec<u8> {
+    let mut state = 1u32;
+    let byte = |_| {
+        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        (state >> 24) as u8
+    };
+    (0..len).map(byte).collect()
+}
+
+/// Makes an image, mounts it, and compares what the reader sees with what was put in.
+fn check(make: impl FnOnce(&[Node<'_>]) -> Option<Vec<u8>>, kind: FsKind, big: usize, symlinks: bool) {
+    let big = noise(big);
+    let many: Vec<String> = (0..300).map(|i| format!("/dir/entry number {i:03}.conf")).collect();
+    let mut nodes = vec![
+        File("/empty", b""),
+        File("/boot/VMLINUZ", b"upper"),
+        File("/boot/vmlinuz-6.1.0-18-cloud-amd64", &big),
+        File("/a/b/c/d", b"deep"),
+        File("/ünïcode-näme.txt", b"u"),
+    ];
+    nodes.extend(many.iter().map(|path| File(path, path.as_bytes())));
+    let long_target = format!("{}boot/VMLINUZ", "./".repeat(60));
+    if symlinks {
+        nodes.extend([
+            Link("/vmlinuz", "boot/VMLINUZ"),
+            Link("/a/b/up", "../../boot"),
+            Link("/absolute", "/a/b/up/VMLINUZ"),
+            Link("/long", &long_target),
+            Link("/loop", "loop"),
+            Link("/dangling", "nowhere/at/all"),
+            Link("/above", "../../../empty"),
+        ]);
+    }
+    let Some(image) = make(&nodes) else { return };
+    let fs = mount_bytes(image).unwrap().unwrap();
+    assert_eq!(fs.kind(), kind);
+    let read = |path: &str| fs.read_file(path, 1 << 30).map_err(|error| error.to_string());
+    for node in &nodes {
+        if let File(path, contents) = node {
+            assert_eq!(read(path).as_deref(), Ok(*contents), "{path}");
+        }
+    }
+    if symlinks {
+        for path in ["/vmlinuz", "/a/b/up/VMLINUZ", "/absolute", "/long"] {
+            assert_eq!(read(path).as_deref(), Ok(b"upper".as_slice()), "{path}");
+        }
+        assert_eq!(read("/above").as_deref(), Ok(b"".as_slice()));
+        assert!(matches!(fs.open("/loop"), Err(FsError::SymlinkLoop)));
+        assert!(matches!(fs.open("/dangling"), Err(FsError::NotFound)));
+    }
+    let mut names = fs.list_dir("/dir").unwrap();
+    names.sort();
+    let expected: Vec<_> = many.iter().map(|path| &path["/dir/".len()..]).collect();
+    assert_eq!(names, expected);
+    assert!(matches!(fs.open("/nothing"), Err(FsError::NotFound)));
+    assert!(matches!(fs.open("/empty/x"), Err(FsError::NotFound)));
+    assert!(matches!(fs.open("/boot"), Err(FsError::WrongKind("file"))));
+    assert!(matches!(fs.list_dir("/empty"), Err(FsError::WrongKind("directory"))));
+    assert_eq!(fs.stat("/").unwrap(), NodeKind::Directory);
+    let size = big.len() as u64;
+    let limited = fs.read_file("/boot/vmlinuz-6.1.0-18-cloud-amd64", size - 1);
+    assert!(matches!(limited, Err(FsError::TooLarge { .. })));
+    let file = fs.open("/boot/vmlinuz-6.1.0-18-cloud-amd64").unwrap();
+    for (at, len) in [(0, 1), (size - 1, 1), (4095, 2), (1, 10_000), (size / 2, 70_000)] {
+        let mut piece = vec![0; len];
+        file.read_exact_at(&mut piece, at).unwrap();
+        assert_eq!(piece, &big[at as usize..][..len], "{len} bytes at {at}");
+    }
+    assert!(file.read_exact_at(&mut [0; 2], size - 1).is_err());
+}
+
+#[test]
+fn ext4_reads_back() {
+    check(|nodes| ext(16, &["-t", "ext4"], nodes), FsKind::Ext4, 3_000_001, true);
+}
+
+#[test]
+fn ext4_with_small_blocks_reads_back() {
+    let options = ["-t", "ext4", "-b", "1024", "-g", "1024", "-O", "^64bit,^flex_bg"];
+    check(|nodes| ext(16, &options, nodes), FsKind::Ext4, 3_000_001, true);
+}
+
+#[test]
+fn ext4_with_inline_data_reads_back() {
+    let options = ["-t", "ext4", "-O", "inline_data", "-I", "512"];
+    check(|nodes| ext(16, &options, nodes), FsKind::Ext4, 3_000_001, true);
+}
+
+#[test]
+fn ext4_with_meta_groups_reads_back() {
+    let options = ["-t", "ext4", "-b", "1024", "-g", "256", "-O", "meta_bg,^resize_inode"];
+    check(|nodes| ext(32, &options, nodes), FsKind::Ext4, 3_000_001, true);
+}
+
+#[test]
+fn ext3_reads_back() {
+    check(|nodes| ext(16, &["-t", "ext3"], nodes), FsKind::Ext3, 3_000_001, true);
+}
+
+#[test]
+fn ext2_with_three_levels_of_indirection_reads_back() {
+    // 12 + 256 + 65536 blocks of 1 KiB come before the third level.
+    let options = ["-t", "ext2", "-b", "1024"];
+    check(|nodes| ext(96, &options, nodes), FsKind::Ext2, 67_500_001, true);
+}
+
+#[test]
+fn fat12_reads_back() {
+    check(|nodes| fat(1440, &["-F", "12"], nodes), FsKind::Fat12, 300_001, false);
+}
+
+#[test]
+fn fat16_reads_back() {
+    check(|nodes| fat(16 << 10, &["-F", "16"], nodes), FsKind::Fat16, 3_000_001, false);
+}
+
+#[test]
+fn fat32_reads_back() {
+    check(|nodes| fat(64 << 10, &["-F", "32", "-s", "1"], nodes), FsKind::Fat32, 3_000_001, false);
+}
+
+#[test]
+fn fat_names_are_found_in_any_case() {
+    let nodes = [File("/EFI/Linux/a long name.efi", b"x"), File("/EFI/BOOT/BOOTX64.EFI", b"y")];
+    let Some(image) = fat(1440, &["-n", "ESP", "-i", "CAFE1234"], &nodes) else {
+        return;
+    };
+    let fs = mount_bytes(image).unwrap().unwrap();
+    assert_eq!(fs.read_file("/efi/boot/bootx64.efi", 9).unwrap(), b"y");
+    assert_eq!(fs.read_file("/EFI/LINUX/A Long Name.EFI", 9).unwrap(), b"x");
+    assert_eq!(fs.read_file("/EFI/LINUX/ALONGN~1.EFI", 9).unwrap(), b"x");
+    assert_eq!(fs.label().as_deref(), Some("ESP"));
+    assert_eq!(fs.uuid().as_deref(), Some("CAFE-1234"));
+}
+
+#[test]
+fn holes_read_as_zeroes() {
+    let directory = tempfile::tempdir().unwrap();
+    let tree = directory.path().join("tree");
+    std::fs::create_dir(&tree).unwrap();
+    let file = std::fs::File::create(tree.join("sparse")).unwrap();
+    use std::os::unix::fs::FileExt;
+    file.write_all_at(b"middle", 1 << 20).unwrap();
+    file.set_len(3 << 20).unwrap();
+    drop(file);
+    for kind in ["ext2", "ext4"] {
+        let image = directory.path().join(kind);
+        let (tree, path) = (tree.to_str().unwrap(), image.to_str().unwrap());
+        let arguments = ["-q", "-F", "-t", kind, "-d", tree, path, "8m"];
+        if tool("mke2fs", &arguments).is_none() {
+            return;
+        }
+        let fs = mount_bytes(std::fs::read(&image).unwrap()).unwrap().unwrap();
+        let bytes = fs.read_file("/sparse", 3 << 20).unwrap();
+        assert_eq!(&bytes[1 << 20..(1 << 20) + 6], b"middle");
+        let rest = bytes[..1 << 20].iter().chain(&bytes[(1 << 20) + 6..]);
+        assert!(rest.copied().all(|byte| byte == 0));
+    }
+}
+
+#[test]
+fn truncated_file_system_says_so() {
+    let Some(mut image) = ext(8, &["-t", "ext4"], &[]) else {
+        return;
+    };
+    image.truncate(4 << 20);
+    let Err(MountError::Failed { kind, error }) = mount_bytes(image) else {
+        panic!("mounted");
+    };
+    assert_eq!(kind, FsKind::Ext4);
+    assert!(error.to_string().contains("is the image truncated?"));
+}
+
+#[test]
+fn noise_and_zeroes_are_nothing() {
+    for bytes in [noise(1 << 20), vec![0; 1 << 20], vec![0; 512], Vec::new()] {
+        assert!(mount_bytes(bytes).unwrap().is_none());
+    }
+}
+
+#[test]
+fn unreadable_kinds_are_named() {
+    let mut luks = vec![0; 1 << 17];
+    luks[..6].copy_from_slice(b"LUKS\xba\xbe");
+    let mut btrfs = vec![0; 1 << 17];
+    btrfs[0x1_0040..0x1_0048].copy_from_slice(b"_BHRfS_M");
+    for (bytes, kind) in [(luks, FsKind::Luks), (btrfs, FsKind::Btrfs)] {
+        let found = mount_bytes(bytes).map(|fs| fs.is_some());
+        assert!(matches!(found, Err(MountError::NotReadable(found)) if found == kind));
+    }
+}
