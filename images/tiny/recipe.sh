@@ -18,7 +18,6 @@ build_image() {
   local out=$1 work root deb
   work=$out.d
   root=$work/root
-  rm -rf "$work"
   refresh_lists
   fetch_packages "$work/deb" "${TINY_PACKAGES[@]}"
   mkdir -p "$work/debian/usr"/{bin,sbin,lib,lib64}

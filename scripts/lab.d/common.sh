@@ -55,7 +55,8 @@ key_of() {
 }
 
 # cached WHAT PATH BUILDER...: makes sure that PATH is there. BUILDER gets a temporary name as
-# its last argument; the result is renamed to PATH only when BUILDER succeeded, under a lock.
+# its last argument and may keep its work beside that, under a longer name. The result is
+# renamed to PATH only when BUILDER succeeded, under a lock.
 cached() {
   local what=$1 path=$2 lock fd
   shift 2
@@ -68,7 +69,7 @@ cached() {
     flock "$fd"
   fi
   if [[ ! -e $path ]]; then
-    rm -rf "$path.partial"
+    rm -rf "$path.partial"*
     step "$what" "$@" "$path.partial"
     mv -T "$path.partial" "$path"
   fi

@@ -29,8 +29,6 @@ build_l1_root() {
   local out=$1 root
   find_mirrors
   root=$out.d
-  # Left over when an earlier build was interrupted.
-  rm -rf "$root"
   # Nothing in L1 reads documentation, and no initramfs is made there.
   debian_sources | mmdebstrap --mode=root --variant=minbase --aptopt='APT::Install-Recommends "false"' \
     --dpkgopt='path-exclude=/usr/share/doc/*' --dpkgopt='path-exclude=/usr/share/man/*' --dpkgopt='path-exclude=/usr/share/locale/*' \
