@@ -281,3 +281,217 @@ impl Drop for Msix {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::virtio::testing::FakeMsi;
+
+    const ENABLE: u16 = CONTROL_ENABLE;
+
+    fn msix() -> (Msix, Arc<FakeMsi>) {
+        let controller = Arc::new(FakeMsi::default());
+        (Msix::new(controller.clone(), 3).unwrap(), controller)
+    }
+
+    /// Writes a vector's message, whose data are `data`, and its mask.
+    fn program(msix: &mut Msix, vector: u64, data: u32, masked: bool) {
+        msix.write_table(vector * 16, &0xfee0_0000u64.to_le_bytes());
+        msix.write_table(vector * 16 + 8, &data.to_le_bytes());
+        msix.write_table(vector * 16 + 12, &u32::from(masked).to_le_bytes());
+    }
+
+    fn delivered(controller: &FakeMsi) -> Vec<u32> {
+        controller.take_delivered().iter().map(|message| message.data).collect()
+    }
+
+    fn pending(msix: &Msix) -> u64 {
+        let mut bits = [0xff; 8];
+        msix.read_pba(0, &mut bits);
+        u64::from_le_bytes(bits)
+    }
+
+    #[test]
+    fn nothing_is_connected_until_enabled_and_unmasked() {
+        let (mut msix, controller) = msix();
+        let mut entry = [0; 16];
+        msix.read_table(16, &mut entry);
+        assert_eq!(entry, [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0], "masked at reset");
+        msix.set_vector(1, 2);
+        program(&mut msix, 2, 0x42, false);
+        assert!(controller.connected().is_empty());
+        msix.set_control(ENABLE | CONTROL_FUNCTION_MASK);
+        assert!(controller.connected().is_empty());
+        msix.set_control(ENABLE);
+        assert_eq!(controller.connected().len(), 1);
+        msix.signal(1);
+        assert_eq!(delivered(&controller), [0x42]);
+        program(&mut msix, 2, 0x43, true);
+        assert!(controller.connected().is_empty());
+    }
+
+    #[test]
+    fn interrupt_while_masked_is_pending_and_comes_with_the_unmasking() {
+        let (mut msix, controller) = msix();
+        msix.set_control(ENABLE);
+        msix.set_vector(0, 0);
+        msix.set_vector(2, 1);
+        program(&mut msix, 0, 0x40, false);
+        program(&mut msix, 1, 0x41, true);
+        msix.signal(2);
+        msix.signal(2);
+        assert_eq!(pending(&msix), 0b10);
+        assert_eq!(pending(&msix), 0b10, "looking does not take it");
+        assert_eq!(delivered(&controller), [] as [u32; 0]);
+        msix.write_table(16 + 12, &[0; 4]);
+        assert_eq!(delivered(&controller), [0x41]);
+        assert_eq!(pending(&msix), 0);
+
+        msix.set_control(ENABLE | CONTROL_FUNCTION_MASK);
+        msix.signal(0);
+        msix.signal(2);
+        assert_eq!(pending(&msix), 0b11);
+        msix.set_control(ENABLE);
+        assert_eq!(delivered(&controller), [0x40, 0x41]);
+    }
+
+    #[test]
+    fn message_changes_while_connected() {
+        let (mut msix, controller) = msix();
+        msix.set_control(ENABLE);
+        msix.set_vector(0, 0);
+        program(&mut msix, 0, 0x40, false);
+        msix.signal(0);
+        msix.write_table(8, &0x50u32.to_le_bytes());
+        msix.signal(0);
+        assert_eq!(delivered(&controller), [0x40, 0x50]);
+    }
+
+    #[test]
+    fn sources_share_a_vector() {
+        let (mut msix, controller) = msix();
+        msix.set_control(ENABLE);
+        program(&mut msix, 1, 0x41, false);
+        (0..3).for_each(|source| msix.set_vector(source, 1));
+        assert_eq!(controller.connected().len(), 3);
+        msix.signal(0);
+        msix.signal(2);
+        assert_eq!(delivered(&controller), [0x41, 0x41]);
+    }
+
+    #[test]
+    fn vectors_out_of_range_read_back_as_none() {
+        let (mut msix, controller) = msix();
+        msix.set_control(ENABLE);
+        program(&mut msix, 0, 0x40, false);
+        for vector in [3, 4, 0x7ff, 0x800, 0xfffe, NO_VECTOR] {
+            msix.set_vector(0, 0);
+            assert_eq!(msix.vector(0), 0);
+            msix.set_vector(0, vector);
+            assert_eq!(msix.vector(0), NO_VECTOR);
+            assert!(controller.connected().is_empty());
+        }
+        msix.signal(0);
+        msix.set_vector(77, 0);
+        msix.set_vector(0, 0);
+        assert_eq!(msix.vector(77), NO_VECTOR);
+    }
+
+    #[test]
+    fn message_to_elsewhere_is_never_connected() {
+        let (mut msix, controller) = msix();
+        msix.set_control(ENABLE);
+        msix.set_vector(0, 0);
+        program(&mut msix, 0, 0x40, false);
+        assert_eq!(controller.connected().len(), 1);
+        for address in [0, 0x1000, 0xfed0_0000, 0x1_fee0_0000u64] {
+            msix.write_table(0, &address.to_le_bytes());
+            assert!(controller.connected().is_empty(), "{address:#x}");
+        }
+    }
+
+    #[test]
+    fn odd_accesses_merge_bytes_and_stay_inside() {
+        let (mut msix, _) = msix();
+        msix.write_table(0, &(0..16).collect::<Vec<u8>>());
+        msix.write_table(3, &[0xee, 0xdd]);
+        let mut bytes = [0xff; 18];
+        msix.read_table(2, &mut bytes[..5]);
+        assert_eq!(bytes[..5], [2, 0xee, 0xdd, 5, 6]);
+        // Reserved bits of address and control stay zero.
+        msix.write_table(0, &[0xff; 16]);
+        msix.read_table(0, &mut bytes[..16]);
+        assert_eq!(
+            bytes[..16],
+            [0xfc, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 1, 0, 0, 0]
+        );
+        // Across the end of the table, and far from it.
+        let mut bytes = [0xff; 18];
+        msix.write_table(46, &[0; 8]);
+        msix.write_table(u64::MAX - 1, &[0; 8]);
+        msix.read_table(46, &mut bytes);
+        assert_eq!(bytes[..2], [0, 0]);
+        assert_eq!(bytes[2..], [0xff; 16]);
+        msix.read_table(u64::MAX - 1, &mut bytes);
+        msix.read_pba(6, &mut bytes);
+        msix.read_pba(u64::MAX, &mut bytes);
+    }
+
+    #[test]
+    fn refused_connection_is_tried_again() {
+        let (mut msix, controller) = msix();
+        controller.refuse(true);
+        msix.set_control(ENABLE);
+        msix.set_vector(0, 0);
+        program(&mut msix, 0, 0x40, false);
+        msix.signal(0);
+        assert!(controller.connected().is_empty());
+        controller.refuse(false);
+        program(&mut msix, 0, 0x40, false);
+        assert_eq!(delivered(&controller), [0x40]);
+    }
+
+    #[test]
+    fn reset_of_sources_forgets_interrupts_and_keeps_the_table() {
+        let (mut msix, controller) = msix();
+        msix.set_control(ENABLE);
+        msix.set_vector(0, 0);
+        program(&mut msix, 0, 0x40, true);
+        msix.signal(0);
+        msix.reset_sources();
+        msix.set_vector(0, 0);
+        msix.write_table(12, &[0; 4]);
+        assert_eq!(delivered(&controller), [] as [u32; 0]);
+        msix.signal(0);
+        assert_eq!(delivered(&controller), [0x40]);
+        msix.reset();
+        assert!(controller.connected().is_empty());
+        let mut entry = [0; 16];
+        msix.read_table(0, &mut entry);
+        assert_eq!(entry, TableEntry::RESET.to_bytes());
+    }
+
+    #[test]
+    fn polling_takes_interrupts_only_while_msix_is_off() {
+        let (mut msix, _) = msix();
+        msix.signal(2);
+        assert_eq!(msix.take_polled(), (false, true));
+        msix.signal(0);
+        msix.signal(1);
+        assert_eq!(msix.take_polled(), (true, true));
+        assert_eq!(msix.take_polled(), (false, false));
+        msix.signal(0);
+        msix.set_control(ENABLE);
+        assert_eq!(msix.take_polled(), (false, false));
+    }
+
+    #[test]
+    fn dropping_disconnects() {
+        let (mut msix, controller) = msix();
+        msix.set_control(ENABLE);
+        msix.set_vector(0, 0);
+        program(&mut msix, 0, 0x40, false);
+        drop(msix);
+        assert!(controller.connected().is_empty());
+    }
+}

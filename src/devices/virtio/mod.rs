@@ -4,6 +4,8 @@ pub mod blk;
 mod device;
 pub mod net;
 pub mod rng;
+#[cfg(any(test, feature = "test-utils"))]
+pub mod testing;
 mod transport;
 
 pub use device::{

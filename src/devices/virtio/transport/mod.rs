@@ -24,6 +24,8 @@
 mod doorbells;
 mod layout;
 pub(crate) mod registers;
+#[cfg(test)]
+mod tests;
 
 use std::io;
 use std::sync::Arc;
@@ -462,6 +464,40 @@ impl PciFunction for VirtioPci {
         self.reset_device();
         self.msix.reset();
         self.config.reset();
+    }
+}
+
+/// What a driver must not be able to change.
+#[cfg(any(test, feature = "test-utils"))]
+pub(crate) struct Frozen {
+    resets: u64,
+    running: bool,
+    queues: Vec<registers::QueueRegisters>,
+}
+
+#[cfg(any(test, feature = "test-utils"))]
+impl Frozen {
+    /// Panics when something that was frozen is not the same in `later`, short of a reset.
+    pub(crate) fn assert_kept(&self, later: &Self) {
+        if self.resets != later.resets {
+            return;
+        }
+        assert!(later.running || !self.running, "stopped without a reset");
+        for (before, after) in self.queues.iter().zip(&later.queues) {
+            let frozen = self.running || before.enabled();
+            assert!(!frozen || before == after, "{before:x?} became {after:x?}");
+        }
+    }
+}
+
+#[cfg(any(test, feature = "test-utils"))]
+impl VirtioPci {
+    pub(crate) fn frozen(&self) -> Frozen {
+        Frozen {
+            resets: self.counters.resets,
+            running: self.registers.driver_ok(),
+            queues: self.registers.queues().to_vec(),
+        }
     }
 }
 
