@@ -38,8 +38,6 @@ counters! {
     output_full,
     /// ARP and neighbour answers.
     neighbor_replies,
-    /// Router advertisements.
-    router_advertisements,
     /// ICMP echo answers.
     echo_replies,
     /// DHCP offers, acknowledgements and refusals.

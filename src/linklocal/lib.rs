@@ -20,7 +20,6 @@
 //! - Values of the tree and tokens are never logged.
 
 #![forbid(unsafe_code)]
-#![expect(dead_code, reason = "the resolver is not there yet")]
 
 pub mod address;
 mod allowance;
@@ -28,8 +27,10 @@ mod arp;
 mod classify;
 mod counters;
 mod dhcp;
+mod dns;
 mod icmp;
 mod imds;
+mod ndp;
 mod ntp;
 mod output;
 mod packet;
@@ -41,5 +42,6 @@ mod time;
 
 pub use classify::{CLASSIFY_PREFIX, Classifier, Verdict};
 pub use counters::Counters;
+pub use dns::DnsForward;
 pub use stack::LinkLocal;
 pub use time::Time;

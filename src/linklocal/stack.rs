@@ -12,7 +12,7 @@
 //! output queue and the metadata.
 
 use std::collections::BTreeSet;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -24,12 +24,13 @@ use crate::address::{Host, IMDS_V6, host_at};
 use crate::allowance::Allowance;
 use crate::classify::Classifier;
 use crate::counters::Counters;
+use crate::dns::{self, Asker, DnsForward, Resolver};
 use crate::imds::{self, Imds};
 use crate::output::Output;
 use crate::packet::{self, Datagram, IpPacket, Link, Parsed, Refusal};
 use crate::tcp::{Answer, Outcome, Server, Tcp};
 use crate::time::Time;
-use crate::{arp, dhcp, icmp, ntp};
+use crate::{arp, dhcp, icmp, ndp, ntp};
 
 /// Smallest MTU that smoltcp and IPv6 work with (RFC 8200 §5).
 const MIN_MTU: u16 = 1280;
@@ -56,8 +57,11 @@ pub struct LinkLocal {
 /// What answers behind TCP and what it counts.
 struct Services {
     imds: Imds,
+    dns: Resolver,
     counters: Counters,
-    ipv6: bool,
+    resolver: Option<Ipv4Addr>,
+    /// Whether metadata are served over IPv6.
+    imds_v6: bool,
 }
 
 impl LinkLocal {
@@ -88,8 +92,10 @@ impl LinkLocal {
             mtu,
             services: Services {
                 imds: Imds::new(Arc::clone(&metadata), &seed),
+                dns: Resolver::new(&spec.domain_name),
                 counters: Counters::default(),
-                ipv6: false,
+                resolver: spec.resolver,
+                imds_v6: false,
             },
             tcp: Tcp::new(link, mtu, sequence_seed, now),
             output: Output::default(),
@@ -113,11 +119,11 @@ impl LinkLocal {
         self.addresses = facts.map(|facts| facts.addresses.iter().copied().collect()).unwrap_or_default();
         self.addresses.insert(IpAddr::V4(self.spec.private_ipv4));
         self.source_dest_check = facts.is_none_or(|facts| facts.source_dest_check);
-        let ipv6 = metadata.options.ipv6_enabled;
-        if self.services.ipv6 && !ipv6 {
+        if !metadata.options.ipv6_enabled {
             self.tcp.reset(|local| local.ip() == IpAddr::V6(IMDS_V6));
         }
-        self.services.ipv6 = ipv6;
+        self.services.imds_v6 = metadata.options.ipv6_enabled;
+        self.services.dns.set_snapshot(&metadata);
         self.services.imds.set_snapshot(metadata);
     }
 
@@ -161,6 +167,9 @@ impl LinkLocal {
     /// The next frame for the guest, with complete checksums.
     pub fn receive(&mut self, now: Time) -> Option<Vec<u8>> {
         if self.output.is_empty() {
+            while let Some((asker, answer)) = self.services.dns.expire(now, &mut self.services.counters) {
+                self.deliver(now, asker, &answer);
+            }
             self.tcp.egress(now, &mut self.services, &mut self.output);
         }
         let frame = self.output.pop()?;
@@ -174,7 +183,26 @@ impl LinkLocal {
         if !self.output.is_empty() {
             return Some(Duration::ZERO);
         }
-        self.tcp.next_event(now).map(|at| at.saturating_sub(now.uptime))
+        let next = [self.tcp.next_event(now), self.services.dns.next_event()].into_iter().flatten().min();
+        next.map(|at| at.saturating_sub(now.uptime))
+    }
+
+    /// Says that somebody calls [`LinkLocal::take_forward`]. Until then names that are not of the VPC
+    /// get SERVFAIL at once.
+    pub fn enable_dns_forwarding(&mut self) {
+        self.services.dns.set_forwarding(true);
+    }
+
+    /// The next DNS query for the host to resolve, after [`LinkLocal::transmit`].
+    pub fn take_forward(&mut self) -> Option<DnsForward> {
+        self.services.dns.take_forward()
+    }
+
+    /// Brings the reply to a forwarded query, or that there is none. Late replies are ignored.
+    pub fn forward_reply(&mut self, now: Time, id: u64, reply: Option<&[u8]>) {
+        if let Some((asker, answer)) = self.services.dns.reply(id, reply, &mut self.services.counters) {
+            self.deliver(now, asker, &answer);
+        }
     }
 }
 
@@ -195,7 +223,10 @@ impl LinkLocal {
         {
             return self.dhcp(now, packet);
         }
-        let Some(host) = host_at(packet.dst, self.spec.resolver).filter(|_| self.speaks(packet.dst)) else {
+        if let Some(target) = ndp::solicited(packet) {
+            return self.solicitation(now, packet, target);
+        }
+        let Some(host) = self.host_at(packet.dst) else {
             self.services.counters.unserved += 1;
             return;
         };
@@ -225,9 +256,35 @@ impl LinkLocal {
         }
     }
 
-    /// Whether the services answer at addresses of this family.
-    fn speaks(&self, addr: IpAddr) -> bool {
-        addr.is_ipv4() || self.services.ipv6
+    /// What answers at `addr` with the options of the moment.
+    fn host_at(&self, addr: IpAddr) -> Option<Host> {
+        let has_v6 = || self.services.imds_v6 || self.addresses.iter().any(IpAddr::is_ipv6);
+        host_at(addr, self.spec.resolver).filter(|&host| match (addr, host) {
+            (IpAddr::V4(_), _) => true,
+            (IpAddr::V6(_), Host::Imds) => self.services.imds_v6,
+            (IpAddr::V6(_), _) => has_v6(),
+        })
+    }
+
+    fn solicitation(&mut self, now: Time, packet: &IpPacket<'_>, target: Ipv6Addr) {
+        if self.host_at(IpAddr::V6(target)).is_none() {
+            self.services.counters.unserved += 1;
+        } else if !self.link_allowance.take(now.uptime, 1) {
+            self.services.counters.allowance_exceeded += 1;
+        } else if let Some(reply) = ndp::advertise(&self.link, packet, target) {
+            self.services.counters.neighbor_replies += 1;
+            self.output.push(reply);
+        }
+    }
+
+    /// Sends the answer to a DNS query.
+    fn deliver(&mut self, now: Time, asker: Asker, answer: &[u8]) {
+        match asker {
+            Asker::Udp { guest, service } => self.output.push(self.link.udp(service, guest, answer)),
+            Asker::Tcp(connection) => {
+                self.tcp.resume(now, connection, dns::frame(answer), &mut self.services);
+            }
+        }
     }
 
     fn may_send_from(&self, src: IpAddr) -> bool {
@@ -263,32 +320,48 @@ impl LinkLocal {
                     self.output.push(self.link.udp_reply(datagram, &reply));
                 }
             }
+            (Host::Dns, dns::PORT) => {
+                let asker = Asker::Udp { guest: datagram.src, service: datagram.dst };
+                let services = &mut self.services;
+                if let dns::Outcome::Answer(answer) =
+                    services.dns.ask(now, asker, datagram.payload, &mut services.counters)
+                {
+                    self.deliver(now, asker, &answer);
+                }
+            }
             _ => self.services.counters.unserved += 1,
         }
     }
 }
 
+impl Services {
+    /// What listens at the end `local` of a connection.
+    fn listener(&self, local: SocketAddr) -> Option<Host> {
+        let host = host_at(local.ip(), self.resolver)?;
+        matches!((host, local.port()), (Host::Imds, HTTP) | (Host::Dns, dns::PORT)).then_some(host)
+    }
+}
+
 impl Server for Services {
     fn listens(&self, local: SocketAddr) -> bool {
-        host_at(local.ip(), None) == Some(Host::Imds) && local.port() == HTTP
+        self.listener(local).is_some()
     }
 
-    fn longest_request(&self, _local: SocketAddr) -> usize {
-        imds::http::MAX_REQUEST
+    fn longest_request(&self, local: SocketAddr) -> usize {
+        match self.listener(local) {
+            Some(Host::Dns) => dns::MAX_TCP_QUERY,
+            _ => imds::http::MAX_REQUEST,
+        }
     }
 
     fn counters(&mut self) -> &mut Counters {
         &mut self.counters
     }
 
-    fn serve(
-        &mut self,
-        now: Time,
-        _connection: u64,
-        _local: SocketAddr,
-        _peer: SocketAddr,
-        received: &[u8],
-    ) -> Outcome {
+    fn serve(&mut self, now: Time, connection: u64, local: SocketAddr, received: &[u8]) -> Outcome {
+        if self.listener(local) == Some(Host::Dns) {
+            return self.serve_dns(now, connection, received);
+        }
         match self.imds.answer(now, received, &mut self.counters) {
             Some(reply) => Outcome::Answer(Answer {
                 consumed: reply.consumed,
@@ -297,6 +370,25 @@ impl Server for Services {
                 close: reply.close,
             }),
             None => Outcome::Incomplete,
+        }
+    }
+}
+
+impl Services {
+    fn serve_dns(&mut self, now: Time, connection: u64, received: &[u8]) -> Outcome {
+        let Some((message, consumed)) = dns::framed(received) else {
+            // Longer than any query: there is no point in waiting for the rest.
+            return if received.len() < dns::MAX_TCP_QUERY { Outcome::Incomplete } else { Outcome::Close };
+        };
+        match self.dns.ask(now, Asker::Tcp(connection), message, &mut self.counters) {
+            dns::Outcome::Answer(answer) => Outcome::Answer(Answer {
+                consumed,
+                bytes: dns::frame(&answer),
+                hop_limit: None,
+                close: false,
+            }),
+            dns::Outcome::Later => Outcome::Later { consumed },
+            dns::Outcome::Ignored => Outcome::Close,
         }
     }
 }

@@ -58,10 +58,6 @@ impl Imds {
         Imds { snapshot, tokens }
     }
 
-    pub(crate) fn snapshot(&self) -> &MetadataSnapshot {
-        &self.snapshot
-    }
-
     pub(crate) fn set_snapshot(&mut self, snapshot: Arc<MetadataSnapshot>) {
         self.snapshot = snapshot;
     }

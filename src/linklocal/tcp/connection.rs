@@ -60,6 +60,8 @@ pub(crate) enum Outcome {
     Answer(Answer),
     /// The answer to a whole request of this many bytes will come through [`Connection::resume`].
     Later { consumed: usize },
+    /// There will be no answer.
+    Close,
 }
 
 /// An answer on its way.
@@ -231,6 +233,7 @@ impl Connection {
                             self.received.drain(..consumed.min(self.received.len()));
                             self.enter(Phase::Pending, now);
                         }
+                        Outcome::Close => self.close(now),
                     }
                 }
             }
@@ -257,9 +260,7 @@ impl Connection {
         self.reply = Vec::new();
         self.sent = 0;
         if self.close_after {
-            self.received = Vec::new();
-            self.socket().close();
-            self.enter(Phase::Lingering, now);
+            self.close(now);
         } else {
             self.attempt = !self.received.is_empty();
             self.enter(if self.attempt { Phase::Reading } else { Phase::Waiting }, now);
@@ -292,10 +293,14 @@ impl Connection {
 
     fn finish_if_peer_left(&mut self, now: Time) {
         if !self.socket().may_recv() {
-            self.received = Vec::new();
-            self.socket().close();
-            self.enter(Phase::Lingering, now);
+            self.close(now);
         }
+    }
+
+    fn close(&mut self, now: Time) {
+        self.received = Vec::new();
+        self.socket().close();
+        self.enter(Phase::Lingering, now);
     }
 
     fn fail_if_peer_left(&mut self) {

@@ -38,14 +38,7 @@ pub(crate) trait Server {
     fn counters(&mut self) -> &mut Counters;
 
     /// What to do with the bytes received so far on a connection.
-    fn serve(
-        &mut self,
-        now: Time,
-        connection: u64,
-        local: SocketAddr,
-        peer: SocketAddr,
-        received: &[u8],
-    ) -> Outcome;
+    fn serve(&mut self, now: Time, connection: u64, local: SocketAddr, received: &[u8]) -> Outcome;
 }
 
 /// All connections of one interface.
@@ -240,9 +233,9 @@ impl Tcp {
 }
 
 fn pump(connection: &mut Connection, now: Time, server: &mut impl Server) {
-    let (id, local, peer) = (connection.id, connection.local, connection.peer);
+    let (id, local) = (connection.id, connection.local);
     let limit = server.longest_request(local);
-    connection.pump(now, limit, |received| server.serve(now, id, local, peer, received));
+    connection.pump(now, limit, |received| server.serve(now, id, local, received));
 }
 
 fn is_unicast(addr: IpAddr) -> bool {
