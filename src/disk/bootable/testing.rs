@@ -1,5 +1,6 @@
 //! File system images for tests, made by the usual tools where they are installed.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::sync::Arc;
@@ -90,6 +91,64 @@ pub(crate) fn fat(kib: u32, options: &[&str], nodes: &[Node<'_>]) -> Option<Vec<
         tool("mcopy", &["-s", "-i", image_path, path.to_str()?, "::"])?;
     }
     Some(std::fs::read(image).unwrap())
+}
+
+/// An XFS of 16 MiB. `options` go to `mkfs.xfs`. Names must not have blanks.
+pub(crate) fn xfs(options: &[&str], nodes: &[Node<'_>]) -> Option<Vec<u8>> {
+    let directory = tempfile::tempdir().unwrap();
+    let mut tree = Tree::default();
+    for (index, node) in nodes.iter().enumerate() {
+        let source = directory.path().join(index.to_string());
+        let (path, line) = match node {
+            File(path, contents) => {
+                std::fs::write(&source, contents).unwrap();
+                (path, format!("---644 0 0 {}", source.display()))
+            }
+            Link(path, target) => (path, format!("l--777 0 0 {target}")),
+        };
+        tree.add(path.trim_start_matches('/'), line);
+    }
+    let prototype = directory.path().join("prototype");
+    let mut text = "/dev/null\n0 0\nd--755 0 0\n".to_owned();
+    tree.write(&mut text);
+    std::fs::write(&prototype, text).unwrap();
+    let image = directory.path().join("image");
+    let file = std::fs::File::create(&image).unwrap();
+    file.set_len(16 << 20).unwrap();
+    let mut arguments = vec!["-q", "--unsupported", "-p", prototype.to_str()?];
+    arguments.extend(options);
+    arguments.push(image.to_str()?);
+    tool("mkfs.xfs", &arguments)?;
+    Some(std::fs::read(image).unwrap())
+}
+
+/// Files by directory, as `mkfs.xfs` wants them described.
+#[derive(Default)]
+struct Tree(BTreeMap<String, (Option<String>, Tree)>);
+
+impl Tree {
+    fn add(&mut self, path: &str, line: String) {
+        match path.split_once('/') {
+            Some((directory, rest)) => {
+                let entry = self.0.entry(directory.to_owned()).or_default();
+                entry.1.add(rest, line);
+            }
+            None => self.0.entry(path.to_owned()).or_default().0 = Some(line),
+        }
+    }
+
+    fn write(&self, text: &mut String) {
+        for (name, (line, inner)) in &self.0 {
+            match line {
+                Some(line) => text.push_str(&format!("{name} {line}\n")),
+                None => {
+                    text.push_str(&format!("{name} d--755 0 0\n"));
+                    inner.write(text);
+                }
+            }
+        }
+        text.push_str("$\n");
+    }
 }
 
 /// Mounts the contents of a partition.

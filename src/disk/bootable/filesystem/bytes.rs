@@ -27,6 +27,18 @@ impl<'a> Bytes<'a> {
         u32::from_le_bytes(self.array(at))
     }
 
+    pub(super) fn be16(&self, at: usize) -> u16 {
+        u16::from_be_bytes(self.array(at))
+    }
+
+    pub(super) fn be32(&self, at: usize) -> u32 {
+        u32::from_be_bytes(self.array(at))
+    }
+
+    pub(super) fn be64(&self, at: usize) -> u64 {
+        u64::from_be_bytes(self.array(at))
+    }
+
     /// `len` bytes from `at` on, or `None` when they are not all there.
     pub(super) fn slice(&self, at: usize, len: usize) -> Option<&'a [u8]> {
         self.0.get(at..at.checked_add(len)?)

@@ -18,6 +18,7 @@ mod magic;
 mod resolve;
 #[cfg(test)]
 mod tests;
+mod xfs;
 
 use serde::Serialize;
 
@@ -204,6 +205,10 @@ pub(crate) fn mount(source: &Source) -> Result<Option<Box<dyn FileSystem>>, Moun
     let failed = |kind| move |error| MountError::Failed { kind, error };
     if let Some(kind) = ext::probe(source).map_err(MountError::Probe)? {
         let fs = ext::Ext::mount(source.clone()).map_err(failed(kind))?;
+        return Ok(Some(Box::new(resolve::Mounted(fs))));
+    }
+    if let Some(kind) = xfs::probe(source).map_err(MountError::Probe)? {
+        let fs = xfs::Xfs::mount(source.clone()).map_err(failed(kind))?;
         return Ok(Some(Box::new(resolve::Mounted(fs))));
     }
     if let Some(kind) = magic::unreadable(source).map_err(MountError::Probe)? {

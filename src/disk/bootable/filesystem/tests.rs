@@ -16,7 +16,8 @@ fn noise(len: usize) -> Vec<u8> {
 /// Makes an image, mounts it, and compares what the reader sees with what was put in.
 fn check(make: impl FnOnce(&[Node<'_>]) -> Option<Vec<u8>>, kind: FsKind, big: usize, symlinks: bool) {
     let big = noise(big);
-    let many: Vec<String> = (0..300).map(|i| format!("/dir/entry number {i:03}.conf")).collect();
+    let blank = if kind == FsKind::Xfs { '-' } else { ' ' };
+    let many: Vec<String> = (0..300).map(|i| format!("/dir/entry{blank}number{blank}{i:03}.conf")).collect();
     let mut nodes = vec![
         File("/empty", b""),
         File("/boot/VMLINUZ", b"upper"),
@@ -123,6 +124,32 @@ fn fat16_reads_back() {
 #[test]
 fn fat32_reads_back() {
     check(|nodes| fat(64 << 10, &["-F", "32", "-s", "1"], nodes), FsKind::Fat32, 3_000_001, false);
+}
+
+#[test]
+fn xfs_reads_back() {
+    check(|nodes| xfs(&[], nodes), FsKind::Xfs, 3_000_001, true);
+}
+
+#[test]
+fn xfs_with_small_blocks_reads_back() {
+    let options = ["-b", "size=1024", "-n", "size=4096", "-i", "nrext64=1"];
+    check(|nodes| xfs(&options, nodes), FsKind::Xfs, 3_000_001, true);
+}
+
+#[test]
+fn xfs_of_version_4_reads_back() {
+    let options = ["-m", "crc=0,finobt=0,inobtcount=0,bigtime=0,reflink=0,rmapbt=0", "-n", "ftype=0"];
+    check(|nodes| xfs(&options, nodes), FsKind::Xfs, 3_000_001, true);
+}
+
+#[test]
+fn xfs_has_label_and_uuid() {
+    let options = ["-L", "boot", "-m", &format!("uuid={UUID}")];
+    let Some(image) = xfs(&options, &[]) else { return };
+    let fs = mount_bytes(image).unwrap().unwrap();
+    assert_eq!(fs.label().as_deref(), Some("boot"));
+    assert_eq!(fs.uuid().as_deref(), Some(UUID));
 }
 
 #[test]
