@@ -1,6 +1,27 @@
 //! Instances, images, networks and their state on one host.
+//!
+//! A library without a process of its own: `kiln` embeds it today, a daemon will serve it
+//! tomorrow. Methods that touch the store, files or the network block; async callers run them on a
+//! blocking thread.
+//!
+//! ```text
+//!            instances ──▶ vmm_process ──▶ kiln-vmm
+//!           ╱    │    ╲
+//!      images network  host
+//!           ╲    │    ╱
+//!              state
+//! ```
 
 #![forbid(unsafe_code)]
 
+pub mod host;
+pub mod images;
+pub mod instances;
+pub mod metadata;
 pub mod network;
+pub mod progress;
 pub mod state;
+pub mod vmm_process;
+
+/// Text that came from an image or a guest, made safe to show.
+pub use kiln_disk::partition::printable;

@@ -25,7 +25,7 @@ const ALGORITHMS: [&str; 7] = [
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct SshPublicKey {
-    algorithm: &'static str,
+    algorithm: String,
     blob: String,
     comment: String,
 }
@@ -59,7 +59,7 @@ pub enum ParseSshKeyError {
 impl SshPublicKey {
     /// Such as `ssh-ed25519`.
     pub fn algorithm(&self) -> &str {
-        self.algorithm
+        &self.algorithm
     }
 
     /// What follows the key on its line; may be empty.
@@ -95,7 +95,8 @@ impl FromStr for SshPublicKey {
         }
         let mut fields = line.splitn(3, [' ', '\t']);
         let first = fields.next().unwrap_or_default();
-        let algorithm = ALGORITHMS.into_iter().find(|a| *a == first).ok_or(ParseSshKeyError::Algorithm)?;
+        let algorithm =
+            ALGORITHMS.contains(&first).then(|| first.to_owned()).ok_or(ParseSshKeyError::Algorithm)?;
         let blob = fields.next().unwrap_or_default();
         let bytes = STANDARD.decode(blob).map_err(|_| ParseSshKeyError::Damaged)?;
         if inner_algorithm(&bytes) != Some(algorithm.as_bytes()) {

@@ -108,14 +108,6 @@ pub struct Interface {
     pub address: Ipv4Addr,
 }
 
-impl Interface {
-    /// EC2's private host name of the address: `ip-172-31-0-4`.
-    pub fn host_name(&self) -> String {
-        let [a, b, c, d] = self.address.octets();
-        format!("ip-{a}-{b}-{c}-{d}")
-    }
-}
-
 /// Why no address could be had.
 #[derive(Debug, thiserror::Error)]
 pub enum NetworkError {
@@ -230,7 +222,6 @@ mod tests {
         let second = reserve_one(&store, &subnet).unwrap();
         assert_eq!(first.address, Ipv4Addr::new(172, 31, 0, 4));
         assert_eq!(second.address, Ipv4Addr::new(172, 31, 0, 5));
-        assert_eq!(first.host_name(), "ip-172-31-0-4");
         assert_eq!(first.mac.octets().first(), Some(&2));
         transact(&store, |tx| {
             release(tx, &first);

@@ -1,0 +1,99 @@
+//! Processes named so that a recycled number is not mistaken for one of ours.
+
+use std::fs;
+use std::time::Duration;
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::process::{Pid, PidfdFlags, Signal, getpid, pidfd_open, pidfd_send_signal};
+use serde::{Deserialize, Serialize};
+
+/// A process id with the moment the process started, in clock ticks since boot.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ProcessIdentity {
+    /// Process id.
+    pub pid: u32,
+    /// Field 22 of `/proc/<pid>/stat`.
+    pub started: u64,
+}
+
+impl ProcessIdentity {
+    /// The process with this id, if there is one.
+    pub fn of(pid: u32) -> Option<Self> {
+        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+        Some(ProcessIdentity { pid, started: start_time(&stat)? })
+    }
+
+    /// This process.
+    pub fn current() -> Option<Self> {
+        Self::of(u32::try_from(getpid().as_raw_nonzero().get()).ok()?)
+    }
+
+    /// Whether exactly this process is there, be it as a zombie.
+    pub fn is_alive(self) -> bool {
+        Self::of(self.pid) == Some(self)
+    }
+
+    /// Kills exactly this process and waits up to `patience` for its end. Success too when it is gone
+    /// already.
+    pub fn kill(self, patience: Duration) -> std::io::Result<()> {
+        let pid = i32::try_from(self.pid).ok().and_then(Pid::from_raw);
+        let Some(Ok(handle)) = pid.map(|pid| pidfd_open(pid, PidfdFlags::empty())) else { return Ok(()) };
+        // The handle is of whichever process has the number now; it stays of that one. So a look at
+        // the start time after opening it is proof.
+        if !self.is_alive() {
+            return Ok(());
+        }
+        match pidfd_send_signal(&handle, Signal::KILL) {
+            Ok(()) | Err(rustix::io::Errno::SRCH) => {}
+            Err(e) => return Err(e.into()),
+        }
+        let limit = Timespec::try_from(patience).ok();
+        let mut fds = [PollFd::new(&handle, PollFlags::IN)];
+        match poll(&mut fds, limit.as_ref())? {
+            0 => Err(std::io::ErrorKind::TimedOut.into()),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// Field 22 of a line of `/proc/<pid>/stat`. The second field is the program's name in brackets and
+/// may hold anything, brackets and blanks included, so fields count from the last bracket.
+fn start_time(stat: &str) -> Option<u64> {
+    stat.rsplit_once(')')?.1.split_ascii_whitespace().nth(19)?.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::process::Command;
+
+    use super::*;
+
+    #[test]
+    fn start_time_is_found_behind_any_program_name() {
+        let tail = (3..=30).map(|n| n.to_string()).collect::<Vec<_>>().join(" ");
+        for name in ["sh", "a) b (c", ") 1 2 3"] {
+            assert_eq!(start_time(&format!("17 ({name}) {tail}")), Some(22));
+        }
+        for text in ["", "17 (sh", "17 (sh) S 1"] {
+            assert_eq!(start_time(text), None);
+        }
+    }
+
+    #[test]
+    fn kill_ends_the_process_and_only_that_one() {
+        let mut child = Command::new("sleep").arg("1000").spawn().unwrap();
+        let identity = ProcessIdentity::of(child.id()).unwrap();
+        let other = ProcessIdentity { started: identity.started + 1, ..identity };
+        other.kill(Duration::from_secs(10)).unwrap();
+        assert!(child.try_wait().unwrap().is_none(), "a process of another start time was killed");
+        identity.kill(Duration::from_secs(10)).unwrap();
+        assert!(!child.wait().unwrap().success());
+        identity.kill(Duration::from_secs(10)).unwrap();
+        assert!(!identity.is_alive());
+    }
+
+    #[test]
+    fn current_process_is_alive() {
+        assert!(ProcessIdentity::current().unwrap().is_alive());
+    }
+}

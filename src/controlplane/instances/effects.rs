@@ -1,0 +1,106 @@
+//! What a launch does outside of this process, and how each part is undone.
+
+use std::time::Duration;
+
+use kiln_model::InstanceEvent;
+
+use super::{Instance, Parts};
+use crate::network::{FabricError, release};
+use crate::state::{StoreError, transact};
+
+/// A killed VMM frees its memory before it is gone.
+const KILL_PATIENCE: Duration = Duration::from_secs(30);
+
+/// One outside effect, in the order in which a launch has them. Undoing one that never happened
+/// succeeds: the sweep after a crash does not know how far a launch came.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Effect {
+    /// Row of the instance, its address.
+    Rows,
+    /// Directory with the overlay.
+    Files,
+    /// Tap, routes, firewall.
+    Network,
+    /// The VMM process.
+    Process,
+}
+
+impl Effect {
+    pub(super) const ALL: [Effect; 4] = [Effect::Rows, Effect::Files, Effect::Network, Effect::Process];
+}
+
+/// An effect could not be undone. The rows stay, so that the next sweep tries again.
+#[derive(Debug, thiserror::Error)]
+pub enum UndoError {
+    /// The VMM process lives on.
+    #[error("cannot end kiln-vmm process {pid}")]
+    Process {
+        /// Its id.
+        pid: u32,
+        /// Why not.
+        #[source]
+        source: std::io::Error,
+    },
+    /// Links are left.
+    #[error("cannot remove the network of {0}")]
+    Network(kiln_model::InstanceId, #[source] FabricError),
+    /// Files or rows are left.
+    #[error(transparent)]
+    State(#[from] StoreError),
+}
+
+/// Undoes `effects`, last first. With `stays`, what a later start needs remains and the instance is
+/// stopped; without, nothing of it remains. Goes on after an error, but keeps the rows then, and
+/// answers the first error.
+pub(super) fn undo(
+    parts: &Parts,
+    instance: &Instance,
+    effects: &[Effect],
+    stays: bool,
+) -> Result<(), UndoError> {
+    let mut first = None;
+    for effect in effects.iter().rev() {
+        if *effect == Effect::Rows && first.is_some() {
+            break;
+        }
+        if let Err(e) = undo_one(parts, instance, *effect, stays) {
+            tracing::warn!(instance = %instance.id, ?effect, "undo failed: {e}");
+            first.get_or_insert(e);
+        }
+    }
+    first.map_or(Ok(()), Err)
+}
+
+fn undo_one(parts: &Parts, instance: &Instance, effect: Effect, stays: bool) -> Result<(), UndoError> {
+    match effect {
+        Effect::Process => match instance.vmm {
+            Some(vmm) => {
+                vmm.kill(KILL_PATIENCE).map_err(|source| UndoError::Process { pid: vmm.pid, source })
+            }
+            None => Ok(()),
+        },
+        Effect::Network => {
+            parts.fabric.detach(instance.interface.id).map_err(|e| UndoError::Network(instance.id, e))
+        }
+        Effect::Files if stays => Ok(parts.dir.instance(instance.id).remove_run_files()?),
+        Effect::Files => Ok(parts.dir.instance(instance.id).remove()?),
+        Effect::Rows => Ok(undo_rows(parts, instance, stays)?),
+    }
+}
+
+fn undo_rows(parts: &Parts, instance: &Instance, stays: bool) -> Result<(), StoreError> {
+    transact(parts.store.as_ref(), |tx| {
+        let Some(mut row) = tx.get::<Instance>(&instance.id)? else { return Ok(()) };
+        if stays {
+            // Whatever it was about to do, its machine is gone.
+            row.state = row.state.next(InstanceEvent::MachineEnded, true).unwrap_or(row.state);
+            row.owner = None;
+            row.vmm = None;
+            tx.put(&row)
+        } else {
+            release(tx, &row.interface);
+            tx.remove::<Instance>(&row.id);
+            Ok(())
+        }
+    })
+}

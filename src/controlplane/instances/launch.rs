@@ -1,0 +1,372 @@
+//! The launch plan: steps in order, each with its undo.
+//!
+//! ```text
+//!   reserve ─▶ files ─▶ network ─▶ process          an error at any arrow undoes all before it
+//!   (rows,     (dir,    (taps)     (socket, spawn,
+//!    address)  overlay)             send spec)
+//! ```
+
+use std::fs::{self, File, OpenOptions};
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
+
+use kiln_disk::{Backing, DiskError, Format};
+use kiln_model::{ByteSize, InstanceId, InstanceState, ReservationId, VolumeId};
+use kiln_vmspec::DiskFormat;
+
+use super::effects::{Effect, undo};
+use super::request::HostMemory;
+use super::spec::{self, OpenError, Opened};
+use super::{
+    BaseImage, Instance, LaunchRequest, NetworkMode, Parts, RequestError, RootVolume, RunningInstance, facts,
+    smbios,
+};
+use crate::host::ProcessIdentity;
+use crate::images::{Image, ImageError, Images, Source, SourceError};
+use crate::metadata::BuildError;
+use crate::network::{FabricError, NetworkError, NicRequest, ensure_default_subnet, reserve};
+use crate::state::dir::Lock;
+use crate::state::{StoreError, transact};
+use crate::vmm_process::{StartedVmm, VmmError, VmmLaunch};
+
+/// Largest root volume, as in EC2's largest volume type.
+const MAX_VOLUME: u64 = 64 << 40;
+
+/// Why an instance cannot be launched or started.
+#[derive(Debug, thiserror::Error)]
+pub enum LaunchError {
+    /// The wish makes no sense.
+    #[error(transparent)]
+    Request(#[from] RequestError),
+    /// The image cannot be used.
+    #[error(transparent)]
+    Image(#[from] ImageError),
+    /// The root volume would be smaller than what is on it.
+    #[error("a root volume of {wanted} is smaller than the image, which needs {image} (raise --volume-size)")]
+    VolumeTooSmall {
+        /// Asked for.
+        wanted: ByteSize,
+        /// Size of the disk in the image.
+        image: ByteSize,
+    },
+    /// The root volume would be larger than any disk.
+    #[error("a root volume of {0} is too large (at most 64 TiB)")]
+    VolumeTooLarge(ByteSize),
+    /// The overlay cannot be made.
+    #[error("cannot create the root volume")]
+    Overlay(#[source] DiskError),
+    /// A file cannot be opened.
+    #[error(transparent)]
+    Open(#[from] OpenError),
+    /// No address.
+    #[error(transparent)]
+    Network(#[from] NetworkError),
+    /// No link.
+    #[error(transparent)]
+    Fabric(#[from] FabricError),
+    /// The metadata tree cannot be built from what was given.
+    #[error("the instance's metadata cannot be served")]
+    Metadata(#[from] BuildError),
+    /// No VMM.
+    #[error(transparent)]
+    Vmm(#[from] VmmError),
+    /// The store failed.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+impl From<SourceError> for LaunchError {
+    fn from(error: SourceError) -> Self {
+        LaunchError::Image(error.into())
+    }
+}
+
+/// A base image found and opened.
+struct Base {
+    image: BaseImage,
+    format: DiskFormat,
+    virtual_size: ByteSize,
+    file: File,
+    path: std::path::PathBuf,
+}
+
+fn imported(images: Images<'_>, image: &Image) -> Result<Base, ImageError> {
+    Ok(Base {
+        image: BaseImage::Imported { image: image.id },
+        format: image.format,
+        virtual_size: image.virtual_size,
+        file: images.open(image)?,
+        path: images.path(image),
+    })
+}
+
+fn in_place(path: &Path, format: Option<DiskFormat>) -> Result<Base, SourceError> {
+    let source = Source::open(path, format)?;
+    Ok(Base {
+        image: BaseImage::InPlace { path: source.path.clone(), identity: source.identity },
+        format: source.format,
+        virtual_size: source.virtual_size,
+        file: source.file,
+        path: source.path,
+    })
+}
+
+/// Finds what a person means: an imported image first, then a file.
+fn find_base(parts: &Parts, wanted: &str, format: Option<DiskFormat>) -> Result<Base, LaunchError> {
+    let images = parts.images();
+    // Image names hold no slash, so with one a file is meant.
+    if wanted.contains('/') {
+        return Ok(in_place(Path::new(wanted), format)?);
+    }
+    match images.find(wanted) {
+        Ok(image) => Ok(imported(images, &image)?),
+        Err(ImageError::NotFound { .. }) if fs::symlink_metadata(wanted).is_ok() => {
+            Ok(in_place(Path::new(wanted), format)?)
+        }
+        Err(e) => Err(e.into()),
+    }
+}
+
+/// Opens the base of an existing instance, if it is still what it was.
+fn reopen_base(parts: &Parts, root: &RootVolume) -> Result<Base, LaunchError> {
+    match &root.base {
+        BaseImage::Imported { image } => {
+            let images = parts.images();
+            Ok(imported(images, &images.find(&image.to_string())?)?)
+        }
+        BaseImage::InPlace { path, identity } => {
+            let source = Source::open(path, Some(root.base_format))?;
+            if source.identity != *identity {
+                return Err(SourceError::Changed(path.clone()).into());
+            }
+            Ok(in_place(path, Some(root.base_format))?)
+        }
+    }
+}
+
+fn volume_size(wanted: Option<ByteSize>, image: ByteSize) -> Result<ByteSize, LaunchError> {
+    let size = wanted.unwrap_or(image);
+    if size < image {
+        return Err(LaunchError::VolumeTooSmall { wanted: size, image });
+    }
+    if size.as_bytes() > MAX_VOLUME {
+        return Err(LaunchError::VolumeTooLarge(size));
+    }
+    // Whole sectors; the unit of --volume-size is a GiB, so only odd byte counts are rounded.
+    Ok(ByteSize::bytes(size.as_bytes().next_multiple_of(512)))
+}
+
+/// Launches a new instance.
+pub(super) fn launch(
+    parts: &std::sync::Arc<Parts>,
+    request: &LaunchRequest,
+    host: HostMemory,
+) -> Result<RunningInstance, LaunchError> {
+    request.check(host)?;
+    let base = find_base(parts, &request.image, request.format)?;
+    let size = volume_size(request.volume_size, base.virtual_size)?;
+    // Looked at before anything is made, so that the message is about the file.
+    open_kernel_files(&request.boot)?;
+    let kvm = parts.launcher.open_kvm()?;
+    let id = InstanceId::from_bits(rand::random());
+    // Before the row: a sweep takes a row without a locked lock for a leftover.
+    let lock = parts.dir.lock_instance(id)?.ok_or(StoreError::Contended)?;
+    let instance = match insert_rows(parts, id, request, host, &base, size) {
+        Ok(instance) => instance,
+        Err(e) => {
+            lock.remove();
+            return Err(e);
+        }
+    };
+    Plan { parts, done: vec![Effect::Rows], fresh: true }.run(&instance, kvm, base, lock)
+}
+
+/// Starts a stopped instance again.
+pub(super) fn start(
+    parts: &std::sync::Arc<Parts>,
+    instance: &Instance,
+    lock: Lock,
+) -> Result<RunningInstance, LaunchError> {
+    let base = reopen_base(parts, &instance.root)?;
+    let kvm = parts.launcher.open_kvm()?;
+    let now = parts.clock.unix_seconds();
+    let instance = parts.update(instance.id, |row| {
+        row.state = InstanceState::Pending;
+        row.launched = now;
+        row.starts += 1;
+        row.owner = ProcessIdentity::current();
+    })?;
+    Plan { parts, done: vec![Effect::Rows], fresh: false }.run(&instance, kvm, base, lock)
+}
+
+fn open_kernel_files(boot: &super::BootOverride) -> Result<(Option<File>, Option<File>), OpenError> {
+    let open = |what, path: &Option<std::path::PathBuf>| {
+        path.as_ref().map(|path| spec::open_to_read(what, path)).transpose()
+    };
+    Ok((open("kernel", &boot.kernel)?, open("initial RAM disk", &boot.initrd)?))
+}
+
+fn insert_rows(
+    parts: &Parts,
+    id: InstanceId,
+    request: &LaunchRequest,
+    host: HostMemory,
+    base: &Base,
+    volume_size: ByteSize,
+) -> Result<Instance, LaunchError> {
+    let size = request.size(host)?;
+    let tags = request.tags()?;
+    let subnet = ensure_default_subnet(parts.store.as_ref(), &parts.host_routes)?;
+    let now = parts.clock.unix_seconds();
+    let reservation = ReservationId::from_bits(rand::random());
+    let volume = VolumeId::from_bits(rand::random());
+    let uuid = smbios::new_uuid(rand::random());
+    transact(parts.store.as_ref(), |tx| {
+        if let BaseImage::Imported { image } = base.image {
+            let missing = || ImageError::NotFound { wanted: request.image.clone(), suggestions: Vec::new() };
+            let mut row = tx.get::<Image>(&image)?.ok_or_else(missing)?;
+            row.launches += 1;
+            tx.put(&row)?;
+        }
+        let instance = Instance {
+            id,
+            reservation,
+            tags: tags.clone(),
+            state: InstanceState::Pending,
+            instance_type: size.instance_type.clone(),
+            vcpus: size.vcpus,
+            memory: size.memory,
+            hugepages: request.hugepages,
+            root: RootVolume {
+                id: volume,
+                size: volume_size,
+                base: base.image.clone(),
+                base_format: base.format,
+            },
+            interface: reserve(tx, &subnet)?,
+            network: request.network,
+            user_data: request.user_data.clone(),
+            ssh_key: request.ssh_key.clone(),
+            metadata_options: request.metadata_options,
+            boot: request.boot.clone(),
+            console_log: request.console_log.clone(),
+            uuid: uuid.clone(),
+            keep: request.keep,
+            has_run: false,
+            created: now,
+            launched: now,
+            starts: 1,
+            owner: ProcessIdentity::current(),
+            vmm: None,
+        };
+        // 64 random bits: a second instance with this id would be a fault of the random source.
+        if !tx.insert(&instance)? {
+            return Err(StoreError::Contended.into());
+        }
+        Ok(instance)
+    })
+}
+
+/// Steps of a launch that were done so far.
+struct Plan<'a> {
+    parts: &'a std::sync::Arc<Parts>,
+    done: Vec<Effect>,
+    /// The instance is new: its volume is still to be made, and goes with it if the launch fails.
+    fresh: bool,
+}
+
+impl Plan<'_> {
+    fn run(
+        mut self,
+        instance: &Instance,
+        kvm: OwnedFd,
+        base: Base,
+        lock: Lock,
+    ) -> Result<RunningInstance, LaunchError> {
+        match self.steps(instance, kvm, base) {
+            Ok((instance, vmm)) => Ok(RunningInstance::new(self.parts, instance, vmm, lock)),
+            Err(e) => {
+                tracing::debug!(instance = %instance.id, done = ?self.done, "launch failed, undoing");
+                // What cannot be undone now was logged; the rows are left for the next sweep.
+                if undo(self.parts, instance, &self.done, !self.fresh).is_ok() {
+                    lock.remove();
+                }
+                Err(e)
+            }
+        }
+    }
+
+    fn steps(
+        &mut self,
+        instance: &Instance,
+        kvm: OwnedFd,
+        base: Base,
+    ) -> Result<(Instance, StartedVmm), LaunchError> {
+        let dir = self.parts.dir.instance(instance.id);
+        // Noted before the step: an undo takes care of a step that was done in part.
+        self.done.push(Effect::Files);
+        if self.fresh {
+            dir.create()?;
+            create_overlay(&dir.overlay(), instance.root.size, &base)?;
+        } else {
+            dir.remove_run_files()?;
+        }
+        let (kernel, initrd) = open_kernel_files(&instance.boot)?;
+        let mut opened = Opened {
+            kvm,
+            overlay: spec::open_overlay(&dir.overlay())?,
+            base: base.file,
+            kernel,
+            initrd,
+            console_log: spec::open_console_log(instance, &dir)?,
+            taps: Vec::new(),
+        };
+        if instance.network == NetworkMode::Vpc {
+            self.done.push(Effect::Network);
+            opened.taps = self.parts.fabric.attach(&nic_request(instance))?;
+        }
+        let metadata = facts::snapshot(instance, self.parts.clock.unix_seconds())?;
+        let (spec, fds) = spec::build(instance, metadata, opened);
+        self.done.push(Effect::Process);
+        let vmm = self.parts.launcher.start(VmmLaunch { dir, spec, fds })?;
+        let process = vmm.handle.process();
+        match self.parts.update(instance.id, |row| row.vmm = process) {
+            Ok(instance) => Ok((instance, vmm)),
+            Err(e) => {
+                vmm.handle.end(std::time::Duration::ZERO);
+                Err(e.into())
+            }
+        }
+    }
+}
+
+fn nic_request(instance: &Instance) -> NicRequest {
+    let interface = &instance.interface;
+    NicRequest {
+        interface: interface.id,
+        vpc: interface.subnet.vpc,
+        vpc_cidr: interface.subnet.vpc_cidr,
+        mac: interface.mac,
+        address: interface.address,
+        router_mac: spec::ROUTER_MAC,
+        queue_pairs: spec::queues(instance),
+        mtu: spec::MTU,
+    }
+}
+
+fn create_overlay(path: &Path, size: ByteSize, base: &Base) -> Result<(), LaunchError> {
+    let failed = |source| {
+        LaunchError::Overlay(DiskError::Io { action: format!("creating {}", path.display()), source })
+    };
+    let file =
+        OpenOptions::new().create_new(true).read(true).write(true).mode(0o600).open(path).map_err(failed)?;
+    let synced = file.try_clone().map_err(failed)?;
+    let format = match base.format {
+        DiskFormat::Raw => Format::Raw,
+        DiskFormat::Qcow2 => Format::Qcow2,
+    };
+    let backing = Backing { path: base.path.to_string_lossy().into_owned(), format };
+    kiln_disk::create_overlay(file, size.as_bytes(), Some(&backing)).map_err(LaunchError::Overlay)?;
+    synced.sync_all().map_err(failed)
+}

@@ -1,0 +1,31 @@
+//! Instances: from a wish to a running machine, and back to nothing.
+//!
+//! ```text
+//!   LaunchRequest ─check▶ ─reserve▶ Instance row ─plan▶ RunningInstance ─finish▶ gone or stopped
+//!                                        │                    │
+//!                                        └── sweep ◀── killed ┘   (next kiln command)
+//! ```
+//!
+//! Every outside effect of a launch is one [`Effect`](effects::Effect) with an idempotent undo.
+//! A failed launch, the end of a run and the sweep after a crash all undo effects through the same
+//! code, so what one of them cleans up all do.
+
+mod effects;
+mod facts;
+mod launch;
+mod manager;
+mod request;
+mod row;
+mod running;
+mod smbios;
+mod spec;
+
+pub use effects::UndoError;
+pub use launch::LaunchError;
+pub use manager::{ControlPlane, InstanceError, Parts};
+pub use request::{HostMemory, LaunchRequest, MAX_VCPUS, MIN_MEMORY_MIB, RequestError};
+pub use row::{BaseImage, BootOverride, Instance, NetworkMode, RootVolume};
+pub use running::{Ending, RunningInstance};
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,140 @@
+//! What is remembered of an instance.
+
+use std::path::PathBuf;
+
+use kiln_model::{
+    ByteSize, ImageId, InstanceId, InstanceState, ReservationId, SshPublicKey, Tag, UserData, VolumeId,
+};
+use kiln_vmspec::{DiskFormat, MetadataOptions};
+use serde::{Deserialize, Serialize};
+
+use crate::host::ProcessIdentity;
+use crate::images::FileIdentity;
+use crate::network::Interface;
+use crate::state::Row;
+
+/// Where the contents of a root volume come from.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", tag = "from")]
+pub enum BaseImage {
+    /// An imported image.
+    Imported {
+        /// Its id.
+        image: ImageId,
+    },
+    /// A file or device used where it is.
+    InPlace {
+        /// Absolute path.
+        path: PathBuf,
+        /// How it was at the first launch.
+        identity: FileIdentity,
+    },
+}
+
+/// Whether an instance reaches more than its link-local services.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum NetworkMode {
+    /// A tap in its VPC.
+    Vpc,
+    /// DHCP, metadata, DNS and time only.
+    LinkLocalOnly,
+}
+
+/// Overrides of what is read from the root volume.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BootOverride {
+    /// Kernel file.
+    pub kernel: Option<PathBuf>,
+    /// Initial RAM disk file; only with a kernel.
+    pub initrd: Option<PathBuf>,
+    /// Command line.
+    pub cmdline: Option<String>,
+}
+
+/// The root volume: a layer of its own over a base image that is never written.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RootVolume {
+    /// Its id.
+    pub id: VolumeId,
+    /// What the guest sees.
+    pub size: ByteSize,
+    /// What lies below.
+    pub base: BaseImage,
+    /// Declared format of the base.
+    pub base_format: DiskFormat,
+}
+
+/// An instance.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Instance {
+    /// Its id.
+    pub id: InstanceId,
+    /// The request that made it.
+    pub reservation: ReservationId,
+    /// Its tags.
+    pub tags: Vec<Tag>,
+    /// Where it is in its life.
+    pub state: InstanceState,
+    /// Name of its type.
+    pub instance_type: String,
+    /// Number of vCPUs.
+    pub vcpus: u8,
+    /// Guest memory.
+    pub memory: ByteSize,
+    /// Memory from the host's pool of huge pages.
+    pub hugepages: bool,
+    /// Its root volume.
+    pub root: RootVolume,
+    /// Its network interface.
+    pub interface: Interface,
+    /// What the interface reaches.
+    pub network: NetworkMode,
+    /// User data.
+    pub user_data: Option<UserData>,
+    /// Key that may log in.
+    pub ssh_key: Option<SshPublicKey>,
+    /// How its metadata service may be used.
+    pub metadata_options: MetadataOptions,
+    /// Kernel and command line given by the user.
+    pub boot: BootOverride,
+    /// Where console output goes instead of the instance's own log.
+    pub console_log: Option<PathBuf>,
+    /// SMBIOS UUID; the same over stop and start.
+    pub uuid: String,
+    /// Whether it stays when its machine ends.
+    pub keep: bool,
+    /// Whether its vCPUs ever ran: from then on its volume has contents of its own.
+    pub has_run: bool,
+    /// When it was made, Unix seconds.
+    pub created: u64,
+    /// When it was last started, Unix seconds.
+    pub launched: u64,
+    /// Number of starts; generation of its metadata.
+    pub starts: u64,
+    /// The process that runs it, if one does.
+    pub owner: Option<ProcessIdentity>,
+    /// Its VMM, if one runs.
+    pub vmm: Option<ProcessIdentity>,
+}
+
+impl Instance {
+    /// Its `Name` tag.
+    pub fn name(&self) -> Option<&str> {
+        self.tags.iter().find(|t| t.key() == Tag::NAME).map(Tag::value)
+    }
+
+    /// Whether it stays, stopped, when its machine ends.
+    pub fn stays(&self) -> bool {
+        self.keep && self.has_run
+    }
+}
+
+impl Row for Instance {
+    const KIND: &'static str = "instance";
+    type Key = InstanceId;
+
+    fn key(&self) -> InstanceId {
+        self.id
+    }
+}

@@ -1,0 +1,128 @@
+//! An instance that this process runs.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use kiln_model::{InstanceEvent, InstanceState};
+use kiln_vmspec::{Command, ExitReason, Reply};
+
+use super::effects::{Effect, undo};
+use super::{Instance, Parts, UndoError};
+use crate::state::dir::Lock;
+use crate::vmm_process::{StartedVmm, VmmError, VmmEvent};
+
+/// A VMM that said that it ends may take this long to be gone.
+const END_PATIENCE: Duration = Duration::from_secs(10);
+
+/// How a run ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Ending {
+    /// The guest powered off.
+    PoweredOff,
+    /// Somebody ended it.
+    Killed,
+    /// It could not go on.
+    Failed(String),
+}
+
+/// A machine and the duty to clean up after it. Dropping it without [`RunningInstance::finish`]
+/// cleans up as well, as far as that goes without a place to report errors.
+pub struct RunningInstance {
+    parts: Arc<Parts>,
+    instance: Instance,
+    vmm: StartedVmm,
+    ending: Option<Ending>,
+    lock: Option<Lock>,
+}
+
+impl std::fmt::Debug for RunningInstance {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("RunningInstance").field("id", &self.instance.id).finish_non_exhaustive()
+    }
+}
+
+impl RunningInstance {
+    pub(super) fn new(parts: &Arc<Parts>, instance: Instance, vmm: StartedVmm, lock: Lock) -> Self {
+        RunningInstance { parts: Arc::clone(parts), instance, vmm, ending: None, lock: Some(lock) }
+    }
+
+    /// The row as of the last change made here.
+    pub fn instance(&self) -> &Instance {
+        &self.instance
+    }
+
+    /// The next news; `None` after the last.
+    pub async fn next_event(&mut self) -> Option<VmmEvent> {
+        let event = self.vmm.events.recv().await?;
+        match &event {
+            VmmEvent::Running { .. } => self.note_running().await,
+            VmmEvent::Exited(ExitReason::PowerOff) => self.ending = Some(Ending::PoweredOff),
+            VmmEvent::Exited(ExitReason::Killed) => self.ending = Some(Ending::Killed),
+            VmmEvent::Exited(ExitReason::Failed { message }) => {
+                self.ending = Some(Ending::Failed(message.clone()));
+            }
+            VmmEvent::Lost { detail } => self.ending = Some(Ending::Failed(detail.clone())),
+            VmmEvent::Console(_) | VmmEvent::Rebooting => {}
+        }
+        Some(event)
+    }
+
+    async fn note_running(&mut self) {
+        let (parts, id) = (Arc::clone(&self.parts), self.instance.id);
+        let update = move || {
+            parts.update(id, |row| {
+                row.has_run = true;
+                // A request to stop or terminate that came meanwhile stands.
+                row.state = row.state.next(InstanceEvent::Booted, row.keep).unwrap_or(row.state);
+            })
+        };
+        match tokio::task::spawn_blocking(update).await {
+            Ok(Ok(row)) => self.instance = row,
+            Ok(Err(e)) => tracing::warn!(instance = %id, "the state could not be written: {e}"),
+            Err(e) => tracing::error!("writing the state panicked: {e}"),
+        }
+    }
+
+    /// Sends a command and waits for the reply.
+    pub async fn command(&self, command: Command) -> Result<Reply, VmmError> {
+        self.vmm.handle.request(command).await
+    }
+
+    /// Ends the machine if it still runs and clears away what does not stay. Blocks.
+    pub fn finish(mut self) -> Result<(Instance, Ending), UndoError> {
+        self.clean_up()?;
+        Ok((self.instance.clone(), self.ending.clone().unwrap_or(Ending::Killed)))
+    }
+
+    /// Leaves everything as a killed process would.
+    #[cfg(test)]
+    pub(super) fn abandon(mut self) {
+        self.lock = None;
+    }
+
+    fn clean_up(&mut self) -> Result<(), UndoError> {
+        let Some(lock) = self.lock.take() else { return Ok(()) };
+        let patience = if self.ending.is_some() { END_PATIENCE } else { Duration::ZERO };
+        self.vmm.handle.end(patience);
+        // Others may have asked for its end meanwhile.
+        let id = self.instance.id;
+        if let Ok(row) = self.parts.update(id, |_| {}) {
+            self.instance = row;
+        }
+        let stays = self.instance.stays() && self.instance.state != InstanceState::ShuttingDown;
+        undo(&self.parts, &self.instance, &Effect::ALL, stays)?;
+        if stays && let Ok(row) = self.parts.update(id, |_| {}) {
+            self.instance = row;
+        }
+        lock.remove();
+        Ok(())
+    }
+}
+
+impl Drop for RunningInstance {
+    fn drop(&mut self) {
+        if let Err(e) = self.clean_up() {
+            tracing::warn!(instance = %self.instance.id, "cleaning up failed: {e}");
+        }
+    }
+}

@@ -1,0 +1,157 @@
+//! The machine of an instance, as its VMM is told: a spec and the descriptors that it names.
+
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+
+use kiln_model::MacAddr;
+use kiln_vmspec::{
+    BootSource, ConsoleSpec, DiskFormat, DiskSpec, FdIndex, ImageLayer, LinkLocalSpec, MemorySpec, NicSpec,
+    VmSpec,
+};
+
+use super::{Instance, facts, smbios};
+use crate::metadata::private_host_name;
+use crate::state::dir::InstanceDir;
+
+/// Hardware address of every router and of the link-local services. Locally administered, and the
+/// same for all: each is alone on its link.
+pub(super) const ROUTER_MAC: MacAddr = MacAddr::new([0x02, 0x6b, 0x69, 0x6c, 0x6e, 0x01]);
+/// Largest IP packet on a link.
+pub(super) const MTU: u16 = 1500;
+/// Queues grow with the vCPUs up to this many: more than four cost memory and bring little.
+const MOST_QUEUES: u16 = 4;
+/// A guest that prints for ever fills this much of the state directory.
+const OWN_LOG_LIMIT: u64 = 64 << 20;
+/// And this much of a file that the user named.
+const USER_LOG_LIMIT: u64 = 4 << 30;
+
+/// A file that the machine needs cannot be opened.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot open the {what} {path}")]
+pub struct OpenError {
+    what: &'static str,
+    path: PathBuf,
+    #[source]
+    source: io::Error,
+}
+
+/// What one start of an instance needs besides its row.
+pub(super) struct Opened {
+    pub(super) kvm: OwnedFd,
+    pub(super) overlay: File,
+    pub(super) base: File,
+    pub(super) kernel: Option<File>,
+    pub(super) initrd: Option<File>,
+    pub(super) console_log: File,
+    pub(super) taps: Vec<OwnedFd>,
+}
+
+/// Number of queues of each device.
+pub(super) fn queues(instance: &Instance) -> u16 {
+    u16::from(instance.vcpus).clamp(1, MOST_QUEUES)
+}
+
+/// Opens an existing file for reading.
+pub(super) fn open_to_read(what: &'static str, path: &Path) -> Result<File, OpenError> {
+    let failed = |source| OpenError { what, path: path.to_owned(), source };
+    let file = File::open(path).map_err(failed)?;
+    if file.metadata().map_err(failed)?.is_dir() {
+        return Err(failed(io::ErrorKind::IsADirectory.into()));
+    }
+    Ok(file)
+}
+
+/// Opens the instance's layer of its root volume.
+pub(super) fn open_overlay(path: &Path) -> Result<File, OpenError> {
+    let failed = |source| OpenError { what: "root volume", path: path.to_owned(), source };
+    OpenOptions::new().read(true).write(true).open(path).map_err(failed)
+}
+
+/// Opens the console log, or the file that the user named.
+pub(super) fn open_console_log(instance: &Instance, dir: &InstanceDir) -> Result<File, OpenError> {
+    let path = instance.console_log.clone().unwrap_or_else(|| dir.console_log());
+    let failed = |source| OpenError { what: "console log", path: path.clone(), source };
+    OpenOptions::new().create(true).append(true).mode(0o600).open(&path).map_err(failed)
+}
+
+#[derive(Default)]
+struct FdTable(Vec<OwnedFd>);
+
+impl FdTable {
+    fn add(&mut self, fd: impl Into<OwnedFd>) -> FdIndex {
+        let index = u32::try_from(self.0.len()).unwrap_or(u32::MAX);
+        self.0.push(fd.into());
+        FdIndex(index)
+    }
+}
+
+/// Puts the spec together.
+pub(super) fn build(
+    instance: &Instance,
+    metadata: kiln_vmspec::MetadataSnapshot,
+    opened: Opened,
+) -> (VmSpec, Vec<OwnedFd>) {
+    let mut fds = FdTable::default();
+    let kvm = fds.add(opened.kvm);
+    let layers = vec![
+        ImageLayer { file: fds.add(opened.overlay), format: DiskFormat::Qcow2 },
+        ImageLayer { file: fds.add(opened.base), format: instance.root.base_format },
+    ];
+    let cmdline = instance.boot.cmdline.clone();
+    let boot = match opened.kernel {
+        Some(kernel) => BootSource::Files {
+            kernel: fds.add(kernel),
+            initrd: opened.initrd.map(|initrd| fds.add(initrd)),
+            cmdline,
+        },
+        None => BootSource::RootVolume { cmdline },
+    };
+    let tap_queues = opened.taps.into_iter().map(|tap| fds.add(tap)).collect();
+    let log = fds.add(opened.console_log);
+    let spec = VmSpec {
+        instance_id: instance.id.to_string(),
+        kvm,
+        vcpus: instance.vcpus,
+        memory: MemorySpec { size_mib: instance.memory.as_mib(), hugepages: instance.hugepages },
+        boot,
+        disks: vec![DiskSpec {
+            // As EC2 shows volume ids: without the dash, which is exactly 20 bytes.
+            serial: instance.root.id.to_string().replace('-', ""),
+            layers,
+            read_only: false,
+            queues: queues(instance),
+        }],
+        nics: vec![nic(instance, tap_queues)],
+        smbios: smbios::ec2_profile(instance),
+        console: ConsoleSpec {
+            log: Some(log),
+            log_limit_bytes: if instance.console_log.is_some() { USER_LOG_LIMIT } else { OWN_LOG_LIMIT },
+        },
+        metadata,
+    };
+    (spec, fds.0)
+}
+
+fn nic(instance: &Instance, tap_queues: Vec<FdIndex>) -> NicSpec {
+    let interface = &instance.interface;
+    let subnet = &interface.subnet;
+    let resolver = subnet.vpc_cidr.resolver();
+    NicSpec {
+        mac: interface.mac,
+        tap_queues,
+        mtu: MTU,
+        link_local: LinkLocalSpec {
+            private_ipv4: interface.address,
+            prefix_len: subnet.cidr.prefix_len(),
+            router: subnet.cidr.router().unwrap_or(subnet.cidr.network()),
+            router_mac: ROUTER_MAC,
+            dns: resolver.into_iter().collect(),
+            resolver,
+            host_name: private_host_name(interface.address, None),
+            domain_name: facts::domain(),
+        },
+    }
+}

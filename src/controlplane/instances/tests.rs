@@ -1,0 +1,421 @@
+//! The launch plan with a fabric and a launcher that fail where they are told to.
+
+use std::collections::BTreeSet;
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use kiln_model::{ByteSize, Clock, InstanceState, InterfaceId, MacAddr};
+use kiln_vmspec::{BootSource, Command, DiskFormat, ExitReason, Reply, VmSpec};
+use tokio::sync::mpsc;
+
+use super::request::tests::{HOST, request};
+use super::*;
+use crate::host::ProcessIdentity;
+use crate::images::{ImportRequest, SourceError};
+use crate::network::{FabricError, NetworkFabric, NicRequest};
+use crate::progress::Silent;
+use crate::state::{SqliteStore, StateDir, Store};
+use crate::vmm_process::{Pending, StartedVmm, VmmError, VmmEvent, VmmHandle, VmmLaunch, VmmLauncher};
+
+/// What the fakes saw and what they are told to do.
+#[derive(Default)]
+struct World {
+    fail_attach: bool,
+    fail_detach: bool,
+    fail_check: bool,
+    fail_start: bool,
+    attached: BTreeSet<InterfaceId>,
+    specs: Vec<VmSpec>,
+    fds: usize,
+    ended: usize,
+    events: Option<mpsc::Sender<VmmEvent>>,
+}
+
+#[derive(Clone, Default)]
+struct Fake(Arc<Mutex<World>>);
+
+impl Fake {
+    fn world<T>(&self, f: impl FnOnce(&mut World) -> T) -> T {
+        f(&mut self.0.lock().unwrap())
+    }
+
+    fn say(&self, event: VmmEvent) {
+        self.world(|w| w.events.clone()).unwrap().blocking_send(event).unwrap();
+    }
+}
+
+impl NetworkFabric for Fake {
+    fn attach(&self, nic: &NicRequest) -> Result<Vec<OwnedFd>, FabricError> {
+        self.world(|w| {
+            // A failure after half of the work.
+            w.attached.insert(nic.interface);
+            if w.fail_attach {
+                return Err(FabricError("no tap".into()));
+            }
+            let open = |_| std::fs::File::open("/dev/null").unwrap().into();
+            Ok((0..nic.queue_pairs).map(open).collect())
+        })
+    }
+
+    fn detach(&self, interface: InterfaceId) -> Result<(), FabricError> {
+        self.world(|w| {
+            if w.fail_detach {
+                return Err(FabricError("busy".into()));
+            }
+            w.attached.remove(&interface);
+            Ok(())
+        })
+    }
+}
+
+struct FakeHandle(Fake);
+
+impl VmmHandle for FakeHandle {
+    fn request(&self, _command: Command) -> Pending<'_> {
+        Box::pin(async { Ok(Reply::Ok) })
+    }
+
+    fn process(&self) -> Option<ProcessIdentity> {
+        // Nothing that could be killed by mistake.
+        Some(ProcessIdentity { pid: u32::MAX, started: 0 })
+    }
+
+    fn end(&self, _patience: Duration) {
+        self.0.world(|w| w.ended += 1);
+    }
+}
+
+impl VmmLauncher for Fake {
+    fn open_kvm(&self) -> Result<OwnedFd, VmmError> {
+        if self.world(|w| w.fail_check) {
+            return Err(VmmError::NoAnswer);
+        }
+        Ok(std::fs::File::open("/dev/null").unwrap().into())
+    }
+
+    fn start(&self, launch: VmmLaunch) -> Result<StartedVmm, VmmError> {
+        std::fs::write(launch.dir.control_socket(), "").unwrap();
+        if self.world(|w| w.fail_start) {
+            return Err(VmmError::NoAnswer);
+        }
+        let (sender, events) = mpsc::channel(16);
+        self.world(|w| {
+            w.fds = launch.fds.len();
+            w.specs.push(launch.spec);
+            w.events = Some(sender);
+        });
+        Ok(StartedVmm { handle: Box::new(FakeHandle(self.clone())), events })
+    }
+}
+
+struct FixedClock;
+
+impl Clock for FixedClock {
+    fn unix_seconds(&self) -> u64 {
+        1_700_000_000
+    }
+}
+
+struct Fixture {
+    temp: tempfile::TempDir,
+    fake: Fake,
+    plane: ControlPlane,
+}
+
+fn plane(root: &std::path::Path, fake: &Fake) -> ControlPlane {
+    let dir = StateDir::create(root).unwrap();
+    let store = SqliteStore::open(&dir.database()).unwrap();
+    ControlPlane::with_parts(Parts {
+        dir,
+        store: Arc::new(store),
+        fabric: Arc::new(fake.clone()),
+        launcher: Arc::new(fake.clone()),
+        clock: Arc::new(FixedClock),
+        host_routes: Vec::new(),
+    })
+}
+
+impl Fixture {
+    fn new() -> Self {
+        let temp = tempfile::tempdir().unwrap();
+        let fake = Fake::default();
+        let plane = plane(&temp.path().join("state"), &fake);
+        Fixture { temp, fake, plane }
+    }
+
+    /// A raw image of one MiB.
+    fn image(&self) -> String {
+        let path = self.temp.path().join("base.raw");
+        std::fs::write(&path, vec![7; 1 << 20]).unwrap();
+        path.to_str().unwrap().to_owned()
+    }
+
+    fn launch(&self, change: impl FnOnce(&mut LaunchRequest)) -> Result<RunningInstance, LaunchError> {
+        let mut request = request(&self.image());
+        change(&mut request);
+        self.plane.launch(&request, HOST)
+    }
+
+    fn store(&self) -> SqliteStore {
+        SqliteStore::open(&self.temp.path().join("state/kiln.db")).unwrap()
+    }
+
+    fn entries(&self, sub: &str) -> Vec<PathBuf> {
+        std::fs::read_dir(self.temp.path().join("state").join(sub))
+            .unwrap()
+            .map(|e| e.unwrap().path())
+            .collect()
+    }
+
+    /// Asserts that nothing of any instance is left.
+    fn assert_nothing_left(&self, situation: &str) {
+        assert_eq!(self.plane.instances().unwrap(), [], "{situation}");
+        assert_eq!(self.store().list("address/").unwrap(), [], "{situation}");
+        assert!(self.entries("instances").is_empty(), "{situation}: {:?}", self.entries("instances"));
+        let locks = self.entries("run").into_iter().filter(|p| !p.ends_with("images.lock"));
+        assert_eq!(locks.count(), 0, "{situation}: {:?}", self.entries("run"));
+        assert!(self.fake.world(|w| w.attached.is_empty()), "{situation}");
+    }
+}
+
+fn runtime() -> tokio::runtime::Runtime {
+    tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap()
+}
+
+fn running() -> VmmEvent {
+    VmmEvent::Running { booted: "test".into() }
+}
+
+/// Lets the machine run and end; takes all events.
+fn drive(f: &Fixture, run: &mut RunningInstance, events: impl IntoIterator<Item = VmmEvent>) {
+    for event in events {
+        f.fake.say(event);
+    }
+    f.fake.world(|w| w.events = None);
+    runtime().block_on(async { while run.next_event().await.is_some() {} });
+}
+
+#[test]
+fn spec_names_every_descriptor_and_the_instance() {
+    let f = Fixture::new();
+    let run = f.launch(|r| r.keep = false).unwrap();
+    let (spec, fds) = f.fake.world(|w| (w.specs[0].clone(), w.fds));
+    let instance = run.instance();
+    assert_eq!(spec.instance_id, instance.id.to_string());
+    assert_eq!((spec.vcpus, spec.memory.size_mib), (2, 1024));
+    assert_eq!(spec.boot, BootSource::RootVolume { cmdline: None });
+    let disk = &spec.disks[0];
+    assert_eq!(disk.serial.len(), 20);
+    let formats: Vec<_> = disk.layers.iter().map(|l| (l.file.0, l.format)).collect();
+    assert_eq!(formats, [(1, DiskFormat::Qcow2), (2, DiskFormat::Raw)]);
+    assert_eq!(spec.nics[0].tap_queues.len(), 2);
+    assert_eq!(fds, 1 + 2 + 2 + 1, "kvm, overlay, base, two queues, log");
+    assert_eq!(spec.nics[0].mac, instance.interface.mac);
+    assert_ne!(spec.nics[0].mac, MacAddr::BROADCAST);
+    assert_eq!((&spec.smbios.uuid, spec.smbios.uuid.get(..3)), (&spec.smbios.serial, Some("ec2")));
+    assert_eq!(spec.smbios.board_asset_tag, instance.id.to_string());
+    assert_eq!(spec.metadata.check(), Ok(()));
+    assert!(spec.metadata.leaves.contains_key("meta-data/instance-id"));
+}
+
+#[test]
+fn overlay_lies_over_the_untouched_base_and_has_the_wanted_size() {
+    let f = Fixture::new();
+    let run = f.launch(|r| r.volume_size = Some(ByteSize::bytes(3 << 20))).unwrap();
+    let dir = f.plane.instance_dir(run.instance().id);
+    let overlay = std::fs::read(dir.overlay()).unwrap();
+    assert!(overlay.starts_with(b"QFI\xfb"));
+    assert_eq!(overlay[24..32], (3u64 << 20).to_be_bytes());
+    assert_eq!(std::fs::read(f.image()).unwrap(), vec![7; 1 << 20]);
+}
+
+#[test]
+fn failure_at_each_step_leaves_nothing() {
+    type Fault = fn(&mut World);
+    type Wish = fn(&mut LaunchRequest);
+    let faults: [(&str, Fault, Wish); 8] = [
+        ("kvm", |w| w.fail_check = true, |_| ()),
+        ("attach", |w| w.fail_attach = true, |_| ()),
+        ("start", |w| w.fail_start = true, |_| ()),
+        ("start with keep", |w| w.fail_start = true, |r| r.keep = true),
+        ("missing kernel", |_| (), |r| r.boot.kernel = Some("/nonexistent/vmlinuz".into())),
+        ("kernel is a directory", |_| (), |r| r.boot.kernel = Some("/".into())),
+        ("console log in no directory", |_| (), |r| r.console_log = Some("/nonexistent/log".into())),
+        ("volume too small", |_| (), |r| r.volume_size = Some(ByteSize::bytes(512))),
+    ];
+    for (situation, fault, wish) in faults {
+        let f = Fixture::new();
+        f.fake.world(fault);
+        assert!(f.launch(wish).is_err(), "{situation}");
+        f.assert_nothing_left(situation);
+    }
+}
+
+#[test]
+fn undo_that_fails_keeps_the_row_and_the_next_sweep_finishes_it() {
+    let f = Fixture::new();
+    f.fake.world(|w| (w.fail_start, w.fail_detach) = (true, true));
+    assert!(f.launch(|_| ()).is_err());
+    assert_eq!(f.plane.instances().unwrap().len(), 1);
+    assert!(f.entries("instances").is_empty(), "the other effects are undone all the same");
+    f.fake.world(|w| w.fail_detach = false);
+    f.plane.sweep();
+    f.assert_nothing_left("after the sweep");
+}
+
+#[test]
+fn run_ends_with_nothing_left() {
+    for (last, ending) in [
+        (VmmEvent::Exited(ExitReason::PowerOff), Ending::PoweredOff),
+        (VmmEvent::Exited(ExitReason::Killed), Ending::Killed),
+        (
+            VmmEvent::Exited(ExitReason::Failed { message: "no kernel".into() }),
+            Ending::Failed("no kernel".into()),
+        ),
+        (VmmEvent::Lost { detail: "signal 9".into() }, Ending::Failed("signal 9".into())),
+    ] {
+        let f = Fixture::new();
+        let mut run = f.launch(|_| ()).unwrap();
+        assert_eq!(f.plane.instances().unwrap()[0].state, InstanceState::Pending);
+        drive(&f, &mut run, [running(), VmmEvent::Console(b"hi".to_vec()), last]);
+        assert_eq!(f.plane.instances().unwrap()[0].state, InstanceState::Running);
+        let (_, seen) = run.finish().unwrap();
+        assert_eq!(seen, ending);
+        assert_eq!(f.fake.world(|w| w.ended), 1);
+        f.assert_nothing_left("after the run");
+    }
+}
+
+#[test]
+fn dropped_run_cleans_up() {
+    let f = Fixture::new();
+    drop(f.launch(|_| ()).unwrap());
+    f.assert_nothing_left("after the drop");
+}
+
+#[test]
+fn kept_instance_stops_starts_again_and_terminates() {
+    let f = Fixture::new();
+    let mut run = f.launch(|r| (r.keep, r.name) = (true, Some("web".into()))).unwrap();
+    drive(&f, &mut run, [running(), VmmEvent::Exited(ExitReason::PowerOff)]);
+    let (stopped, _) = run.finish().unwrap();
+    assert_eq!((stopped.state, stopped.owner, stopped.vmm), (InstanceState::Stopped, None, None));
+    assert!(f.plane.instance_dir(stopped.id).overlay().exists());
+    assert!(f.fake.world(|w| w.attached.is_empty()));
+
+    let found = f.plane.find("web").unwrap();
+    let mut run = f.plane.start(found.id).unwrap();
+    let again = run.instance().clone();
+    assert_eq!(again.interface, stopped.interface, "the address stays");
+    assert_eq!((again.uuid, again.starts), (stopped.uuid, 2));
+    assert!(matches!(f.plane.start(found.id), Err(InstanceError::Busy(_))));
+    drive(&f, &mut run, [running(), VmmEvent::Lost { detail: "crash".into() }]);
+    run.finish().unwrap();
+    assert_eq!(f.plane.find("web").unwrap().state, InstanceState::Stopped, "a crash keeps it too");
+
+    runtime().block_on(f.plane.terminate(found.id)).unwrap();
+    f.assert_nothing_left("after terminate");
+}
+
+#[test]
+fn start_that_fails_leaves_the_instance_stopped() {
+    let f = Fixture::new();
+    let mut run = f.launch(|r| r.keep = true).unwrap();
+    drive(&f, &mut run, [running(), VmmEvent::Exited(ExitReason::PowerOff)]);
+    let (stopped, _) = run.finish().unwrap();
+    f.fake.world(|w| w.fail_attach = true);
+    assert!(matches!(f.plane.start(stopped.id), Err(InstanceError::Launch(LaunchError::Fabric(_)))));
+    assert_eq!(f.plane.find(&stopped.id.to_string()).unwrap().state, InstanceState::Stopped);
+    assert!(f.plane.instance_dir(stopped.id).overlay().exists());
+    f.fake.world(|w| w.fail_attach = false);
+    drop(f.plane.start(stopped.id).unwrap());
+}
+
+#[test]
+fn kept_instance_that_never_ran_is_not_kept() {
+    let f = Fixture::new();
+    let mut run = f.launch(|r| r.keep = true).unwrap();
+    drive(&f, &mut run, [VmmEvent::Exited(ExitReason::Failed { message: "no kernel".into() })]);
+    run.finish().unwrap();
+    f.assert_nothing_left("after a boot that failed");
+}
+
+#[test]
+fn terminate_of_a_kept_running_instance_removes_it() {
+    let f = Fixture::new();
+    let mut run = f.launch(|r| r.keep = true).unwrap();
+    drive(&f, &mut run, [running()]);
+    f.plane.note(run.instance().id, kiln_model::InstanceEvent::TerminateRequested).unwrap();
+    run.finish().unwrap();
+    f.assert_nothing_left("after the owner finished");
+}
+
+#[test]
+fn base_file_that_changed_refuses_a_start() {
+    let f = Fixture::new();
+    let mut run = f.launch(|r| r.keep = true).unwrap();
+    drive(&f, &mut run, [running(), VmmEvent::Exited(ExitReason::PowerOff)]);
+    let (stopped, _) = run.finish().unwrap();
+    std::fs::write(f.temp.path().join("base.raw"), vec![8; 2 << 20]).unwrap();
+    let error = f.plane.start(stopped.id).unwrap_err();
+    assert!(
+        matches!(
+            &error,
+            InstanceError::Launch(LaunchError::Image(crate::images::ImageError::Source(
+                SourceError::Changed(_)
+            )))
+        ),
+        "{error}"
+    );
+    assert_eq!(f.plane.find(&stopped.id.to_string()).unwrap().state, InstanceState::Stopped);
+}
+
+#[test]
+fn image_in_use_cannot_be_removed() {
+    let f = Fixture::new();
+    let import =
+        ImportRequest { path: f.image().into(), format: None, name: Some("base".into()), replace: false };
+    let image = f.plane.images().import(&import, f.plane.clock(), &Silent).unwrap();
+    let run = f.launch(|r| r.image = "base".into()).unwrap();
+    assert_eq!(run.instance().root.base, BaseImage::Imported { image: image.id });
+    let error = f.plane.images().remove("base").unwrap_err().to_string();
+    assert!(error.contains(&run.instance().id.to_string()), "{error}");
+    drop(run);
+    f.plane.images().remove("base").unwrap();
+}
+
+#[test]
+fn sweep_leaves_living_instances_alone_and_clears_after_dead_owners() {
+    let f = Fixture::new();
+    let alive = f.launch(|_| ()).unwrap();
+    // As a killed process leaves it: rows and files, but nobody holds the lock.
+    let dead = f.launch(|_| ()).unwrap();
+    let kept_dead = {
+        let mut run = f.launch(|r| r.keep = true).unwrap();
+        drive(&f, &mut run, [running()]);
+        run
+    };
+    let (dead_id, kept_id) = (dead.instance().id, kept_dead.instance().id);
+    dead.abandon();
+    kept_dead.abandon();
+    let orphan = kiln_model::InstanceId::from_bits(1);
+    f.plane.instance_dir(orphan).create().unwrap();
+    f.plane.sweep();
+    assert!(f.plane.find(&dead_id.to_string()).is_err());
+    assert!(!f.plane.instance_dir(dead_id).path().exists() && !f.plane.instance_dir(orphan).path().exists());
+    assert_eq!(f.plane.find(&kept_id.to_string()).unwrap().state, InstanceState::Stopped);
+    assert_eq!(f.fake.world(|w| w.attached.len()), 1);
+    assert!(f.plane.instance_dir(alive.instance().id).overlay().exists());
+}
+
+#[test]
+fn wishes_for_missing_images_are_refused_with_a_remedy() {
+    let f = Fixture::new();
+    let refusal = |image: &str| f.launch(|r| r.image = image.into()).unwrap_err().to_string();
+    assert!(refusal("nothing").contains("kiln image import"), "{}", refusal("nothing"));
+    assert!(refusal("ami-0123456789abcdef0").contains("there is no image"));
+    assert!(refusal("/nonexistent/x.raw").starts_with("cannot open image file"));
+    f.assert_nothing_left("after refusals");
+}

@@ -1,0 +1,216 @@
+//! The real launcher: a `kiln-vmm` process per instance.
+
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::process::ExitStatusExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, ExitStatus, Stdio};
+use std::sync::{Arc, Condvar, Mutex, PoisonError, mpsc};
+use std::time::Duration;
+
+use kiln_sandbox::spawn::{Inherit, spawn};
+use kiln_vmspec::Command;
+
+use super::connection::with_short_path;
+use super::{ControlConnection, Pending, StartedVmm, VmmError, VmmHandle, VmmLaunch, VmmLauncher};
+use crate::host::{ProcessIdentity, open_kvm};
+use crate::printable;
+
+/// Environment variable with the path of the VMM program.
+const VMM_PROGRAM: &str = "KILN_VMM";
+/// How much of the end of a VMM's log is looked at for its last line.
+const LOG_TAIL: u64 = 4096;
+/// How long after the connection closed a VMM may take to end.
+const END_PATIENCE: Duration = Duration::from_secs(10);
+
+/// The VMM program: `KILN_VMM`, or the file next to this program.
+pub fn find_vmm() -> Result<PathBuf, VmmError> {
+    if let Some(path) = std::env::var_os(VMM_PROGRAM) {
+        return Ok(path.into());
+    }
+    let ourselves = std::env::current_exe()
+        .map_err(|source| VmmError::Start { action: "find out where this program is", source })?;
+    let dir = ourselves.parent().unwrap_or(Path::new("/"));
+    let path = dir.join("kiln-vmm");
+    if path.is_file() { Ok(path) } else { Err(VmmError::NotFound(dir.to_owned())) }
+}
+
+/// Starts `kiln-vmm` processes that die with this one.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct ProcessLauncher;
+
+/// How the child ended, once it has.
+#[derive(Debug, Default)]
+struct Exit {
+    status: Mutex<Option<ExitStatus>>,
+    told: Condvar,
+}
+
+impl Exit {
+    fn tell(&self, status: ExitStatus) {
+        *self.status.lock().unwrap_or_else(PoisonError::into_inner) = Some(status);
+        self.told.notify_all();
+    }
+
+    fn wait(&self, patience: Duration) -> Option<ExitStatus> {
+        let guard = self.status.lock().unwrap_or_else(PoisonError::into_inner);
+        let (status, _) = self
+            .told
+            .wait_timeout_while(guard, patience, |status| status.is_none())
+            .unwrap_or_else(PoisonError::into_inner);
+        *status
+    }
+}
+
+fn failed(action: &'static str) -> impl FnOnce(io::Error) -> VmmError {
+    move |source| VmmError::Start { action, source }
+}
+
+impl VmmLauncher for ProcessLauncher {
+    fn open_kvm(&self) -> Result<OwnedFd, VmmError> {
+        find_vmm()?;
+        Ok(open_kvm()?)
+    }
+
+    fn start(&self, launch: VmmLaunch) -> Result<StartedVmm, VmmError> {
+        let program = find_vmm()?;
+        let socket = launch.dir.control_socket();
+        let listener = with_short_path(&socket, |short| UnixListener::bind(short))
+            .map_err(failed("create the control socket"))?;
+        let log = OpenOptions::new()
+            .create(true)
+            .append(true)
+            .read(true)
+            .mode(0o600)
+            .open(launch.dir.vmm_log())
+            .map_err(failed("create the VMM's log"))?;
+        // Connected before there is a process: it waits in the queue of the socket.
+        let stream = with_short_path(&socket, |short| UnixStream::connect(short))
+            .map_err(failed("connect to the control socket"))?;
+        let exit = Arc::new(Exit::default());
+        let command_log = log.try_clone().map_err(failed("open the VMM's log"))?;
+        let process = start_process(&program, listener, command_log, &launch.spec.instance_id, &exit)?;
+        let last_words = {
+            let exit = Arc::clone(&exit);
+            move || last_words(exit.wait(END_PATIENCE), &log)
+        };
+        // From here on the caller ends the process through the handle, or dies and so ends it.
+        let (connection, events) = ControlConnection::new(stream, last_words)?;
+        let handle = ProcessHandle { connection, process, exit };
+        if let Err(e) = handle.connection.start(launch.spec, &launch.fds) {
+            // A VMM that ended at once has said why in its log; the reader tells that as an event.
+            tracing::debug!("sending the spec failed: {e}");
+        }
+        Ok(StartedVmm { handle: Box::new(handle), events })
+    }
+}
+
+/// Starts the process in a reaper thread of its own; see the module above.
+fn start_process(
+    program: &Path,
+    listener: UnixListener,
+    log: File,
+    name: &str,
+    exit: &Arc<Exit>,
+) -> Result<Option<ProcessIdentity>, VmmError> {
+    let mut command = std::process::Command::new(program);
+    let number = std::os::fd::AsRawFd::as_raw_fd(&listener);
+    command.args(["--control-fd", &number.to_string()]);
+    command.stdin(Stdio::null());
+    let stdout = log.try_clone().map_err(failed("open the VMM's log"))?;
+    command.stdout(stdout).stderr(log);
+    let exit = Arc::clone(exit);
+    let (started, result) = mpsc::sync_channel(1);
+    let reaper = move || {
+        let child = spawn(command, Inherit { fd: listener.as_fd(), die_with_thread: true });
+        // Only the child listens now; otherwise nobody would notice its end.
+        drop(listener);
+        match child {
+            Ok(child) => {
+                let _ = started.send(Ok(ProcessIdentity::of(child.id())));
+                reap(child, &exit);
+            }
+            Err(e) => {
+                let _ = started.send(Err(e));
+            }
+        }
+    };
+    std::thread::Builder::new()
+        .name(format!("reaper {name}"))
+        .spawn(reaper)
+        .map_err(failed("start a thread"))?;
+    match result.recv() {
+        Ok(Ok(process)) => Ok(process),
+        Ok(Err(source)) if source.kind() == io::ErrorKind::NotFound => {
+            Err(VmmError::NotFound(program.parent().unwrap_or(program).to_owned()))
+        }
+        Ok(Err(source)) => Err(VmmError::Start { action: "start kiln-vmm", source }),
+        Err(_) => Err(VmmError::NoAnswer),
+    }
+}
+
+fn reap(mut child: Child, exit: &Exit) {
+    match child.wait() {
+        Ok(status) => exit.tell(status),
+        // Cannot happen: the child is ours and waited for once.
+        Err(e) => tracing::error!("waiting for kiln-vmm failed: {e}"),
+    }
+}
+
+/// One line on how a VMM ended that did not say so itself.
+fn last_words(status: Option<ExitStatus>, log: &File) -> String {
+    let how = match status {
+        None => "kiln-vmm closed its control connection".to_owned(),
+        Some(status) => match (status.code(), status.signal()) {
+            (_, Some(signal)) => format!("kiln-vmm was ended by signal {signal}"),
+            (Some(code), _) => format!("kiln-vmm ended with status {code}"),
+            _ => "kiln-vmm ended".to_owned(),
+        },
+    };
+    match last_line(log) {
+        Some(line) => format!("{how}: {line}"),
+        None => how,
+    }
+}
+
+fn last_line(log: &File) -> Option<String> {
+    let end = log.metadata().ok()?.len();
+    let start = end.saturating_sub(LOG_TAIL);
+    let mut tail = vec![0; usize::try_from(end - start).ok()?];
+    log.read_exact_at(&mut tail, start).ok()?;
+    let text = String::from_utf8_lossy(&tail);
+    let line = text.lines().map(str::trim).rfind(|line| !line.is_empty())?;
+    Some(printable(line))
+}
+
+/// A process of ours and the connection to it.
+struct ProcessHandle {
+    connection: ControlConnection,
+    process: Option<ProcessIdentity>,
+    exit: Arc<Exit>,
+}
+
+impl VmmHandle for ProcessHandle {
+    fn request(&self, command: Command) -> Pending<'_> {
+        Box::pin(self.connection.request(command))
+    }
+
+    fn process(&self) -> Option<ProcessIdentity> {
+        self.process
+    }
+
+    fn end(&self, patience: Duration) {
+        if self.exit.wait(patience).is_some() {
+            return;
+        }
+        if let Some(process) = self.process
+            && let Err(e) = process.kill(END_PATIENCE)
+        {
+            tracing::error!("kiln-vmm process {} cannot be killed: {e}", process.pid);
+        }
+        self.exit.wait(END_PATIENCE);
+    }
+}
