@@ -173,7 +173,7 @@ impl Decoder {
     }
 
     /// The next whole message, if it has arrived.
-    pub fn next<T: DeserializeOwned>(&mut self) -> Result<Option<T>, FrameError> {
+    pub fn next_message<T: DeserializeOwned>(&mut self) -> Result<Option<T>, FrameError> {
         let Some((header, rest)) = self.pending.split_first_chunk::<HEADER>() else { return Ok(None) };
         let len = usize::try_from(u32::from_le_bytes(*header)).unwrap_or(usize::MAX);
         if len > MAX_FRAME {
@@ -238,7 +238,7 @@ mod tests {
         assert!(matches!(b.receive::<Request>(), Err(FrameError::TooLarge { .. })));
         let mut decoder = Decoder::default();
         decoder.push(&u32::MAX.to_le_bytes());
-        assert!(decoder.next::<Request>().is_err());
+        assert!(decoder.next_message::<Request>().is_err());
     }
 
     #[test]
@@ -250,7 +250,7 @@ mod tests {
         let mut seen = 0;
         for byte in bytes {
             decoder.push(&[byte]);
-            while let Some(message) = decoder.next::<Request>().unwrap() {
+            while let Some(message) = decoder.next_message::<Request>().unwrap() {
                 assert_eq!(message, request);
                 seen += 1;
             }

@@ -56,7 +56,7 @@ impl Client {
         }
         let mut requests = Vec::new();
         loop {
-            match self.decoder.next() {
+            match self.decoder.next_message() {
                 Ok(Some(request)) => requests.push(request),
                 Ok(None) => return Ok(requests),
                 Err(FrameError::Malformed(e)) => {

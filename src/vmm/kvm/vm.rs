@@ -112,6 +112,11 @@ impl Vm {
             .map_err(KvmError::ioctl("reading the supported CPUID"))
     }
 
+    /// Whether the local APIC timer has a TSC deadline mode, which KVM does not list in CPUID.
+    pub fn has_tsc_deadline_timer(&self) -> bool {
+        self.kvm.check_extension(Cap::TscDeadlineTimer)
+    }
+
     /// Creates vCPU `id`; ids count from 0 and are also the local APIC ids.
     pub fn create_vcpu(&self, id: u8) -> Result<VcpuFd, KvmError> {
         self.fd.create_vcpu(u64::from(id)).map_err(KvmError::ioctl("creating a vCPU"))

@@ -16,8 +16,10 @@ use kvm_bindings::kvm_run;
 use kvm_ioctls::{VcpuExit, VcpuFd};
 use vmm_sys_util::signal::{Killable, register_signal_handler};
 
-/// Offset from `SIGRTMIN` of the kick signal.
-const KICK: i32 = 0;
+/// The kick signal.
+fn signal() -> i32 {
+    libc::SIGRTMIN()
+}
 
 thread_local! {
     static IMMEDIATE_EXIT: Cell<*const AtomicU8> = const { Cell::new(ptr::null()) };
@@ -25,8 +27,7 @@ thread_local! {
 
 /// Installs the handler of the kick signal, once per process, before the first vCPU runs.
 pub fn install_handler() -> io::Result<()> {
-    register_signal_handler(libc::SIGRTMIN() + KICK, on_kick)
-        .map_err(|e| io::Error::from_raw_os_error(e.errno()))
+    register_signal_handler(signal(), on_kick).map_err(|e| io::Error::from_raw_os_error(e.errno()))
 }
 
 extern "C" fn on_kick(_: i32, _: *mut libc::siginfo_t, _: *mut libc::c_void) {
@@ -89,6 +90,8 @@ impl Drop for Kickable {
 
 /// Kicks the vCPU of `thread`. The thread may have ended but must not have been joined.
 pub fn kick(thread: &JoinHandle<()>) {
-    // Fails only where the thread has ended, and then there is nothing to kick.
-    let _ = thread.kill(KICK);
+    // A thread that has ended needs no kick, so a failure there means nothing.
+    if let Err(e) = thread.kill(signal()) {
+        tracing::warn!("a vCPU thread cannot be kicked: {e}");
+    }
 }

@@ -17,7 +17,9 @@ mod failure;
 mod gate;
 mod kick;
 mod run;
+mod setup;
 
 pub use gate::Gate;
 pub use kick::install_handler;
 pub use run::{MachineEvent, MachineEvents, Platform, VcpuCounters, VcpuThread};
+pub use setup::set_up;

@@ -1,0 +1,307 @@
+//! The life of one `kiln-vmm` process.
+//!
+//! ```text
+//!  listening ─ first client sends Start ─▶ open host resources ─▶ ┌ assemble ─▶ run ─┐
+//!                                                                 │   reset: wipe    │
+//!                                                                 └──────◀───────────┘
+//!                                                     power-off, kill or failure ─▶ Exited ─▶ end
+//! ```
+//!
+//! The control thread, which runs this, owns the life-cycle: vCPUs and devices only report to it.
+
+use std::fs::File;
+use std::io::{self, Write};
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::net::UnixListener;
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, channel};
+
+use kiln_devices::virtio::WorkerHost;
+use kiln_vmspec::frame::{Connection, FrameError};
+use kiln_vmspec::{Command, Event, ExitReason, Reply, Request, Stats, VmSpec};
+use vmm_sys_util::eventfd::EventFd;
+
+use crate::console::Console;
+use crate::control::{ControlServer, Incoming};
+use crate::host::Host;
+use crate::machine::{Machine, Surroundings};
+use crate::memory;
+use crate::vcpu::{MachineEvent, MachineEvents, install_handler};
+use crate::workers::Workers;
+
+/// The process could not even listen to its control plane.
+#[derive(Debug, thiserror::Error)]
+pub enum ProcessError {
+    /// The first client did not send a usable `Start`.
+    #[error("no machine was described on the control socket")]
+    NoStart(#[source] FrameError),
+    /// The first command was another one.
+    #[error("the first command was not `start`")]
+    NotStarted,
+    /// The host failed.
+    #[error("{action} failed")]
+    Host {
+        /// What was tried.
+        action: &'static str,
+        /// The host's answer.
+        #[source]
+        source: io::Error,
+    },
+}
+
+fn host(action: &'static str) -> impl FnOnce(io::Error) -> ProcessError {
+    move |source| ProcessError::Host { action, source }
+}
+
+/// Keys of the control thread's own descriptors.
+const MACHINE: u32 = 0;
+const CONSOLE: u32 = 1;
+
+/// Serves one machine on `listener` and returns why it ended.
+pub fn run(listener: UnixListener) -> Result<ExitReason, ProcessError> {
+    let (stream, _) = listener.accept().map_err(host("accepting the control plane"))?;
+    let connection = Connection::new(stream.try_clone().map_err(host("cloning a socket"))?);
+    let (request, fds) = connection.receive::<Request>().map_err(ProcessError::NoStart)?;
+    let Command::Start(spec) = request.command else { return Err(ProcessError::NotStarted) };
+    drop(connection);
+    install_handler().map_err(host("installing a signal handler"))?;
+
+    let mut server = ControlServer::new(listener).map_err(host("serving the control socket"))?;
+    let starter = server.adopt(stream).map_err(host("serving the control plane"))?;
+    let mut process = Process::new(server, *spec)?;
+    let reason = process.live(fds, starter, request.id);
+    process.forward_console();
+    process.server.broadcast(&Event::Exited(reason.clone()));
+    process.server.finish();
+    Ok(reason)
+}
+
+struct Process {
+    server: ControlServer,
+    spec: VmSpec,
+    console: Console,
+    log: Option<ConsoleLog>,
+    events: MachineEvents,
+    reported: Receiver<MachineEvent>,
+    machine_wake: Arc<EventFd>,
+    console_wake: Arc<EventFd>,
+    resets: u64,
+}
+
+/// Why the control loop of one machine ended.
+enum Outcome {
+    Reset,
+    Exit(ExitReason),
+}
+
+impl Process {
+    fn new(server: ControlServer, spec: VmSpec) -> Result<Self, ProcessError> {
+        let event = || EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC).map(Arc::new);
+        let machine_wake = event().map_err(host("making an event descriptor"))?;
+        let console_wake = event().map_err(host("making an event descriptor"))?;
+        for (fd, key) in [(machine_wake.as_raw_fd(), MACHINE), (console_wake.as_raw_fd(), CONSOLE)] {
+            server.watch(fd, key).map_err(host("waiting for events"))?;
+        }
+        let (sender, reported) = channel();
+        let events = MachineEvents::new(sender, Arc::clone(&machine_wake));
+        let console = Console::new(Arc::clone(&console_wake));
+        Ok(Process {
+            server,
+            spec,
+            console,
+            log: None,
+            events,
+            reported,
+            machine_wake,
+            console_wake,
+            resets: 0,
+        })
+    }
+
+    /// From `Start` to the end; the answer to `Start` goes out when the vCPUs run, or fail to.
+    fn live(&mut self, fds: Vec<OwnedFd>, starter: u64, request: u64) -> ExitReason {
+        let opened = Host::open(&self.spec, fds).map_err(|e| chain(&e));
+        let opened = opened.and_then(|host| match Workers::new() {
+            Ok(workers) => Ok((host, Arc::new(workers) as Arc<dyn WorkerHost>)),
+            Err(e) => Err(format!("starting the device thread failed: {e}")),
+        });
+        let (mut host, workers) = match opened {
+            Ok(opened) => opened,
+            Err(message) => return self.fail(Some((starter, request)), message),
+        };
+        self.log =
+            host.console_log.take().map(|file| ConsoleLog::new(file, self.spec.console.log_limit_bytes));
+        let mut unanswered = Some((starter, request));
+        loop {
+            let around =
+                Surroundings { host: &host, console: &self.console, workers: &workers, events: &self.events };
+            let machine = match Machine::assemble(&self.spec, &around) {
+                Ok(machine) => machine,
+                Err(e) => return self.fail(unanswered, chain(&e)),
+            };
+            machine.start();
+            tracing::info!(instance = self.spec.instance_id, "booting {}", machine.booted);
+            if let Some((client, request)) = unanswered.take() {
+                self.server.reply(client, request, Reply::Ok);
+            }
+            self.server.broadcast(&Event::Running { booted: machine.booted.clone() });
+            let outcome = self.serve(&machine, &host);
+            machine.stop();
+            match outcome {
+                Outcome::Exit(reason) => return reason,
+                Outcome::Reset => {
+                    self.resets = self.resets.saturating_add(1);
+                    self.forward_console();
+                    self.server.broadcast(&Event::Rebooting);
+                    if let Err(e) = memory::wipe(&host.memory) {
+                        return self.fail(None, format!("wiping guest memory for the restart failed: {e}"));
+                    }
+                    // What the old machine still reported means nothing to the new one.
+                    self.reported.try_iter().for_each(drop);
+                }
+            }
+        }
+    }
+
+    fn fail(&mut self, unanswered: Option<(u64, u64)>, message: String) -> ExitReason {
+        if let Some((client, request)) = unanswered {
+            self.server.reply(client, request, Reply::Error { message: message.clone() });
+        }
+        ExitReason::Failed { message }
+    }
+
+    /// Serves clients and the machine until it ends.
+    fn serve(&mut self, machine: &Machine, host: &Host) -> Outcome {
+        loop {
+            let incoming = match self.server.wait() {
+                Ok(incoming) => incoming,
+                Err(e) => {
+                    let message = format!("waiting on the control socket failed: {e}");
+                    return Outcome::Exit(ExitReason::Failed { message });
+                }
+            };
+            for one in incoming {
+                match one {
+                    Incoming::Ready(CONSOLE) => {
+                        let _ = self.console_wake.read();
+                        self.forward_console();
+                        machine.feed_console(&self.console);
+                    }
+                    Incoming::Ready(_) => {
+                        let _ = self.machine_wake.read();
+                    }
+                    Incoming::Request { client, request } => {
+                        let id = request.id;
+                        let outcome = self.obey(machine, host, client, request);
+                        if let Some(outcome) = outcome {
+                            self.server.reply(client, id, Reply::Ok);
+                            return outcome;
+                        }
+                    }
+                }
+            }
+            match self.reported.try_recv() {
+                Ok(MachineEvent::PowerOff) => return Outcome::Exit(ExitReason::PowerOff),
+                Ok(MachineEvent::Reset) => return Outcome::Reset,
+                Ok(MachineEvent::Failed(message)) => return Outcome::Exit(ExitReason::Failed { message }),
+                Err(_) => {}
+            }
+        }
+    }
+
+    /// Carries out one command. `Some` ends the machine; otherwise the command has been answered.
+    fn obey(&mut self, machine: &Machine, host: &Host, client: u64, request: Request) -> Option<Outcome> {
+        let reply = match request.command {
+            Command::Start(_) => Reply::Error { message: "the machine has been started already".into() },
+            Command::Pause => {
+                machine.pause();
+                Reply::Ok
+            }
+            Command::Resume => {
+                machine.resume();
+                Reply::Ok
+            }
+            Command::PowerButton => {
+                machine.press_power_button();
+                Reply::Ok
+            }
+            Command::Reset => return Some(Outcome::Reset),
+            Command::Kill => return Some(Outcome::Exit(ExitReason::Killed)),
+            Command::AttachConsole { replay } => {
+                // What is in the scroll-back already must not come a second time.
+                self.forward_console();
+                let first = if replay { self.console.scrollback() } else { Vec::new() };
+                self.server.attach(client, first);
+                Reply::Ok
+            }
+            Command::ConsoleInput { bytes } => {
+                self.console.type_in(&bytes);
+                machine.feed_console(&self.console);
+                Reply::Ok
+            }
+            Command::Stats => {
+                let mut stats = Stats::default();
+                machine.stats(&mut stats);
+                for (index, nic) in host.nics.iter().enumerate() {
+                    nic.stats(&format!("net{index}"), &mut stats.counters);
+                }
+                stats.counters.insert("machine.resets".into(), self.resets);
+                stats.counters.insert("console.dropped_bytes".into(), self.console.dropped());
+                Reply::Stats(Box::new(stats))
+            }
+            Command::UpdateMetadata(snapshot) => {
+                let snapshot = Arc::new(*snapshot);
+                host.nics.iter().for_each(|nic| nic.update_metadata(Arc::clone(&snapshot)));
+                Reply::Ok
+            }
+        };
+        self.server.reply(client, request.id, reply);
+        None
+    }
+
+    /// Carries what the guest printed to the log and to attached clients.
+    fn forward_console(&mut self) {
+        let bytes = self.console.take_output();
+        if bytes.is_empty() {
+            return;
+        }
+        if let Some(log) = &mut self.log {
+            log.append(&bytes);
+        }
+        self.server.console(&bytes);
+    }
+}
+
+/// The console log, bounded so that a guest cannot fill the host.
+struct ConsoleLog {
+    file: File,
+    left: u64,
+}
+
+impl ConsoleLog {
+    fn new(file: File, limit: u64) -> Self {
+        ConsoleLog { file, left: limit }
+    }
+
+    fn append(&mut self, bytes: &[u8]) {
+        let room = usize::try_from(self.left).unwrap_or(usize::MAX);
+        let piece = bytes.get(..bytes.len().min(room)).unwrap_or_default();
+        self.left = self.left.saturating_sub(piece.len() as u64);
+        if let Err(e) = self.file.write_all(piece) {
+            tracing::warn!("writing the console log failed, it ends here: {e}");
+            self.left = 0;
+        }
+    }
+}
+
+/// An error with its causes, in one line.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text.push_str(": ");
+        text.push_str(&error.to_string().replace('\n', " "));
+        cause = error.source();
+    }
+    text
+}
