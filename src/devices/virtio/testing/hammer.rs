@@ -3,7 +3,7 @@
 
 use std::sync::{Arc, Mutex};
 
-use vm_memory::{Bytes, GuestAddress};
+use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
 use super::{
     Buffer, GuestDriver, GuestQueue, Loopback, PORT_BASE, RawDescriptor, TestMachine, common, status,
@@ -85,6 +85,11 @@ impl Tape<'_> {
     }
 }
 
+/// Makes the device under attack for a machine with this memory.
+pub trait Victim: FnOnce(&GuestMemoryMmap) -> Box<dyn VirtioDevice> {}
+
+impl<F: FnOnce(&GuestMemoryMmap) -> Box<dyn VirtioDevice>> Victim for F {}
+
 /// A machine with a bystander in slot 1, which runs, and a victim in slot 2.
 struct Scene {
     machine: TestMachine,
@@ -95,8 +100,10 @@ struct Scene {
 }
 
 impl Scene {
-    fn new(victim: Box<dyn VirtioDevice>) -> Self {
-        let machine = TestMachine::new(vec![Box::new(Loopback::new("bystander", &[8])), victim]);
+    fn new(victim: impl Victim) -> Self {
+        let mem = TestMachine::memory();
+        let victim = victim(&mem);
+        let machine = TestMachine::assemble(mem, vec![Box::new(Loopback::new("bystander", &[8])), victim]);
         let bystander = GuestDriver::probe(&machine, 1);
         let (_, mut queues) = bystander.start(&machine, 0, 0x1_0000);
         let victim = GuestDriver::probe(&machine, 2);
@@ -125,7 +132,7 @@ impl Scene {
 /// Accesses of any kind, place, length and order to `victim`, which is first brought up as far as
 /// the first byte says. Panics when a register changes that must not, when a worker is started
 /// twice, or when the device's neighbour suffers.
-pub fn hammer_registers(victim: Box<dyn VirtioDevice>, data: &[u8]) {
+pub fn hammer_registers(victim: impl Victim, data: &[u8]) {
     let mut tape = Tape(data);
     let scene = Scene::new(victim);
     let (machine, driver) = (&scene.machine, &scene.victim);
@@ -189,7 +196,7 @@ fn one_access(scene: &Scene, tape: &mut Tape<'_>) {
 
 /// Rings and descriptors of any content for `victim`, which runs with all its queues. Panics when
 /// the device does, when it never comes to rest, or when its neighbour suffers.
-pub fn hammer_rings(victim: Box<dyn VirtioDevice>, data: &[u8]) {
+pub fn hammer_rings(victim: impl Victim, data: &[u8]) {
     let mut tape = Tape(data);
     let mut scene = Scene::new(victim);
     let (_, mut queues) = scene.victim.start(&scene.machine, u64::MAX, QUEUES);

@@ -37,9 +37,18 @@ pub struct TestMachine {
 }
 
 impl TestMachine {
-    /// Assembles a machine.
+    /// Memory for [`TestMachine::assemble`], for devices that want to see it first.
+    pub fn memory() -> GuestMemoryMmap {
+        GuestMemoryMmap::from_ranges(&[(GuestAddress(0), MEM_LEN)]).unwrap()
+    }
+
+    /// A machine with memory of its own.
     pub fn new(devices: Vec<Box<dyn VirtioDevice>>) -> Self {
-        let mem = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), MEM_LEN)]).unwrap();
+        Self::assemble(Self::memory(), devices)
+    }
+
+    /// A machine with this memory.
+    pub fn assemble(mem: GuestMemoryMmap, devices: Vec<Box<dyn VirtioDevice>>) -> Self {
         let (msi, doorbells, workers) = (
             Arc::new(FakeMsi::default()),
             Arc::new(FakeDoorbells::default()),

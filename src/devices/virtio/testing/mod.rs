@@ -26,7 +26,7 @@ mod queue;
 
 pub use driver::GuestDriver;
 pub use fakes::{FakeDoorbells, FakeMsi, InlineWorkers};
-pub use hammer::{hammer_registers, hammer_rings};
+pub use hammer::{Victim, hammer_registers, hammer_rings};
 pub use loopback::{LOOPBACK_FEATURE, Loopback, LoopbackLog};
 pub use machine::{MEM_LEN, PORT_BASE, TestMachine, WINDOW};
 pub use queue::{Buffer, GuestQueue, INDIRECT, NEXT, RawDescriptor, WRITE};
