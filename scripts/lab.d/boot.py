@@ -271,7 +271,7 @@ class Machine:
     def _on_message(self, line: str) -> None:
         word, _, rest = line.partition(" ")
         if word == "up":
-            say(f"L1 is up after {time.monotonic() - self.started:.1f} s\r")
+            say(f"L1 is up after {time.monotonic() - self.started:.1f} s" + "\r" * self.job.interactive)
         elif word == "exit":
             status, count = rest.split()
             # A terminal's output is not counted: it has no end that matters.

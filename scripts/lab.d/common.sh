@@ -4,7 +4,7 @@
 
 shopt -s inherit_errexit
 
-CACHE=${KILN_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/kiln}
+CACHE=$(realpath -m "${KILN_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/kiln}")
 # One fixed date for everything that is built, so that equal inputs give equal bytes.
 export SOURCE_DATE_EPOCH=1735689600
 export LC_ALL=C TZ=UTC
