@@ -104,3 +104,111 @@ fn is_solicitation_for_service(prefix: &[u8]) -> bool {
 fn bytes_at<const N: usize>(bytes: &[u8], at: usize) -> Option<[u8; N]> {
     bytes.get(at..)?.first_chunk().copied()
 }
+
+#[cfg(test)]
+mod tests {
+    use std::net::{IpAddr, Ipv6Addr};
+
+    use proptest::prelude::*;
+    use smoltcp::wire::IpProtocol;
+
+    use super::*;
+    use crate::testing::{GUEST_IP, from_guest, spec};
+
+    fn verdict(frame: &[u8]) -> Verdict {
+        let prefix = &frame[..frame.len().min(CLASSIFY_PREFIX)];
+        Classifier::new(&spec()).classify(prefix)
+    }
+
+    fn udp(to: impl Into<IpAddr>, port: u16) -> Vec<u8> {
+        let to = to.into();
+        let from = if to.is_ipv4() { IpAddr::V4(GUEST_IP) } else { "2001:db8::10".parse().unwrap() };
+        from_guest().udp((from, 68), (to, port), b"payload")
+    }
+
+    #[test]
+    fn destination_address_decides() {
+        use Verdict::{Ours, Tap};
+        for (to, port, expected) in [
+            ("169.254.169.254", 80, Ours),
+            ("169.254.169.254", 1, Ours),
+            ("169.254.0.0", 9, Ours),
+            ("169.254.255.255", 9, Ours),
+            ("169.253.169.254", 80, Tap),
+            ("169.255.169.254", 80, Tap),
+            ("10.0.0.2", 53, Ours),
+            ("10.0.0.2", 443, Ours),
+            ("10.0.0.3", 53, Tap),
+            ("10.0.1.1", 67, Ours),
+            ("10.0.1.1", 53, Tap),
+            ("255.255.255.255", 67, Ours),
+            ("255.255.255.255", 68, Tap),
+            ("10.0.1.255", 67, Tap),
+            ("10.0.1.20", 67, Tap),
+            ("8.8.8.8", 53, Tap),
+            ("fd00:ec2::254", 80, Ours),
+            ("fd00:ec2:ffff::1", 9, Ours),
+            ("fd00:ec3::254", 80, Tap),
+            ("2001:db8::1", 80, Tap),
+        ] {
+            assert_eq!(verdict(&udp(to.parse::<IpAddr>().unwrap(), port)), expected, "{to} {port}");
+        }
+    }
+
+    #[test]
+    fn dhcp_is_found_behind_options() {
+        let mut frame = udp([255, 255, 255, 255], 67);
+        frame.splice(34..34, [1; 40]);
+        frame[14] = 0x4f;
+        assert_eq!(verdict(&frame), Verdict::Ours);
+        frame[14] = 0x45;
+        assert_eq!(verdict(&frame), Verdict::Tap);
+    }
+
+    #[test]
+    fn question_for_a_neighbour_follows_what_is_asked_for() {
+        for (target, expected) in [("fd00:ec2::254", Verdict::Ours), ("fe80::1", Verdict::Tap)] {
+            let target: Ipv6Addr = target.parse().unwrap();
+            let solicited = "ff02::1:ff00:254".parse::<IpAddr>().unwrap();
+            let ends = ("fe80::2".parse().unwrap(), solicited);
+            let frame = from_guest().ip(ends, IpProtocol::Icmpv6, 255, 24, |message| {
+                message[0] = NEIGHBOR_SOLICITATION;
+                message[8..24].copy_from_slice(&target.octets());
+            });
+            assert_eq!(verdict(&frame), expected, "{target}");
+        }
+    }
+
+    #[test]
+    fn frames_without_a_whole_header_and_tagged_frames_stay() {
+        let frame = udp([8, 8, 8, 8], 53);
+        for length in 0..34 {
+            assert_eq!(verdict(&frame[..length]), Verdict::Ours, "{length}");
+        }
+        assert_eq!(verdict(&frame[..34]), Verdict::Tap);
+        for tag in ETHERTYPES_TAGGED {
+            let mut frame = frame.clone();
+            frame.splice(12..12, [tag[0], tag[1], 0, 7]);
+            assert_eq!(verdict(&frame), Verdict::Ours);
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(256))]
+
+        #[test]
+        fn nothing_for_the_link_goes_to_the_tap(
+            noise in proptest::collection::vec(any::<u8>(), 14..128),
+            low in any::<[u8; 2]>(),
+        ) {
+            let mut frame = noise;
+            frame.resize(128, 0);
+            frame[12..14].copy_from_slice(&ETHERTYPE_IPV4);
+            frame[30..34].copy_from_slice(&[169, 254, low[0], low[1]]);
+            prop_assert_eq!(verdict(&frame), Verdict::Ours);
+            frame[12..14].copy_from_slice(&ETHERTYPE_IPV6);
+            frame[38..42].copy_from_slice(&[0xfd, 0, 0x0e, 0xc2]);
+            prop_assert_eq!(verdict(&frame), Verdict::Ours);
+        }
+    }
+}

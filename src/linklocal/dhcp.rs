@@ -215,3 +215,210 @@ fn option(reply: &mut Vec<u8>, code: u8, value: &[u8]) {
 fn netmask(prefix_len: u8) -> u32 {
     u32::MAX.checked_shl(32u32.saturating_sub(u32::from(prefix_len))).unwrap_or(0)
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::testing::{GUEST_IP, GUEST_MAC, spec};
+
+    const TRANSACTION: [u8; 4] = [1, 2, 3, 4];
+    const OTHER: [u8; 4] = [10, 0, 1, 99];
+
+    /// A message of `kind` with the address in the header and further options.
+    fn message(kind: u8, client_address: [u8; 4], options: &[(u8, &[u8])]) -> Vec<u8> {
+        let mut bytes = vec![0; HEADER];
+        bytes[..4].copy_from_slice(&[BOOTREQUEST, ETHERNET, 6, 0]);
+        bytes[4..8].copy_from_slice(&TRANSACTION);
+        bytes[12..16].copy_from_slice(&client_address);
+        bytes[28..34].copy_from_slice(&GUEST_MAC.octets());
+        bytes[236..240].copy_from_slice(&MAGIC_COOKIE);
+        option(&mut bytes, MESSAGE_TYPE, &[kind]);
+        for (code, value) in options {
+            option(&mut bytes, *code, value);
+        }
+        bytes.push(END);
+        bytes
+    }
+
+    struct Reply {
+        frame: Vec<u8>,
+        options: Vec<(u8, Vec<u8>)>,
+    }
+
+    impl Reply {
+        fn message(&self) -> &[u8] {
+            &self.frame[42..]
+        }
+
+        fn option(&self, code: u8) -> Option<&[u8]> {
+            self.options.iter().find(|(c, _)| *c == code).map(|(_, value)| &value[..])
+        }
+    }
+
+    fn ask(bytes: &[u8]) -> Option<Reply> {
+        let spec = spec();
+        let frame = answer(&Link::new(GUEST_MAC, spec.router_mac), &spec, 9001, bytes)?;
+        let mut options = Vec::new();
+        let mut rest = &frame[42 + HEADER..];
+        while let Some((&code, after)) = rest.split_first().filter(|(code, _)| **code != END) {
+            let (value, after) = after[1..].split_at(usize::from(after[0]));
+            options.push((code, value.to_vec()));
+            rest = after;
+        }
+        Some(Reply { frame, options })
+    }
+
+    fn kind(bytes: &[u8]) -> Option<u8> {
+        ask(bytes).and_then(|reply| reply.option(MESSAGE_TYPE).map(|value| value[0]))
+    }
+
+    #[test]
+    fn offer_holds_what_ec2_offers() {
+        let reply = ask(&message(DISCOVER, [0; 4], &[])).unwrap();
+        assert_eq!(reply.message()[4..8], TRANSACTION);
+        assert_eq!(reply.message()[16..20], GUEST_IP.octets());
+        let options: Vec<_> = reply.options.iter().map(|(code, value)| (*code, &value[..])).collect();
+        assert_eq!(
+            options,
+            [
+                (MESSAGE_TYPE, &[OFFER][..]),
+                (SERVER_IDENTIFIER, &[10, 0, 1, 1]),
+                (LEASE_TIME, &[0, 0, 0x0e, 0x10]),
+                (SUBNET_MASK, &[255, 255, 255, 0]),
+                (ROUTER, &[10, 0, 1, 1]),
+                (NAME_SERVERS, &[10, 0, 0, 2]),
+                (INTERFACE_MTU, &[0x23, 0x29]),
+                (BROADCAST_ADDRESS, &[10, 0, 1, 255]),
+                (HOST_NAME, b"ip-10-0-1-10"),
+                (DOMAIN_NAME, b"ec2.internal"),
+            ]
+        );
+        assert!(reply.message().len() >= MIN_MESSAGE);
+    }
+
+    #[test]
+    fn request_is_acknowledged_for_the_own_address_and_refused_for_others() {
+        let own = &GUEST_IP.octets()[..];
+        let server = &[10, 0, 1, 1][..];
+        let zero = [0; 4];
+        for (state, bytes, expected) in [
+            (
+                "selecting",
+                message(REQUEST, zero, &[(REQUESTED_ADDRESS, own), (SERVER_IDENTIFIER, server)]),
+                Some(ACK),
+            ),
+            (
+                "selecting another address",
+                message(REQUEST, zero, &[(REQUESTED_ADDRESS, &OTHER), (SERVER_IDENTIFIER, server)]),
+                Some(NAK),
+            ),
+            (
+                "selecting another server",
+                message(REQUEST, zero, &[(REQUESTED_ADDRESS, own), (SERVER_IDENTIFIER, &OTHER)]),
+                None,
+            ),
+            ("init-reboot", message(REQUEST, zero, &[(REQUESTED_ADDRESS, own)]), Some(ACK)),
+            ("init-reboot elsewhere", message(REQUEST, zero, &[(REQUESTED_ADDRESS, &OTHER)]), Some(NAK)),
+            ("renewing", message(REQUEST, GUEST_IP.octets(), &[]), Some(ACK)),
+            ("rebinding elsewhere", message(REQUEST, OTHER, &[]), Some(NAK)),
+            ("request for nothing", message(REQUEST, zero, &[]), None),
+            ("release", message(7, GUEST_IP.octets(), &[]), None),
+            ("decline", message(4, zero, &[(REQUESTED_ADDRESS, own)]), None),
+            ("offer", message(OFFER, zero, &[]), None),
+            ("ack", message(ACK, zero, &[]), None),
+            ("force-renew", message(9, zero, &[]), None),
+        ] {
+            assert_eq!(kind(&bytes), expected, "{state}");
+        }
+    }
+
+    #[test]
+    fn inform_gets_parameters_without_a_lease() {
+        let reply = ask(&message(INFORM, GUEST_IP.octets(), &[])).unwrap();
+        assert_eq!(reply.option(MESSAGE_TYPE), Some(&[ACK][..]));
+        assert_eq!(reply.option(LEASE_TIME), None);
+        assert_eq!(reply.message()[16..20], [0; 4]);
+        assert!(reply.option(NAME_SERVERS).is_some());
+    }
+
+    #[test]
+    fn reply_goes_where_the_client_can_hear_it() {
+        let ends = |bytes: &[u8]| {
+            let frame = ask(bytes).unwrap().frame;
+            (frame[..6].to_vec(), frame[30..34].to_vec(), frame[34..38].to_vec())
+        };
+        let guest = GUEST_MAC.octets().to_vec();
+        let ports = vec![0, 67, 0, 68];
+        let own = GUEST_IP.octets().to_vec();
+        let mut broadcast = message(DISCOVER, [0; 4], &[]);
+        assert_eq!(ends(&broadcast), (guest.clone(), own.clone(), ports.clone()));
+        broadcast[10] = BROADCAST_FLAG;
+        assert_eq!(ends(&broadcast), (vec![0xff; 6], vec![255; 4], ports.clone()));
+        assert_eq!(ends(&message(REQUEST, GUEST_IP.octets(), &[])), (guest, own, ports.clone()));
+        let nak = message(REQUEST, [0; 4], &[(REQUESTED_ADDRESS, &OTHER)]);
+        assert_eq!(ends(&nak), (vec![0xff; 6], vec![255; 4], ports));
+    }
+
+    #[test]
+    fn foreign_relayed_and_broken_messages_are_ignored() {
+        let good = message(DISCOVER, [0; 4], &[]);
+        let changed = |at: usize, value: u8| {
+            let mut bytes = good.clone();
+            bytes[at] = value;
+            bytes
+        };
+        for (what, bytes) in [
+            ("reply", changed(0, BOOTREPLY)),
+            ("hardware type", changed(1, 6)),
+            ("hardware length", changed(2, 16)),
+            ("relay", changed(24, 10)),
+            ("other client", changed(33, 0xee)),
+            ("cookie", changed(236, 0)),
+            ("no type", changed(240, 200)),
+            ("type 0", changed(242, 0)),
+            ("empty", Vec::new()),
+            ("BOOTP", good[..236].to_vec()),
+            ("no options", good[..240].to_vec()),
+            ("cut option", good[..242].to_vec()),
+            ("long option", [&good[..243], &[12, 200, 1]].concat()),
+            ("short address", message(REQUEST, [0; 4], &[(REQUESTED_ADDRESS, &[1, 2, 3])])),
+        ] {
+            assert_eq!(kind(&bytes), None, "{what}");
+        }
+        assert_eq!(kind(&[&good[..240], &[0, 0, 0], &good[240..]].concat()), Some(OFFER), "padding");
+    }
+
+    #[test]
+    fn reply_fits_576_bytes_whatever_the_spec() {
+        let mut spec = spec();
+        spec.dns = vec![Ipv4Addr::new(10, 0, 0, 2); 100];
+        spec.host_name = "h".repeat(63);
+        spec.domain_name = "d".repeat(100);
+        let message = parse(&message(DISCOVER, [0; 4], &[])).unwrap();
+        assert!(encode(&message, OFFER, &spec, 9001).len() <= 548);
+        spec.domain_name = "d".repeat(256);
+        encode(&message, OFFER, &spec, 9001);
+        for (prefix_len, mask) in
+            [(0, 0), (16, 0xffff_0000), (28, 0xffff_fff0), (32, u32::MAX), (40, u32::MAX)]
+        {
+            assert_eq!(netmask(prefix_len), mask);
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(256))]
+
+        #[test]
+        fn any_options_are_answered_or_ignored(noise in proptest::collection::vec(any::<u8>(), 0..600)) {
+            let mut bytes = message(DISCOVER, [0; 4], &[]);
+            bytes.pop();
+            bytes.extend(&noise);
+            if let Some(reply) = ask(&bytes) {
+                prop_assert!(reply.message().len() <= 576);
+            }
+            ask(&noise);
+        }
+    }
+}

@@ -392,3 +392,6 @@ impl Services {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

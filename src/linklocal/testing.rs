@@ -1,21 +1,28 @@
 //! A fake guest on a virtual clock: a smoltcp host wired frame by frame to [`LinkLocal`].
 
 use std::collections::VecDeque;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
 use kiln_model::MacAddr;
 use kiln_vmspec::{LeafValue, LinkLocalSpec, MetadataSnapshot};
 use smoltcp::iface::{Config, Interface, SocketHandle, SocketSet};
+use smoltcp::phy::ChecksumCapabilities;
 use smoltcp::phy::{Device, DeviceCapabilities, Medium, RxToken, TxToken};
 use smoltcp::socket::{tcp, udp};
-use smoltcp::wire::{EthernetAddress, HardwareAddress, IpCidr};
+use smoltcp::wire::{
+    EthernetAddress, EthernetFrame, EthernetProtocol, HardwareAddress, IpCidr, IpProtocol, Ipv4Packet,
+    Ipv6Packet, TcpControl, TcpPacket, TcpRepr, TcpSeqNumber,
+};
 
+use crate::packet::Link;
 use crate::{LinkLocal, Time, Verdict};
 
 pub(crate) const GUEST_MAC: MacAddr = MacAddr::new([0x02, 0, 0x0a, 0, 1, 0x0a]);
 pub(crate) const GUEST_IP: Ipv4Addr = Ipv4Addr::new(10, 0, 1, 10);
+/// In the range of the services, so that the fake guest needs no route to them.
+pub(crate) const GUEST_IPV6: Ipv6Addr = Ipv6Addr::new(0xfd00, 0xec2, 0, 0, 0, 0, 1, 0x10);
 pub(crate) const IMDS: SocketAddr = SocketAddr::new(IpAddr::V4(crate::address::IMDS_V4), 80);
 pub(crate) const WALL: Duration = Duration::from_secs(1_719_527_491);
 pub(crate) const MTU: u16 = 1500;
@@ -51,6 +58,64 @@ pub(crate) fn metadata() -> MetadataSnapshot {
         listings: [("meta-data/public-keys".to_owned(), "0=my-key".to_owned())].into(),
         ..MetadataSnapshot::default()
     }
+}
+
+/// Frames as the guest makes them.
+pub(crate) fn from_guest() -> Link {
+    Link::new(spec().router_mac, GUEST_MAC)
+}
+
+/// A TCP segment of the guest to the metadata service, without options.
+pub(crate) fn segment(port: u16, control: TcpControl, seq: i32, ack: Option<i32>, payload: &[u8]) -> Vec<u8> {
+    segment_to(IMDS, port, control, seq, ack, payload)
+}
+
+/// A TCP segment of the guest, without options.
+pub(crate) fn segment_to(
+    to: SocketAddr,
+    port: u16,
+    control: TcpControl,
+    seq: i32,
+    ack: Option<i32>,
+    payload: &[u8],
+) -> Vec<u8> {
+    let repr = TcpRepr {
+        src_port: port,
+        dst_port: to.port(),
+        control,
+        seq_number: TcpSeqNumber(seq),
+        ack_number: ack.map(TcpSeqNumber),
+        window_len: 65_535,
+        window_scale: None,
+        max_seg_size: None,
+        sack_permitted: false,
+        sack_ranges: [None; 3],
+        timestamp: None,
+        payload,
+    };
+    let ends = (IpAddr::V4(GUEST_IP), to.ip());
+    from_guest().ip(ends, IpProtocol::Tcp, 64, repr.buffer_len(), |buffer| {
+        let mut packet = TcpPacket::new_unchecked(buffer);
+        repr.emit(&mut packet, &ends.0.into(), &ends.1.into(), &ChecksumCapabilities::default());
+    })
+}
+
+/// Hop limit and TCP segment of a frame for the guest.
+pub(crate) fn tcp_of(frame: &[u8]) -> Option<(u8, TcpPacket<&[u8]>)> {
+    let ethernet = EthernetFrame::new_checked(frame).unwrap();
+    let (hop_limit, protocol, payload) = match ethernet.ethertype() {
+        EthernetProtocol::Ipv4 => {
+            let ip = Ipv4Packet::new_checked(ethernet.payload()).unwrap();
+            assert!(ip.verify_checksum());
+            (ip.hop_limit(), ip.next_header(), ip.payload())
+        }
+        EthernetProtocol::Ipv6 => {
+            let ip = Ipv6Packet::new_checked(ethernet.payload()).unwrap();
+            (ip.hop_limit(), ip.next_header(), ip.payload())
+        }
+        _ => return None,
+    };
+    (protocol == IpProtocol::Tcp).then(|| (hop_limit, TcpPacket::new_checked(payload).unwrap()))
 }
 
 /// The guest's network card.
@@ -110,6 +175,8 @@ pub(crate) struct Bench {
     /// Frames that were not for the services.
     pub(crate) tapped: Vec<Vec<u8>>,
     pub(crate) fate: Fate,
+    /// Swaps neighbours among frames that come to the guest at the same moment.
+    pub(crate) reorder: bool,
     pub(crate) guest: Interface,
     pub(crate) sockets: SocketSet<'static>,
     card: Card,
@@ -128,6 +195,7 @@ impl Bench {
         let mut guest = Interface::new(config, &mut card, now.instant());
         guest.update_ip_addrs(|addresses| {
             addresses.push(IpCidr::new(IpAddr::V4(spec.private_ipv4).into(), spec.prefix_len)).unwrap();
+            addresses.push(IpCidr::new(IpAddr::V6(GUEST_IPV6).into(), 32)).unwrap();
         });
         guest.routes_mut().add_default_ipv4_route(spec.router).unwrap();
         Bench {
@@ -136,6 +204,7 @@ impl Bench {
             to_guest: Vec::new(),
             tapped: Vec::new(),
             fate: Box::new(|_, _| true),
+            reorder: false,
             guest,
             sockets: SocketSet::new(Vec::new()),
             card,
@@ -164,7 +233,11 @@ impl Bench {
                     Verdict::Ours => {}
                 }
             }
-            while let Some(frame) = self.service.receive(self.now) {
+            let mut batch: Vec<_> = std::iter::from_fn(|| self.service.receive(self.now)).collect();
+            if self.reorder {
+                batch.chunks_exact_mut(2).for_each(|pair| pair.swap(0, 1));
+            }
+            for frame in batch {
                 moved = true;
                 if (self.fate)(true, &frame) {
                     self.card.incoming.push_back(frame.clone());
@@ -187,11 +260,12 @@ impl Bench {
             }
             let service = self.service.next_deadline(self.now);
             let guest = self.guest.poll_delay(self.now.instant(), &self.sockets).map(Duration::from);
-            let step = [service, guest].into_iter().flatten().min().unwrap_or(Duration::from_secs(1));
-            self.wait(step.clamp(Duration::from_millis(1), Duration::from_secs(1)));
-            if self.now.uptime > end {
+            if self.now.uptime >= end {
                 return false;
             }
+            let step = [service, guest].into_iter().flatten().min().unwrap_or(Duration::from_secs(1));
+            let step = step.clamp(Duration::from_millis(1), Duration::from_secs(1));
+            self.wait(step.min(end - self.now.uptime));
         }
     }
 
@@ -275,7 +349,7 @@ impl Bench {
         self.http(&format!("GET {path} HTTP/1.1\r\nX-aws-ec2-metadata-token: {token}\r\n\r\n"))
     }
 
-    /// Sends a datagram and waits a second for the answer.
+    /// Sends a datagram and waits six seconds for the answer.
     pub(crate) fn ask(&mut self, to: SocketAddr, payload: &[u8]) -> Option<Vec<u8>> {
         let buffer = || udp::PacketBuffer::new(vec![udp::PacketMetadata::EMPTY; 4], vec![0; 8192]);
         let mut socket = udp::Socket::new(buffer(), buffer());
@@ -284,7 +358,7 @@ impl Bench {
         socket.send_slice(payload, to).unwrap();
         let handle = self.sockets.add(socket);
         let mut answer = None;
-        self.run_until(Duration::from_secs(1), |bench| {
+        self.run_until(Duration::from_secs(6), |bench| {
             let socket = bench.sockets.get_mut::<udp::Socket>(handle);
             answer = socket.recv().ok().map(|(bytes, _)| bytes.to_vec());
             answer.is_some()

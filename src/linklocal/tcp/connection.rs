@@ -168,6 +168,11 @@ impl Connection {
         self.reply = Vec::new();
     }
 
+    /// Ends a connection on which nothing happened in time: politely between requests.
+    pub(crate) fn give_up(&mut self, now: Time) {
+        if self.phase == Phase::Waiting && self.answered { self.close(now) } else { self.abort() }
+    }
+
     fn enter(&mut self, phase: Phase, now: Time) {
         self.phase = phase;
         self.since = now.uptime;

@@ -2,13 +2,15 @@
 //!
 //! smoltcp has no listen backlog, so a socket is made for each SYN that comes, and nothing ever sits
 //! and listens. Connections are bounded in number; when there is no room, the least valuable one is
-//! reset: closing before half-open before idle before one that has sent part of a request, and the
-//! oldest of its kind. So a flood of half-open or of very slow connections only displaces itself.
+//! reset: half-open before closing before idle before one that has sent part of a request before one
+//! that does not take its answer, and the oldest of its kind. So a flood of half-open or of very slow
+//! connections only displaces itself.
 
 mod connection;
 mod wire;
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::time::Duration;
 
 use smoltcp::iface::{Config, Interface, PollResult, SocketSet};
 use smoltcp::socket::tcp::State;
@@ -25,6 +27,10 @@ use wire::Wire;
 /// Most connections of one interface. Each costs 12 KiB of buffers, plus the request and the answer
 /// under way.
 pub(crate) const MAX_CONNECTIONS: usize = 128;
+
+/// How long an answer under way is never given up for a new connection. On a link inside one machine
+/// it takes milliseconds.
+const UNDISTURBED: Duration = Duration::from_secs(2);
 
 /// Something that answers on connections.
 pub(crate) trait Server {
@@ -139,7 +145,7 @@ impl Tcp {
         for connection in &mut self.connections {
             if connection.deadline() <= now.uptime && connection.worth().0 != Phase::Over {
                 server.counters().connections_timed_out += 1;
-                connection.abort();
+                connection.give_up(now);
             }
         }
         let count = self.connections.len();
@@ -166,14 +172,14 @@ impl Tcp {
     }
 
     /// When [`Tcp::egress`] should be called next, as uptime.
-    pub(crate) fn next_event(&mut self, now: Time) -> Option<std::time::Duration> {
+    pub(crate) fn next_event(&mut self, now: Time) -> Option<Duration> {
         let Tcp { interface, connections, .. } = self;
         connections
             .iter()
             .map(|connection| {
-                let timer = interface.poll_at(now.instant(), &connection.sockets).map(|at| {
-                    std::time::Duration::from_micros(u64::try_from(at.total_micros()).unwrap_or(0))
-                });
+                let timer = interface
+                    .poll_at(now.instant(), &connection.sockets)
+                    .map(|at| Duration::from_micros(u64::try_from(at.total_micros()).unwrap_or(0)));
                 let deadline = connection.deadline();
                 let over = connection.worth().0 == Phase::Over;
                 match timer {
@@ -211,7 +217,7 @@ impl Tcp {
         else {
             return true;
         };
-        if worth.0 >= Phase::Pending {
+        if worth.0 >= Phase::Pending && now.uptime.saturating_sub(worth.1) < UNDISTURBED {
             return false;
         }
         let mut victim = self.connections.swap_remove(at);
@@ -242,3 +248,6 @@ fn is_unicast(addr: IpAddr) -> bool {
     let broadcast = matches!(addr, IpAddr::V4(addr) if addr.is_broadcast());
     !(addr.is_unspecified() || addr.is_multicast() || addr.is_loopback() || broadcast)
 }
+
+#[cfg(test)]
+mod tests;
