@@ -162,7 +162,7 @@ pub(crate) fn mount_bytes(contents: Vec<u8>) -> Result<Option<Box<dyn FileSystem
         partuuid: None,
     };
     let view = PartitionView::new(MemoryDisk::new(contents), &partition);
-    let budget = Budget::new(&Limits::default());
+    let budget = Budget::new(&Limits { metadata: 1 << 40, ..Limits::default() });
     filesystem::mount(&Source::new(view, budget))
 }
 

@@ -67,6 +67,17 @@ impl Contents {
         }
     }
 
+    /// Where the byte at `offset` lies on the partition; `None` in holes and inodes.
+    pub(super) fn place_of(&self, offset: u64) -> Option<u64> {
+        let Layout::Runs { runs, .. } = &self.layout else {
+            return None;
+        };
+        let after = runs.partition_point(|run| run.at <= offset);
+        let run = runs.get(after.checked_sub(1)?)?;
+        let skip = offset - run.at;
+        (skip < run.len).then_some(run.place + skip)
+    }
+
     /// Reads everything.
     ///
     /// # Errors

@@ -99,6 +99,61 @@ fn ext4_with_meta_groups_reads_back() {
     check(|nodes| ext(32, &options, nodes), FsKind::Ext4, 3_000_001, true);
 }
 
+/// Blocks of a file, as `debugfs` tells them.
+fn debugfs(image: &str, commands: &str) -> Option<String> {
+    let directory = tempfile::tempdir().unwrap();
+    let script = directory.path().join("commands");
+    std::fs::write(&script, commands).unwrap();
+    let output =
+        std::process::Command::new("/usr/sbin/debugfs").args(["-w", "-f", script.to_str()?, image]).output();
+    match output {
+        Ok(output) => Some(String::from_utf8_lossy(&output.stdout).into_owned()),
+        Err(error) => {
+            println!("SKIPPED: debugfs: {error}");
+            None
+        }
+    }
+}
+
+#[test]
+fn ext_journal_is_read_as_if_replayed() {
+    let new = |name: &str| format!("{name:-<4096}").into_bytes();
+    for (kind, options) in [("ext3", "-c"), ("ext4", "-c -v 3"), ("ext4", "-c -v 2")] {
+        let names = ["/a", "/b", "/c"];
+        let old = vec![b'o'; 4096];
+        let nodes = names.map(|name| File(name, &old));
+        let Some(image) = ext(16, &["-t", kind, "-b", "4096"], &nodes) else {
+            return;
+        };
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("image");
+        let image_path = path.to_str().unwrap();
+        std::fs::write(&path, image).unwrap();
+        let block = |name: &str| {
+            let shown = debugfs(image_path, &format!("blocks {name}\n"))?;
+            let last = shown.lines().rfind(|line| !line.starts_with("debugfs"))?;
+            last.trim().parse::<u64>().ok()
+        };
+        let (Some(a), Some(b), Some(c)) = (block("/a"), block("/b"), block("/c")) else {
+            return;
+        };
+        let mut commands = format!("jo {options}\n");
+        for (number, name) in [(a, "a1"), (b, "b1"), (c, "c1"), (a, "a2")] {
+            let file = directory.path().join(name);
+            std::fs::write(&file, new(name)).unwrap();
+            commands += &format!("jw -b {number} {}\n", file.display());
+        }
+        // A revocation forgets what came before it.
+        commands += &format!("jw -r {b}\njc\n");
+        debugfs(image_path, &commands);
+        let fs = mount_bytes(std::fs::read(&path).unwrap()).unwrap().unwrap();
+        let read = |name: &str| fs.read_file(name, 4096).unwrap();
+        assert_eq!(read("/a"), new("a2"), "{kind} {options}");
+        assert_eq!(read("/b"), old, "{kind} {options}");
+        assert_eq!(read("/c"), new("c1"), "{kind} {options}");
+    }
+}
+
 #[test]
 fn ext3_reads_back() {
     check(|nodes| ext(16, &["-t", "ext3"], nodes), FsKind::Ext3, 3_000_001, true);

@@ -64,9 +64,26 @@ impl Ext {
     /// Adds `count` blocks of the file, from `at` on, that begin at `block`.
     fn add_run(&self, at: u64, count: u64, block: u64, runs: &mut Runs) -> Result<(), FsError> {
         let size = u64::from(self.block_size);
-        let place = self.block_offset(block)?;
+        let end = block.saturating_add(count);
+        // Both ends, before anything is multiplied.
+        self.block_offset(end.saturating_sub(1))?;
+        let mut next = block;
         // `at` and `count` come from fields of at most 32 bits.
-        runs.push(at * size, count * size, place)
+        let mut push = |first: u64, last: u64, place: u64| {
+            runs.push((at + first - block) * size, (last - first) * size, place)
+        };
+        for (&replaced, replacement) in self.overlay.range(block..end) {
+            if replacement.escaped {
+                return Err(FsError::Unsupported("a file like this in its journal"));
+            }
+            push(next, replaced, self.block_offset(next)?)?;
+            push(replaced, replaced + 1, replacement.place)?;
+            next = replaced + 1;
+        }
+        if next < end {
+            push(next, end, self.block_offset(next)?)?;
+        }
+        Ok(())
     }
 
     /// Twelve direct blocks, then blocks of block numbers in one, two and three steps.

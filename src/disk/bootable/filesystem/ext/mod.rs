@@ -10,6 +10,7 @@
 //! they tell accidents from health, not friend from foe, and all values are checked where used.
 
 mod directory;
+mod journal;
 mod mapping;
 
 use super::super::source::Source;
@@ -23,6 +24,7 @@ const ROOT_INODE: u32 = 2;
 const COMPAT_HAS_JOURNAL: u32 = 0x4;
 
 const INCOMPAT_COMPRESSION: u32 = 0x1;
+const INCOMPAT_RECOVER: u32 = 0x4;
 const INCOMPAT_JOURNAL_DEV: u32 = 0x8;
 const INCOMPAT_META_BG: u32 = 0x10;
 const INCOMPAT_EXTENTS: u32 = 0x40;
@@ -76,6 +78,8 @@ pub(super) struct Ext {
     incompat: u32,
     ro_compat: u32,
     first_meta_bg: u32,
+    /// Blocks whose newest copy is in the journal.
+    overlay: journal::Overlay,
 }
 
 /// An inode, as far as reading needs it.
@@ -106,7 +110,7 @@ impl Ext {
         }
         let is_64bit = incompat & INCOMPAT_64BIT != 0;
         let high = if is_64bit { fields.le32(0x150) } else { 0 };
-        let fs = Self {
+        let mut fs = Self {
             kind: generation(fields),
             label: text(&fields.array::<16>(0x78)),
             uuid: uuid(&fields.array(0x68)),
@@ -120,9 +124,17 @@ impl Ext {
             incompat,
             ro_compat: fields.le32(0x64),
             first_meta_bg: fields.le32(0x104),
+            overlay: journal::Overlay::new(),
             source,
         };
         fs.check()?;
+        if incompat & INCOMPAT_RECOVER != 0 {
+            let number = fields.le32(0xe0);
+            if number == 0 {
+                return Err(FsError::Unsupported("a journal on another device"));
+            }
+            fs.overlay = fs.load_journal(number)?;
+        }
         Ok(fs)
     }
 
@@ -157,7 +169,17 @@ impl Ext {
         if u64::from(at) + u64::from(len) > u64::from(self.block_size) {
             return Err(FsError::Damaged("a structure crosses the end of its block"));
         }
-        self.source.metadata_vec(len as usize, offset + u64::from(at))
+        let Some(replacement) = self.overlay.get(&block) else {
+            let offset = offset + u64::from(at);
+            return self.source.metadata_vec(len as usize, offset);
+        };
+        let size = self.block_size as usize;
+        let mut whole = self.source.metadata_vec(size, replacement.place)?;
+        if replacement.escaped {
+            journal::unescape(&mut whole);
+        }
+        let part = Bytes(&whole).slice(at as usize, len as usize);
+        Ok(part.unwrap_or_default().to_vec())
     }
 
     /// Whether a group keeps a copy of the superblock (`sparse_super`).
