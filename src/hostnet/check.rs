@@ -1,0 +1,142 @@
+//! Can this host carry instance networks? For `kiln doctor`.
+
+use std::fs::OpenOptions;
+use std::net::Ipv4Addr;
+use std::process::Command;
+
+use kiln_model::{InterfaceId, MacAddr};
+use nix::sched::{CloneFlags, unshare};
+
+use crate::error::HostNetError;
+use crate::netns::on_thread;
+use crate::nft::{self, Member, Outcome};
+use crate::plan::MAX_QUEUES;
+use crate::policy::Policy;
+use crate::{sysctl, tap};
+
+/// Empties the filter of a namespace.
+const FLUSH: &str = "flush ruleset\n";
+/// What the packet filter needs.
+const NEEDS: &str = "needed are nftables 1.0 or later and a kernel with its conntrack, NAT and ARP parts (nft_ct, nft_masq, nf_tables)";
+
+/// One thing that was looked at.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Finding {
+    /// What it is, such as `packet filter`.
+    pub subject: &'static str,
+    /// How it is.
+    pub state: State,
+}
+
+/// How a thing is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum State {
+    /// It works.
+    Good,
+    /// It works, but may surprise. One line.
+    Doubtful(String),
+    /// It does not work: what is wrong and what to do, one line.
+    Bad(String),
+}
+
+/// Tries, in a network namespace that vanishes afterwards, everything that [`crate::attach`] needs.
+/// Changes nothing on the host.
+pub fn check() -> Vec<Finding> {
+    let finding = |subject, state| Finding { subject, state };
+    if !nix::unistd::geteuid().is_root() {
+        let what = "not permitted for this user; run kiln as root to connect instances to a network";
+        return vec![finding("network privileges", State::Bad(what.to_owned()))];
+    }
+    let tun = match OpenOptions::new().read(true).write(true).open(tap::TUN_DEVICE) {
+        Ok(_) => State::Good,
+        Err(error) => {
+            State::Bad(format!("{} cannot be opened ({error}); load the kernel module tun", tap::TUN_DEVICE))
+        }
+    };
+    let mut findings = vec![finding("tap device", tun)];
+    findings.push(finding("filters of others", other_filters()));
+    findings.extend(on_thread(|| match unshare(CloneFlags::CLONE_NEWNET) {
+        Ok(()) => vec![
+            finding("taps", taps()),
+            finding("packet filter", filter()),
+            finding("IPv4 forwarding", forwarding()),
+        ],
+        Err(error) => vec![finding(
+            "network namespaces",
+            State::Bad(format!(
+                "cannot be made ({error}); the kernel needs CONFIG_NET_NS and kiln CAP_SYS_ADMIN"
+            )),
+        )],
+    }));
+    findings
+}
+
+fn taps() -> State {
+    match tap::create("ktcheck", MAX_QUEUES) {
+        Ok(_) => State::Good,
+        Err(error) => {
+            State::Bad(format!("{}; the kernel needs CONFIG_TUN with several queues", told(&error)))
+        }
+    }
+}
+
+fn filter() -> State {
+    let policy = Policy::from_host_only();
+    let member = Member {
+        interface: InterfaceId::from_bits(0),
+        mac: MacAddr::new([2, 0, 0, 0, 0, 1]),
+        address: Ipv4Addr::new(172, 31, 0, 4),
+        host: Ipv4Addr::new(172, 31, 0, 3),
+        policy: &policy,
+    };
+    // They belong to different namespaces; here they are tried one after the other in the same.
+    let scripts = [
+        nft::vpc_base(),
+        nft::attach(&member),
+        FLUSH.to_owned(),
+        nft::gateway_base(member.host),
+        FLUSH.to_owned(),
+        nft::host_base(true),
+    ];
+    for script in &scripts {
+        match nft::run(script, "a namespace for trying") {
+            Ok(Outcome::Done) => {}
+            Ok(Outcome::Exists | Outcome::Missing) => {
+                return State::Bad(NEEDS.to_owned());
+            }
+            Err(error @ HostNetError::NoNft(_)) => return State::Bad(error.to_string()),
+            Err(error) => return State::Bad(format!("{}; {NEEDS}", told(&error))),
+        }
+    }
+    State::Good
+}
+
+/// Looks for a filter that drops what the host forwards, as Docker and some firewalls set it up. No
+/// rule of ours can let through what another chain drops.
+fn other_filters() -> State {
+    let chain = Command::new("nft").args(["list", "chain", "ip", "filter", "FORWARD"]).output();
+    match chain {
+        Ok(output) if String::from_utf8_lossy(&output.stdout).contains("policy drop") => State::Doubtful(
+            "the host's own filter drops forwarded packets (chain ip filter FORWARD): instances reach the host \
+             but nothing beyond it; allow the links kg*, for example with `iptables -I FORWARD -i kg+ -j ACCEPT` \
+             and `iptables -I FORWARD -o kg+ -m conntrack --ctstate ESTABLISHED,RELATED -j ACCEPT`"
+                .to_owned(),
+        ),
+        _ => State::Good,
+    }
+}
+
+fn forwarding() -> State {
+    match sysctl::set("ipv4/ip_forward", "1") {
+        Ok(()) => State::Good,
+        Err(error) => State::Bad(format!("{}; /proc/sys must be writable", told(&error))),
+    }
+}
+
+/// An error with its cause on one line.
+fn told(error: &HostNetError) -> String {
+    match std::error::Error::source(error).map(ToString::to_string) {
+        Some(cause) => format!("{error}: {cause}"),
+        None => error.to_string(),
+    }
+}

@@ -1,0 +1,366 @@
+//! Attaching and detaching interfaces: the steps and their order.
+//!
+//! ```text
+//!  host                    gateway namespace            VPC namespace                 VMM
+//!  kg… ──────── veth ───── wan0   (NAT)   vpc0 ─ veth ─ up0  router, filter  kt… ──── tap queues
+//!  169.254.208.2k/31       …2k+1   169.254.255.1/30     …255.2/30   <router>/32
+//!  <VPC base+3>/32                                      blackhole <VPC range>
+//!  route <ip>/32 via …2k+1                              <ip>/32 dev kt…, neighbour fixed
+//! ```
+//! Link-local addresses stay between routers: guests see the host as the fourth address of the VPC.
+//!
+//! Everything is made only if it is not there, and removed whether or not it is there. An interface
+//! is recorded before its first effect and forgotten after its last, so that whatever a crash
+//! interrupts, `detach` or `sweep` finishes.
+
+use std::net::Ipv4Addr;
+use std::path::Path;
+
+use kiln_model::{InterfaceId, Ipv4Cidr, VpcId};
+
+use crate::error::HostNetError;
+use crate::names;
+use crate::netlink::{Link, Netlink, Via};
+use crate::netns::{NetNs, on_thread};
+use crate::nft::{self, Member, Outcome};
+use crate::plan::{MTU_RANGE, Nic, NicPlan};
+use crate::record::{Record, Records};
+use crate::{sysctl, tap};
+
+/// Gateway's end of its link to the VPC.
+const GATEWAY_INSIDE: Ipv4Addr = Ipv4Addr::new(169, 254, 255, 1);
+/// The VPC's end.
+const VPC_OUTSIDE: Ipv4Addr = Ipv4Addr::new(169, 254, 255, 2);
+/// First of the addresses between host and gateways, in pairs.
+const TRANSIT: Ipv4Addr = Ipv4Addr::new(169, 254, 208, 0);
+/// Number of pairs: up to 169.254.223.255.
+const TRANSIT_PAIRS: u32 = 2048;
+/// MTU of links between namespaces: that of the largest interface, so that only taps are a bottleneck.
+const LINK_MTU: u16 = *MTU_RANGE.end();
+/// All addresses.
+const ANYWHERE: Ipv4Addr = Ipv4Addr::UNSPECIFIED;
+
+/// Connects an interface and opens its tap queues. What an earlier attempt left is replaced; a tap
+/// that a running VMM holds open is refused with [`HostNetError::InUse`].
+///
+/// Blocks, for some tens of milliseconds and while another process attaches or detaches; the calling
+/// thread's network namespace is the host. `dir` keeps the lock and the records and must be the same
+/// for all processes of a host.
+pub fn attach(dir: &Path, plan: &NicPlan) -> Result<Nic, HostNetError> {
+    let host = plan.check()?;
+    let records = Records::lock(dir)?;
+    if let Some(left_over) = records.get(plan.interface)? {
+        if is_up(left_over)? {
+            return Err(HostNetError::InUse(names::tap(plan.interface)));
+        }
+        remove_interface(&records, left_over)?;
+    }
+    let record = Record { interface: plan.interface, vpc: plan.vpc, address: plan.address, mac: plan.mac };
+    records.put(record)?;
+    let result = connect(&records, plan, host);
+    if let Err(error) = &result
+        && let Err(second) = remove_interface(&records, record)
+    {
+        tracing::warn!(interface = %plan.interface, %error, %second, "what was made before the error stays");
+    }
+    result
+}
+
+/// Removes everything that [`attach`] made for this interface, and what it shares with none that is
+/// left. Succeeds when nothing is there. Blocks like [`attach`].
+pub fn detach(dir: &Path, interface: InterfaceId) -> Result<(), HostNetError> {
+    let records = Records::lock(dir)?;
+    match records.get(interface)? {
+        Some(record) => remove_interface(&records, record),
+        None => Ok(()),
+    }
+}
+
+/// Removes all interfaces that are not in `known`, and namespaces that no interface uses. Returns
+/// how many interfaces were removed; carries on after an error and tells the first.
+pub fn sweep(dir: &Path, known: &[InterfaceId]) -> Result<usize, HostNetError> {
+    let records = Records::lock(dir)?;
+    let mut removed = 0;
+    let mut first_error = None;
+    for record in records.list()? {
+        if known.contains(&record.interface) {
+            continue;
+        }
+        match remove_interface(&records, record) {
+            Ok(()) => removed += 1,
+            Err(error) => {
+                tracing::warn!(interface = %record.interface, %error, "orphan could not be removed");
+                first_error.get_or_insert(error);
+            }
+        }
+    }
+    match first_error {
+        Some(error) => Err(error),
+        None => Ok(removed),
+    }
+}
+
+/// Whether the tap is there, which means that somebody holds it open.
+fn is_up(record: Record) -> Result<bool, HostNetError> {
+    match NetNs::open(&names::vpc_namespace(record.vpc))? {
+        Some(vpc) => vpc.run(|| Ok(Netlink::open()?.find(&names::tap(record.interface))?.is_some())),
+        None => Ok(false),
+    }
+}
+
+fn connect(records: &Records, plan: &NicPlan, host: Ipv4Addr) -> Result<Nic, HostNetError> {
+    let vpc = ensure_namespace(&names::vpc_namespace(plan.vpc))?;
+    let gateway = ensure_namespace(&names::gateway_namespace(plan.vpc))?;
+    let transit = on_thread(|| join_host(plan.vpc, &gateway, host))?;
+    gateway.run(|| set_up_gateway(plan, &vpc, transit, host))?;
+    let queues = vpc.run(|| set_up_interface(plan, host))?;
+    on_thread(|| open_host(records, plan, transit, host))?;
+    Ok(Nic { tap: names::tap(plan.interface), queues })
+}
+
+fn ensure_namespace(name: &str) -> Result<NetNs, HostNetError> {
+    match NetNs::open(name)? {
+        Some(namespace) => Ok(namespace),
+        None => NetNs::create(name),
+    }
+}
+
+/// A link between host and gateway.
+#[derive(Debug, Clone, Copy)]
+struct Transit {
+    host: Ipv4Addr,
+    gateway: Ipv4Addr,
+}
+
+impl Transit {
+    fn pair(index: u32) -> Self {
+        let base = TRANSIT.to_bits() + 2 * (index % TRANSIT_PAIRS);
+        Transit { host: Ipv4Addr::from_bits(base), gateway: Ipv4Addr::from_bits(base + 1) }
+    }
+
+    fn contains(address: Ipv4Addr) -> bool {
+        address.to_bits().checked_sub(TRANSIT.to_bits()).is_some_and(|offset| offset < 2 * TRANSIT_PAIRS)
+    }
+
+    /// The pair whose host side is on `link`, or one that nobody uses, looking from `start` on.
+    fn choose(addresses: &[(Link, Ipv4Addr)], link: Link, start: u32) -> Result<Self, HostNetError> {
+        let own = addresses.iter().find(|(on, address)| *on == link && Self::contains(*address));
+        if let Some((_, address)) = own {
+            return Ok(Self::pair((address.to_bits() - TRANSIT.to_bits()) / 2));
+        }
+        let used = |pair: &Transit| addresses.iter().any(|(_, a)| *a == pair.host || *a == pair.gateway);
+        (0..TRANSIT_PAIRS)
+            .map(|step| Self::pair(start.wrapping_add(step)))
+            .find(|pair| !used(pair))
+            .ok_or(HostNetError::NoTransit(TRANSIT_PAIRS))
+    }
+}
+
+/// Host: the link to the gateway with its addresses.
+fn join_host(vpc: VpcId, gateway: &NetNs, host: Ipv4Addr) -> Result<Transit, HostNetError> {
+    let netlink = Netlink::open()?;
+    let name = names::host_link(vpc);
+    let link = netlink.ensure_veth(&name, names::GATEWAY_WAN, gateway, LINK_MTU)?;
+    quiet(&name)?;
+    // The same VPC gets the same pair again if it is free: from its id.
+    let start = u32::from_str_radix(&vpc.short()[4..], 16).unwrap_or(0);
+    let transit = Transit::choose(&netlink.addresses()?, link, start)?;
+    netlink.ensure_address(link, transit.host, 31)?;
+    netlink.ensure_address(link, host, 32)?;
+    netlink.up(link)?;
+    Ok(transit)
+}
+
+/// Gateway namespace: router with address translation.
+fn set_up_gateway(plan: &NicPlan, vpc: &NetNs, transit: Transit, host: Ipv4Addr) -> Result<(), HostNetError> {
+    let netlink = Netlink::open()?;
+    if netlink.find(names::GATEWAY_VPC)?.is_none() {
+        router_settings()?;
+        match nft::run(&nft::gateway_base(host), "the gateway")? {
+            Outcome::Done | Outcome::Exists => {}
+            Outcome::Missing => return nft::apply(&nft::gateway_base(host), "the gateway"),
+        }
+    }
+    netlink.up(netlink.require("lo")?)?;
+    let wan = netlink.require(names::GATEWAY_WAN)?;
+    let inside = netlink.ensure_veth(names::GATEWAY_VPC, names::UPLINK, vpc, LINK_MTU)?;
+    netlink.ensure_address(wan, transit.gateway, 31)?;
+    netlink.ensure_address(inside, GATEWAY_INSIDE, 30)?;
+    netlink.up(wan)?;
+    netlink.up(inside)?;
+    let to_host = Via::Router { link: wan, router: transit.host, source: None };
+    netlink.ensure_route(ANYWHERE, 0, to_host)?;
+    netlink.ensure_route(host, 32, to_host)?;
+    let cidr = plan.vpc_cidr;
+    let to_vpc = Via::Router { link: inside, router: VPC_OUTSIDE, source: None };
+    netlink.ensure_route(cidr.network(), cidr.prefix_len(), to_vpc)
+}
+
+/// VPC namespace: router, filter, and the tap of this interface.
+fn set_up_interface(plan: &NicPlan, host: Ipv4Addr) -> Result<Vec<std::os::fd::OwnedFd>, HostNetError> {
+    let netlink = Netlink::open()?;
+    let member = Member {
+        interface: plan.interface,
+        mac: plan.mac,
+        address: plan.address,
+        host,
+        policy: &plan.policy,
+    };
+    // The filter stands before there is anything to filter.
+    let place = "the VPC";
+    if nft::run(&nft::attach(&member), place)? != Outcome::Done {
+        nft::run(&nft::vpc_base(), place)?;
+        nft::apply(&nft::attach(&member), place)?;
+    }
+    set_up_router(&netlink, plan.vpc_cidr, plan.router, host)?;
+
+    let name = names::tap(plan.interface);
+    let queues = tap::create(&name, plan.queue_pairs)?;
+    let link = netlink.require(&name)?;
+    netlink.set(link, plan.router_mac, plan.mtu)?;
+    quiet(&name)?;
+    // Answers ARP for neighbours, which are reached through this router.
+    sysctl::set(&format!("ipv4/conf/{name}/proxy_arp"), "1")?;
+    sysctl::set(&format!("ipv4/neigh/{name}/proxy_delay"), "0")?;
+    sysctl::set(&format!("ipv4/conf/{name}/rp_filter"), "1")?;
+    netlink.up(link)?;
+    netlink.ensure_neighbour(link, plan.address, plan.mac)?;
+    netlink.ensure_route(plan.address, 32, Via::Link(link))?;
+    Ok(queues)
+}
+
+fn set_up_router(
+    netlink: &Netlink,
+    cidr: Ipv4Cidr,
+    router: Ipv4Addr,
+    host: Ipv4Addr,
+) -> Result<(), HostNetError> {
+    let lo = netlink.require("lo")?;
+    let up = netlink.require(names::UPLINK)?;
+    router_settings()?;
+    netlink.up(lo)?;
+    netlink.ensure_address(lo, router, 32)?;
+    netlink.ensure_address(up, VPC_OUTSIDE, 30)?;
+    netlink.up(up)?;
+    let outside = Via::Router { link: up, router: GATEWAY_INSIDE, source: None };
+    // What no interface has goes nowhere, instead of out and back in.
+    netlink.ensure_route(cidr.network(), cidr.prefix_len(), Via::Blackhole)?;
+    netlink.ensure_route(host, 32, outside)?;
+    netlink.ensure_route(ANYWHERE, 0, outside)
+}
+
+/// Host: forwarding, translation, and the way to the instance.
+fn open_host(
+    records: &Records,
+    plan: &NicPlan,
+    transit: Transit,
+    host: Ipv4Addr,
+) -> Result<(), HostNetError> {
+    let off = sysctl::get("ipv4/ip_forward")? == "0";
+    let only_ours = off || records.forwarding_noted();
+    nft::run(&nft::host_base(only_ours), "the host")?;
+    if off {
+        // Filter first: what was not forwarded before is not forwarded now.
+        records.note_forwarding()?;
+        sysctl::set("ipv4/ip_forward", "1")?;
+    }
+    let netlink = Netlink::open()?;
+    let link = netlink.require(&names::host_link(plan.vpc))?;
+    let via = Via::Router { link, router: transit.gateway, source: Some(host) };
+    if !netlink.add_route(plan.address, 32, via)? {
+        tracing::warn!(
+            address = %plan.address,
+            "the host already has a route to this address; it will not reach the instance"
+        );
+    }
+    Ok(())
+}
+
+/// Undoes what one interface needs, and its VPC's part if it was the last.
+fn remove_interface(records: &Records, record: Record) -> Result<(), HostNetError> {
+    let name = names::tap(record.interface);
+    if let Some(vpc) = NetNs::open(&names::vpc_namespace(record.vpc))? {
+        vpc.run(|| {
+            // By name and not by closing descriptors: a VMM may have kept its tap alive.
+            Netlink::open()?.remove(&name)?;
+            let script = nft::detach(record.interface, record.mac, record.address);
+            nft::run(&script, "the VPC").map(drop)
+        })?;
+    }
+    on_thread(|| {
+        let netlink = Netlink::open()?;
+        match netlink.find(&names::host_link(record.vpc))? {
+            Some(link) => netlink.remove_route(record.address, 32, link),
+            None => Ok(()),
+        }
+    })?;
+    // The record goes last: what fails before is tried again by whoever finds it.
+    let others: Vec<_> =
+        records.list()?.into_iter().filter(|other| other.interface != record.interface).collect();
+    if !others.iter().any(|other| other.vpc == record.vpc) {
+        remove_vpc(record.vpc)?;
+    }
+    if others.is_empty() {
+        on_thread(|| close_host(records))?;
+    }
+    records.remove(record.interface)
+}
+
+/// Removes a VPC's namespaces and its link to the host.
+fn remove_vpc(vpc: VpcId) -> Result<(), HostNetError> {
+    on_thread(|| Netlink::open()?.remove(&names::host_link(vpc)))?;
+    NetNs::remove(&names::gateway_namespace(vpc))?;
+    NetNs::remove(&names::vpc_namespace(vpc))
+}
+
+/// Gives the host back as it was.
+fn close_host(records: &Records) -> Result<(), HostNetError> {
+    let ours = |name: &String| name.starts_with(names::HOST_LINK_PREFIX);
+    if Netlink::open()?.links()?.iter().any(ours) {
+        // Of processes that keep their records elsewhere.
+        return Ok(());
+    }
+    if records.forwarding_noted() {
+        sysctl::set("ipv4/ip_forward", "0")?;
+        records.forget_forwarding()?;
+    }
+    nft::run(&nft::host_remove(), "the host").map(drop)
+}
+
+/// Settings of a namespace that only routes.
+fn router_settings() -> Result<(), HostNetError> {
+    sysctl::set("ipv4/ip_forward", "1")?;
+    // The effective value is the larger of `all` and the link's own.
+    sysctl::set("ipv4/conf/all/rp_filter", "0")?;
+    for scope in ["all", "default"] {
+        sysctl::set(&format!("ipv4/conf/{scope}/accept_redirects"), "0")?;
+        sysctl::set(&format!("ipv4/conf/{scope}/send_redirects"), "0")?;
+        sysctl::set_if_there(&format!("ipv6/conf/{scope}/disable_ipv6"), "1")?;
+    }
+    // A connection that was not seen from its start is not let through (EC2: untracked is dropped).
+    sysctl::set_if_there("netfilter/nf_conntrack_tcp_loose", "0")?;
+    sysctl::set_if_there("netfilter/nf_conntrack_udp_timeout_stream", "180")
+}
+
+/// Keeps the kernel from talking on a link by itself.
+fn quiet(link: &str) -> Result<(), HostNetError> {
+    sysctl::set_if_there(&format!("ipv6/conf/{link}/disable_ipv6"), "1")?;
+    sysctl::set(&format!("ipv4/conf/{link}/send_redirects"), "0")?;
+    sysctl::set(&format!("ipv4/conf/{link}/accept_redirects"), "0")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn transit_pairs_stay_in_their_range() {
+        for index in [0, 1, TRANSIT_PAIRS - 1, TRANSIT_PAIRS, u32::MAX] {
+            let pair = Transit::pair(index);
+            assert_eq!(pair.gateway.to_bits(), pair.host.to_bits() + 1);
+            assert!(Transit::contains(pair.host) && Transit::contains(pair.gateway));
+        }
+        assert!(!Transit::contains(Ipv4Addr::new(169, 254, 224, 0)));
+        assert!(!Transit::contains(Ipv4Addr::new(169, 254, 207, 255)));
+    }
+}

@@ -1,0 +1,33 @@
+//! Filter and address translation of a VPC's gateway namespace.
+//!
+//! Translation is here and not in the VPC's namespace, so that the rules of interfaces see what the
+//! guest sees: an instance that talks to another through a public address is seen with its own.
+
+use std::net::Ipv4Addr;
+
+use crate::names::{GATEWAY_VPC, GATEWAY_WAN, TABLE};
+
+/// Everything of the gateway. `host`: the host's address in the VPC.
+pub(crate) fn base(host: Ipv4Addr) -> String {
+    format!(
+        "create table ip {TABLE}
+table ip {TABLE} {{
+  chain post {{
+    type nat hook postrouting priority srcnat; policy accept;
+    iifname \"{GATEWAY_VPC}\" oifname \"{GATEWAY_WAN}\" masquerade
+  }}
+  chain input {{
+    type filter hook input priority 0; policy drop;
+    iifname \"lo\" accept
+  }}
+  chain forwarding {{
+    type filter hook forward priority 0; policy drop;
+    ct state vmap {{ established : accept, related : accept, invalid : drop }}
+    iifname \"{GATEWAY_VPC}\" oifname \"{GATEWAY_WAN}\" accept
+    # Only the host itself: what it forwards for others has other sources, and its own filter drops it.
+    iifname \"{GATEWAY_WAN}\" oifname \"{GATEWAY_VPC}\" ip saddr {host} accept
+  }}
+}}
+"
+    )
+}

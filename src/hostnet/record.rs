@@ -1,0 +1,178 @@
+//! Which interfaces are attached, as files, and the lock that makes changes one after another.
+//!
+//! ```text
+//!  <dir>/lock              held while the host's network is changed
+//!  <dir>/nic/<interface>   "<vpc> <mac> <address>": written before the first effect, removed after the last
+//!  <dir>/forwarding        there while IPv4 forwarding of the host is on because of us
+//! ```
+//! The kernel holds no trace of an interface whose tap has vanished with its VMM; the record does.
+
+use std::fs::{self, File};
+use std::io::{self, Write};
+use std::net::Ipv4Addr;
+use std::path::{Path, PathBuf};
+
+use kiln_model::{InterfaceId, MacAddr, VpcId};
+use nix::fcntl::{Flock, FlockArg};
+
+use crate::error::HostNetError;
+
+/// The directory, locked.
+pub(crate) struct Records {
+    dir: PathBuf,
+    _lock: Flock<File>,
+}
+
+/// What was attached.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Record {
+    /// Which interface.
+    pub interface: InterfaceId,
+    /// Its network.
+    pub vpc: VpcId,
+    /// Its hardware address.
+    pub mac: MacAddr,
+    /// Its address.
+    pub address: Ipv4Addr,
+}
+
+fn failed(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> HostNetError {
+    let path = path.to_owned();
+    move |source| HostNetError::Record { action, path, source }
+}
+
+impl Records {
+    /// Waits for the lock. `dir` is made if needed.
+    pub fn lock(dir: &Path) -> Result<Self, HostNetError> {
+        let nics = dir.join("nic");
+        fs::create_dir_all(&nics).map_err(failed("making directory", &nics))?;
+        let path = dir.join("lock");
+        let file = File::create(&path).map_err(failed("opening", &path))?;
+        let lock = Flock::lock(file, FlockArg::LockExclusive)
+            .map_err(|(_, errno)| failed("locking", &path)(errno.into()))?;
+        Ok(Records { dir: dir.to_owned(), _lock: lock })
+    }
+
+    fn path(&self, interface: InterfaceId) -> PathBuf {
+        self.dir.join("nic").join(interface.to_string())
+    }
+
+    /// Remembers an interface.
+    pub fn put(&self, record: Record) -> Result<(), HostNetError> {
+        let path = self.path(record.interface);
+        let temporary = path.with_extension("new");
+        let text = format!("{} {} {}\n", record.vpc, record.mac, record.address);
+        let written = File::create(&temporary)
+            .and_then(|mut file| file.write_all(text.as_bytes()))
+            .and_then(|()| fs::rename(&temporary, &path));
+        written.map_err(failed("writing", &path))
+    }
+
+    /// What is remembered of an interface.
+    pub fn get(&self, interface: InterfaceId) -> Result<Option<Record>, HostNetError> {
+        let path = self.path(interface);
+        match fs::read_to_string(&path) {
+            Ok(text) => Ok(parse(interface, &text)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(failed("reading", &path)(error)),
+        }
+    }
+
+    /// Forgets an interface.
+    pub fn remove(&self, interface: InterfaceId) -> Result<(), HostNetError> {
+        remove(&self.path(interface))
+    }
+
+    /// All that are remembered.
+    pub fn list(&self) -> Result<Vec<Record>, HostNetError> {
+        let dir = self.dir.join("nic");
+        let mut records = Vec::new();
+        for entry in fs::read_dir(&dir).map_err(failed("reading", &dir))? {
+            let entry = entry.map_err(failed("reading", &dir))?;
+            // A file that is not ours, or half-written, names no interface.
+            if let Some(interface) = entry.file_name().to_str().and_then(|name| name.parse().ok())
+                && let Some(record) = self.get(interface)?
+            {
+                records.push(record);
+            }
+        }
+        Ok(records)
+    }
+
+    /// Notes that we have switched on forwarding on the host.
+    pub fn note_forwarding(&self) -> Result<(), HostNetError> {
+        let path = self.dir.join("forwarding");
+        File::create(&path).map(drop).map_err(failed("writing", &path))
+    }
+
+    /// Whether that was noted.
+    pub fn forwarding_noted(&self) -> bool {
+        self.dir.join("forwarding").exists()
+    }
+
+    /// Forgets it.
+    pub fn forget_forwarding(&self) -> Result<(), HostNetError> {
+        remove(&self.dir.join("forwarding"))
+    }
+}
+
+fn remove(path: &Path) -> Result<(), HostNetError> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(failed("removing", path)(error)),
+        _ => Ok(()),
+    }
+}
+
+fn parse(interface: InterfaceId, text: &str) -> Option<Record> {
+    let mut words = text.trim_end().split(' ');
+    let (vpc, mac, address) = (words.next()?, words.next()?, words.next()?);
+    Some(Record { interface, vpc: vpc.parse().ok()?, mac: mac.parse().ok()?, address: address.parse().ok()? })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn records_come_back_until_removed() {
+        let dir = tempfile::tempdir().unwrap();
+        let records = Records::lock(&dir.path().join("net")).unwrap();
+        let record = Record {
+            interface: InterfaceId::from_bits(7),
+            vpc: VpcId::from_bits(8),
+            mac: MacAddr::new([2, 0, 0, 0, 0, 1]),
+            address: Ipv4Addr::new(10, 0, 0, 4),
+        };
+        assert_eq!(records.get(record.interface).unwrap(), None);
+        records.put(record).unwrap();
+        assert_eq!(records.get(record.interface).unwrap(), Some(record));
+        assert_eq!(records.list().unwrap(), [record]);
+        records.remove(record.interface).unwrap();
+        records.remove(record.interface).unwrap();
+        assert!(records.list().unwrap().is_empty());
+    }
+
+    #[test]
+    fn damaged_record_is_no_record() {
+        let id = InterfaceId::from_bits(1);
+        for text in
+            ["", "vpc-1 02:00:00:00:00:01 10.0.0.4", "vpc-00000000000000008 02:00:00:00:00:01 10.0.0.400\n"]
+        {
+            assert_eq!(parse(id, text), None, "{text:?}");
+        }
+    }
+
+    #[test]
+    fn second_lock_waits_for_the_first() {
+        let dir = tempfile::tempdir().unwrap();
+        let first = Records::lock(dir.path()).unwrap();
+        let path = dir.path().join("lock");
+        let file = File::open(&path).unwrap();
+        let file = match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+            Ok(_) => panic!("locked twice"),
+            Err((file, _)) => file,
+        };
+        drop(first);
+        assert!(Flock::lock(file, FlockArg::LockExclusiveNonblock).is_ok());
+    }
+}
