@@ -1,3 +1,5 @@
 //! `kiln`: run AMI-style images as instances.
 
-fn main() {}
+fn main() -> std::process::ExitCode {
+    kiln_cli::main(std::env::args_os())
+}

@@ -9,6 +9,7 @@
 //! lock, so that an import cannot adopt a file that a removal is about to delete.
 
 mod copy;
+mod inspect;
 mod qcow2_header;
 mod source;
 
@@ -26,6 +27,7 @@ use crate::instances::{BaseImage, Instance};
 use crate::progress::Reporter;
 use crate::state::{Row, StateDir, Store, StoreError, transact};
 
+pub use inspect::{InspectError, Report, inspect};
 pub use source::{FileIdentity, Source, SourceError, declared_format};
 
 /// Files of unfinished imports start with this.

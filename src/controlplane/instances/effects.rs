@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use kiln_model::InstanceEvent;
 
-use super::{Instance, Parts};
+use super::{Instance, NetworkMode, Parts};
 use crate::network::{FabricError, release};
 use crate::state::{StoreError, transact};
 
@@ -79,6 +79,7 @@ fn undo_one(parts: &Parts, instance: &Instance, effect: Effect, stays: bool) -> 
             }
             None => Ok(()),
         },
+        Effect::Network if instance.network == NetworkMode::LinkLocalOnly => Ok(()),
         Effect::Network => {
             parts.fabric.detach(instance.interface.id).map_err(|e| UndoError::Network(instance.id, e))
         }

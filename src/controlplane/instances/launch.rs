@@ -347,6 +347,7 @@ fn nic_request(instance: &Instance) -> NicRequest {
         interface: interface.id,
         vpc: interface.subnet.vpc,
         vpc_cidr: interface.subnet.vpc_cidr,
+        router: interface.subnet.router(),
         mac: interface.mac,
         address: interface.address,
         router_mac: spec::ROUTER_MAC,

@@ -14,7 +14,7 @@ use crate::host::{SystemClock, host_routes};
 use crate::images::Images;
 use crate::network::NetworkFabric;
 use crate::state::{SqliteStore, StateDir, Store, StoreError, transact};
-use crate::vmm_process::{ControlConnection, ProcessLauncher, VmmError, VmmLauncher};
+use crate::vmm_process::{Commands, ControlConnection, ProcessLauncher, VmmError, VmmLauncher};
 
 /// What the control plane is made of. Each can be replaced for tests.
 pub struct Parts {

@@ -4,12 +4,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use kiln_model::{InstanceEvent, InstanceState};
-use kiln_vmspec::{Command, ExitReason, Reply};
+use kiln_vmspec::ExitReason;
 
 use super::effects::{Effect, undo};
 use super::{Instance, Parts, UndoError};
 use crate::state::dir::Lock;
-use crate::vmm_process::{StartedVmm, VmmError, VmmEvent};
+use crate::vmm_process::{Commands, StartedVmm, VmmEvent, VmmHandle};
 
 /// A VMM that said that it ends may take this long to be gone.
 const END_PATIENCE: Duration = Duration::from_secs(10);
@@ -31,6 +31,7 @@ pub struct RunningInstance {
     parts: Arc<Parts>,
     instance: Instance,
     vmm: StartedVmm,
+    pending: Option<VmmEvent>,
     ending: Option<Ending>,
     lock: Option<Lock>,
 }
@@ -43,7 +44,14 @@ impl std::fmt::Debug for RunningInstance {
 
 impl RunningInstance {
     pub(super) fn new(parts: &Arc<Parts>, instance: Instance, vmm: StartedVmm, lock: Lock) -> Self {
-        RunningInstance { parts: Arc::clone(parts), instance, vmm, ending: None, lock: Some(lock) }
+        RunningInstance {
+            parts: Arc::clone(parts),
+            instance,
+            vmm,
+            pending: None,
+            ending: None,
+            lock: Some(lock),
+        }
     }
 
     /// The row as of the last change made here.
@@ -53,16 +61,22 @@ impl RunningInstance {
 
     /// The next news; `None` after the last.
     pub async fn next_event(&mut self) -> Option<VmmEvent> {
-        let event = self.vmm.events.recv().await?;
+        // Kept here over the await below, so that a caller may drop this future and ask again.
+        if self.pending.is_none() {
+            self.pending = self.vmm.events.recv().await;
+        }
+        if matches!(self.pending, Some(VmmEvent::Running { .. })) {
+            self.note_running().await;
+        }
+        let event = self.pending.take()?;
         match &event {
-            VmmEvent::Running { .. } => self.note_running().await,
             VmmEvent::Exited(ExitReason::PowerOff) => self.ending = Some(Ending::PoweredOff),
             VmmEvent::Exited(ExitReason::Killed) => self.ending = Some(Ending::Killed),
             VmmEvent::Exited(ExitReason::Failed { message }) => {
                 self.ending = Some(Ending::Failed(message.clone()));
             }
             VmmEvent::Lost { detail } => self.ending = Some(Ending::Failed(detail.clone())),
-            VmmEvent::Console(_) | VmmEvent::Rebooting => {}
+            VmmEvent::Running { .. } | VmmEvent::Console(_) | VmmEvent::Rebooting => {}
         }
         Some(event)
     }
@@ -83,9 +97,9 @@ impl RunningInstance {
         }
     }
 
-    /// Sends a command and waits for the reply.
-    pub async fn command(&self, command: Command) -> Result<Reply, VmmError> {
-        self.vmm.handle.request(command).await
+    /// To command the machine, from any task.
+    pub fn commands(&self) -> Arc<dyn Commands> {
+        Arc::<dyn VmmHandle>::clone(&self.vmm.handle)
     }
 
     /// Ends the machine if it still runs and clears away what does not stay. Blocks.

@@ -146,7 +146,7 @@ fn nic(instance: &Instance, tap_queues: Vec<FdIndex>) -> NicSpec {
         link_local: LinkLocalSpec {
             private_ipv4: interface.address,
             prefix_len: subnet.cidr.prefix_len(),
-            router: subnet.cidr.router().unwrap_or(subnet.cidr.network()),
+            router: subnet.router(),
             router_mac: ROUTER_MAC,
             dns: resolver.into_iter().collect(),
             resolver,

@@ -17,7 +17,9 @@ use crate::images::{ImportRequest, SourceError};
 use crate::network::{FabricError, NetworkFabric, NicRequest};
 use crate::progress::Silent;
 use crate::state::{SqliteStore, StateDir, Store};
-use crate::vmm_process::{Pending, StartedVmm, VmmError, VmmEvent, VmmHandle, VmmLaunch, VmmLauncher};
+use crate::vmm_process::{
+    Commands, Pending, StartedVmm, VmmError, VmmEvent, VmmHandle, VmmLaunch, VmmLauncher,
+};
 
 /// What the fakes saw and what they are told to do.
 #[derive(Default)]
@@ -72,11 +74,17 @@ impl NetworkFabric for Fake {
 
 struct FakeHandle(Fake);
 
-impl VmmHandle for FakeHandle {
+impl Commands for FakeHandle {
+    fn send(&self, _command: Command) -> Result<(), VmmError> {
+        Ok(())
+    }
+
     fn request(&self, _command: Command) -> Pending<'_> {
         Box::pin(async { Ok(Reply::Ok) })
     }
+}
 
+impl VmmHandle for FakeHandle {
     fn process(&self) -> Option<ProcessIdentity> {
         // Nothing that could be killed by mistake.
         Some(ProcessIdentity { pid: u32::MAX, started: 0 })
@@ -106,7 +114,7 @@ impl VmmLauncher for Fake {
             w.specs.push(launch.spec);
             w.events = Some(sender);
         });
-        Ok(StartedVmm { handle: Box::new(FakeHandle(self.clone())), events })
+        Ok(StartedVmm { handle: Arc::new(FakeHandle(self.clone())), events })
     }
 }
 

@@ -50,6 +50,13 @@ pub struct Subnet {
     pub cidr: Ipv4Cidr,
 }
 
+impl Subnet {
+    /// Its router: base + 1. Ranges too small to have one have no assignable address either.
+    pub fn router(&self) -> Ipv4Addr {
+        self.cidr.router().unwrap_or(self.cidr.network())
+    }
+}
+
 impl Row for Subnet {
     const KIND: &'static str = "subnet";
     type Key = SubnetId;

@@ -14,6 +14,8 @@ pub struct NicRequest {
     pub vpc: VpcId,
     /// Address range of the network.
     pub vpc_cidr: Ipv4Cidr,
+    /// Router of its subnet.
+    pub router: Ipv4Addr,
     /// Hardware address of the guest's side.
     pub mac: MacAddr,
     /// Address of the guest's side.

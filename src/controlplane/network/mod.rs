@@ -2,6 +2,8 @@
 
 mod addresses;
 mod fabric;
+mod host_fabric;
 
 pub use addresses::{Interface, NetworkError, Subnet, Vpc, ensure_default_subnet, release, reserve};
 pub use fabric::{FabricError, NetworkFabric, NicRequest};
+pub use host_fabric::HostFabric;

@@ -14,7 +14,7 @@ use kiln_vmspec::{Command, Event, ExitReason, Message, Reply, Request, VmSpec};
 use rustix::fs::{Mode, OFlags};
 use tokio::sync::{mpsc, oneshot};
 
-use super::VmmError;
+use super::{Commands, Pending, VmmError};
 
 /// A VMM that takes longer to read or answer a command hangs.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -107,8 +107,7 @@ impl ControlConnection {
         Ok(lock(&self.writer).send(&request, &fds)?)
     }
 
-    /// Sends a command and waits for its reply.
-    pub async fn request(&self, command: Command) -> Result<Reply, VmmError> {
+    async fn ask(&self, command: Command) -> Result<Reply, VmmError> {
         let id = self.next_id.fetch_add(1, Ordering::Relaxed);
         let (sender, receiver) = oneshot::channel();
         lock(&self.waiting).insert(id, sender);
@@ -124,6 +123,17 @@ impl ControlConnection {
                 Err(VmmError::NoAnswer)
             }
         }
+    }
+}
+
+impl Commands for ControlConnection {
+    fn send(&self, command: Command) -> Result<(), VmmError> {
+        let id = self.next_id.fetch_add(1, Ordering::Relaxed);
+        Ok(lock(&self.writer).send(&Request { id, command }, &[])?)
+    }
+
+    fn request(&self, command: Command) -> Pending<'_> {
+        Box::pin(self.ask(command))
     }
 }
 

@@ -15,7 +15,7 @@ use kiln_sandbox::spawn::{Inherit, spawn};
 use kiln_vmspec::Command;
 
 use super::connection::with_short_path;
-use super::{ControlConnection, Pending, StartedVmm, VmmError, VmmHandle, VmmLaunch, VmmLauncher};
+use super::{Commands, ControlConnection, Pending, StartedVmm, VmmError, VmmHandle, VmmLaunch, VmmLauncher};
 use crate::host::{ProcessIdentity, open_kvm};
 use crate::printable;
 
@@ -104,7 +104,7 @@ impl VmmLauncher for ProcessLauncher {
             // A VMM that ended at once has said why in its log; the reader tells that as an event.
             tracing::debug!("sending the spec failed: {e}");
         }
-        Ok(StartedVmm { handle: Box::new(handle), events })
+        Ok(StartedVmm { handle: Arc::new(handle), events })
     }
 }
 
@@ -193,11 +193,17 @@ struct ProcessHandle {
     exit: Arc<Exit>,
 }
 
-impl VmmHandle for ProcessHandle {
-    fn request(&self, command: Command) -> Pending<'_> {
-        Box::pin(self.connection.request(command))
+impl Commands for ProcessHandle {
+    fn send(&self, command: Command) -> Result<(), VmmError> {
+        self.connection.send(command)
     }
 
+    fn request(&self, command: Command) -> Pending<'_> {
+        self.connection.request(command)
+    }
+}
+
+impl VmmHandle for ProcessHandle {
     fn process(&self) -> Option<ProcessIdentity> {
         self.process
     }

@@ -21,6 +21,7 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::time::Duration;
 
 use kiln_vmspec::{Command, Reply, VmSpec};
@@ -81,11 +82,17 @@ pub struct VmmLaunch {
 /// A reply on its way.
 pub type Pending<'a> = Pin<Box<dyn Future<Output = Result<Reply, VmmError>> + Send + 'a>>;
 
-/// A running VMM. Dropping it leaves the process to its reaper.
-pub trait VmmHandle: Send + Sync {
+/// Whoever can be told what to do with a machine.
+pub trait Commands: Send + Sync {
+    /// Sends a command whose reply does not matter. Commands arrive in order.
+    fn send(&self, command: Command) -> Result<(), VmmError>;
+
     /// Sends a command; the future ends with the reply or after some seconds.
     fn request(&self, command: Command) -> Pending<'_>;
+}
 
+/// A running VMM. Dropping it leaves the process to its reaper.
+pub trait VmmHandle: Commands {
     /// The process.
     fn process(&self) -> Option<ProcessIdentity>;
 
@@ -96,7 +103,7 @@ pub trait VmmHandle: Send + Sync {
 /// A started VMM with its news.
 pub struct StartedVmm {
     /// To command it.
-    pub handle: Box<dyn VmmHandle>,
+    pub handle: Arc<dyn VmmHandle>,
     /// What it says, console output included. Ends after the last word.
     pub events: mpsc::Receiver<VmmEvent>,
 }

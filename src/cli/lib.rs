@@ -1,0 +1,112 @@
+//! The command line of Kiln: arguments in, terminal out. What is done is in the control plane.
+
+#![forbid(unsafe_code)]
+
+mod args;
+mod console;
+mod error;
+mod host;
+mod images;
+mod instances;
+mod progress;
+mod run;
+mod table;
+
+use std::ffi::OsString;
+use std::io::{self, Write};
+use std::path::Path;
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use clap::{CommandFactory, Parser};
+use kiln_controlplane::instances::ControlPlane;
+use kiln_controlplane::network::HostFabric;
+use serde::Serialize;
+use tracing_subscriber::EnvFilter;
+
+use args::{Cli, Command};
+use error::Failure;
+
+/// Runs the program with these arguments, the first of which is its name.
+pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
+    console::restore_on_panic();
+    let cli = match Cli::try_parse_from(arguments) {
+        Ok(cli) => cli,
+        // Help and version are "errors" that go to standard output.
+        Err(e) if !e.use_stderr() => {
+            // Nobody left to read the help is no failure.
+            let _ = e.print();
+            return ExitCode::SUCCESS;
+        }
+        Err(e) => return Failure::usage(&e).report(),
+    };
+    log(cli.verbose);
+    match dispatch(&cli) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => failure.report(),
+    }
+}
+
+fn dispatch(cli: &Cli) -> Result<(), Failure> {
+    let state_dir = cli.state_dir.as_path();
+    match &cli.command {
+        Command::Run(args) => run::run(state_dir, args),
+        Command::Start(args) => run::start(state_dir, args),
+        Command::Image(command) => images::image(state_dir, command),
+        Command::Ps(args) => instances::ps(state_dir, args),
+        Command::Console(args) => instances::console(state_dir, args),
+        Command::Stop(args) => instances::stop(state_dir, args),
+        Command::Terminate(args) => instances::terminate(state_dir, args),
+        Command::Types(args) => host::types(args),
+        Command::Doctor(args) => host::doctor(state_dir, args),
+        Command::Completion { shell } => {
+            let mut script = Vec::new();
+            clap_complete::generate(*shell, &mut Cli::command(), "kiln", &mut script);
+            write_out(&script)
+        }
+    }
+}
+
+/// Logs go to standard error. Without a wish, only what needs attention.
+fn log(verbose: u8) {
+    let default = match verbose {
+        0 => "warn",
+        1 => "kiln=info,kiln_cli=info,kiln_controlplane=info,kiln_hostnet=info,warn",
+        _ => "kiln=debug,kiln_cli=debug,kiln_controlplane=debug,kiln_hostnet=debug,info",
+    };
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(default));
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr).with_target(false).init();
+}
+
+/// Opens the state directory; clears away what killed processes left.
+fn open(state_dir: &Path) -> Result<ControlPlane, Failure> {
+    Ok(ControlPlane::open(state_dir, Arc::new(HostFabric::default()))?)
+}
+
+#[derive(Debug, thiserror::Error)]
+#[error("cannot {0}")]
+struct Host(&'static str, #[source] io::Error);
+
+fn runtime() -> Result<tokio::runtime::Runtime, Failure> {
+    let mut builder = tokio::runtime::Builder::new_current_thread();
+    Ok(builder.enable_all().build().map_err(|e| Host("start the event loop", e))?)
+}
+
+/// Writes to standard output. A reader that has gone (`kiln ps | head`) is no failure.
+fn write_out(bytes: &[u8]) -> Result<(), Failure> {
+    let mut stdout = io::stdout().lock();
+    match stdout.write_all(bytes).and_then(|()| stdout.flush()) {
+        Err(e) if e.kind() != io::ErrorKind::BrokenPipe => Err(Host("write to standard output", e).into()),
+        _ => Ok(()),
+    }
+}
+
+fn print(text: &str) -> Result<(), Failure> {
+    write_out(text.as_bytes())
+}
+
+fn print_json(value: &impl Serialize) -> Result<(), Failure> {
+    let mut text = serde_json::to_string_pretty(value)?;
+    text.push('\n');
+    print(&text)
+}
