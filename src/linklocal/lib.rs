@@ -28,6 +28,10 @@ mod classify;
 mod counters;
 mod dhcp;
 mod dns;
+#[cfg(any(test, feature = "test-utils"))]
+mod fixtures;
+#[cfg(any(test, feature = "test-utils"))]
+pub mod fuzzing;
 mod icmp;
 mod imds;
 mod ndp;
