@@ -39,6 +39,22 @@ pub trait Disk: Send + Sync {
     /// through the other methods. An answer stays true while the disk is open.
     fn extent(&self, offset: u64, len: u64, write: bool) -> Option<Extent>;
 
+    /// Reserves a place for data that are new at `offset`, as far as that is contiguous, so that an
+    /// engine can write them there by itself; the disk shows them when told with
+    /// [`Disk::finish_write`]. `None`: they must go through [`Disk::write_at`].
+    ///
+    /// Who holds a prepared write must not call a method that changes the disk: it may wait for
+    /// that write.
+    fn prepare_write(&self, offset: u64, len: u64) -> Option<PreparedWrite> {
+        let _ = (offset, len);
+        None
+    }
+
+    /// Ends a prepared write. `done`: all of its data are written.
+    fn finish_write(&self, write: PreparedWrite, done: bool) {
+        let _ = (write, done);
+    }
+
     /// Bytes that are best discarded together, a power of two of at least 512.
     fn discard_granularity(&self) -> u32 {
         4096
@@ -59,6 +75,16 @@ pub struct Extent {
     pub offset: u64,
     /// Length in bytes.
     pub len: u64,
+}
+
+/// A write that [`Disk::prepare_write`] has allowed. Has to be given to [`Disk::finish_write`].
+#[derive(Debug, PartialEq, Eq)]
+#[must_use]
+pub struct PreparedWrite {
+    /// Where the data go.
+    pub extent: Extent,
+    /// First byte on the disk.
+    pub(crate) offset: u64,
 }
 
 /// A buffer in guest memory, as a descriptor names it. Unchecked until it is resolved.

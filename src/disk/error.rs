@@ -50,6 +50,14 @@ pub enum DiskError {
 }
 
 impl DiskError {
+    /// A chain with a raw image in the middle.
+    pub(crate) fn raw_overlay() -> Self {
+        Self::Format {
+            format: "raw",
+            detail: "a raw image cannot be an overlay over another image".to_owned(),
+        }
+    }
+
     /// An I/O error of a transfer.
     pub(crate) fn transfer(verb: &str, len: u64, offset: u64, source: io::Error) -> Self {
         Self::Io { action: format!("{verb} of {len} bytes at {offset}"), source }

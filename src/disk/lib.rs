@@ -16,8 +16,8 @@ mod qcow2;
 mod raw;
 pub mod throttle;
 
-pub use disk::{Disk, Extent, SECTOR_SIZE, Segment};
+pub use disk::{Disk, Extent, PreparedWrite, SECTOR_SIZE, Segment};
 pub use error::DiskError;
 pub use open::{Format, Layer, open};
-pub use qcow2::{Backing, create_overlay};
+pub use qcow2::{Backing, MAX_OVERLAY_SIZE, create_overlay};
 pub use raw::RawDisk;

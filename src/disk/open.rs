@@ -68,10 +68,7 @@ fn open_locked(mut layers: std::vec::IntoIter<Layer>, read_only: bool) -> Result
         return Err(DiskError::Format { format: "disk", detail: "its chain of images is empty".to_owned() });
     };
     match top.format {
-        Format::Raw if layers.len() > 0 => Err(DiskError::Format {
-            format: "raw",
-            detail: "a raw image cannot be an overlay over another image".to_owned(),
-        }),
+        Format::Raw if layers.len() > 0 => Err(DiskError::raw_overlay()),
         Format::Raw => Ok(Arc::new(RawDisk::new(top.file, read_only)?)),
         Format::Qcow2 => Ok(Arc::new(Qcow2Disk::open(top.file, layers, read_only)?)),
     }

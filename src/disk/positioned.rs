@@ -5,6 +5,7 @@
 //! [`VolatileSlice`] meets `preadv` and `pwritev`.
 #![expect(unsafe_code, reason = "preadv and pwritev on memory that must not become a Rust slice")]
 
+use std::borrow::Cow;
 use std::fs::File;
 use std::io;
 use std::os::fd::AsRawFd;
@@ -18,6 +19,8 @@ const BATCH: usize = 64;
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Direction {
     Read,
+    /// What is past the end of the file reads as zeroes.
+    ReadZeroFilled,
     Write,
 }
 
@@ -30,6 +33,58 @@ pub(crate) fn read_exact(file: &File, bufs: &[VolatileSlice<'_>], offset: u64) -
 /// Writes `bufs` from `offset` on. Short writes are continued.
 pub(crate) fn write_all(file: &File, bufs: &[VolatileSlice<'_>], offset: u64) -> io::Result<()> {
     transfer(file, bufs, offset, Direction::Write)
+}
+
+/// Fills `bufs` from `offset` on; what is past the end of the file reads as zeroes.
+pub(crate) fn read_zero_filled(file: &File, bufs: &[VolatileSlice<'_>], offset: u64) -> io::Result<()> {
+    transfer(file, bufs, offset, Direction::ReadZeroFilled)
+}
+
+/// Fills `bufs` with zeroes.
+pub(crate) fn fill_zero(bufs: &[VolatileSlice<'_>]) {
+    const ZEROES: [u8; 4096] = [0; 4096];
+    for buf in bufs {
+        let mut rest = *buf;
+        while !rest.is_empty() {
+            rest.copy_from(&ZEROES[..]);
+            rest = rest.offset(rest.len().min(ZEROES.len())).unwrap_or(rest);
+        }
+    }
+}
+
+/// Copies from the front of `data` into `bufs`, as far as both go.
+pub(crate) fn copy_from(bufs: &[VolatileSlice<'_>], mut data: &[u8]) {
+    for buf in bufs {
+        let (now, later) = data.split_at(buf.len().min(data.len()));
+        buf.copy_from(now);
+        data = later;
+    }
+}
+
+/// The `len` bytes of `bufs` after the first `skip`.
+pub(crate) fn part<'b, 'm>(
+    bufs: &'b [VolatileSlice<'m>],
+    skip: u64,
+    len: u64,
+) -> Cow<'b, [VolatileSlice<'m>]> {
+    if skip == 0 && total_len(bufs) == Some(len) {
+        return Cow::Borrowed(bufs);
+    }
+    let (mut skip, mut len) = (skip, len);
+    let mut parts = Vec::new();
+    for buf in bufs {
+        let size = buf.len() as u64;
+        let start = skip.min(size);
+        let count = len.min(size - start);
+        skip -= start;
+        len -= count;
+        if count > 0
+            && let Ok(piece) = buf.subslice(start as usize, count as usize)
+        {
+            parts.push(piece);
+        }
+    }
+    Cow::Owned(parts)
 }
 
 /// Sum of the lengths, or `None` if it does not fit.
@@ -56,6 +111,10 @@ fn transfer(
             return Ok(());
         }
         match transfer_some(file, bufs, skip, offset, direction) {
+            Ok(0) if direction == Direction::ReadZeroFilled => {
+                fill_zero(&part(bufs, skip as u64, u64::MAX));
+                return Ok(());
+            }
             Ok(0) if direction == Direction::Read => return Err(io::ErrorKind::UnexpectedEof.into()),
             Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
             Ok(done) => {
@@ -93,7 +152,9 @@ fn transfer_some(
         // SAFETY: `vectors` holds `count` (at most BATCH) entries, each naming memory of a
         // `VolatileSlice` borrowed for this call, so mapped and writable; the descriptor is open,
         // owned by `file`. The kernel writes only inside these ranges.
-        Direction::Read => unsafe { libc::preadv64(file.as_raw_fd(), vectors.as_ptr(), count, offset) },
+        Direction::Read | Direction::ReadZeroFilled => unsafe {
+            libc::preadv64(file.as_raw_fd(), vectors.as_ptr(), count, offset)
+        },
         // SAFETY: as above; the kernel only reads these ranges.
         Direction::Write => unsafe { libc::pwritev64(file.as_raw_fd(), vectors.as_ptr(), count, offset) },
     };

@@ -42,6 +42,11 @@ impl RawDisk {
         Ok(Self { file, size, read_only })
     }
 
+    /// The file and its size.
+    pub(crate) fn into_parts(self) -> (File, u64) {
+        (self.file, self.size)
+    }
+
     fn check_writable(&self) -> Result<(), DiskError> {
         if self.read_only { Err(DiskError::ReadOnly) } else { Ok(()) }
     }
