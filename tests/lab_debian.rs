@@ -1,0 +1,63 @@
+//! The unmodified distribution image, booted by `kiln run`: cloud-init, login, disk integrity.
+//!
+//! Needs the lab: see `support`. One boot takes minutes there, so one test looks at everything.
+
+mod support;
+
+use std::net::Ipv4Addr;
+
+use support::run::Desk;
+
+/// Python under emulation is slow; this tells a hang from a slow machine.
+const BOOT: u64 = 900;
+
+const USER_DATA: &str =
+    "#!/bin/sh\necho \"user data ran as $(id -un)\" | tee /var/log/user-data > /dev/ttyS0\n";
+
+/// fio's own check of every block it wrote, from four jobs at depth 8 on all queues.
+const VERIFY: &str = "sudo fio --name=verify --directory=/var/tmp --size=24m --numjobs=4 --rw=randwrite --bs=4k \
+    --direct=1 --ioengine=libaio --iodepth=8 --verify=crc32c --do_verify=1 --verify_fatal=1 --group_reporting --minimal \
+    >/dev/null && echo verified";
+
+#[test]
+fn cloud_init_finishes_and_the_disk_keeps_its_word() {
+    let image = lab_image!("debian-12");
+    let desk = Desk::new();
+    let user_data = desk.write("user-data", USER_DATA);
+    let mut run = desk
+        .run(&image, &["--memory", "1G", "--vcpus", "2", "--volume-size", "4G", "--user-data", &user_data]);
+    run.expect("user data ran as root", BOOT);
+    let address: Ipv4Addr = desk.instance()["private_ip"].as_str().unwrap().parse().unwrap();
+    let ssh = |run: &mut support::run::Run, script: &str| run.ssh("debian", address, script);
+
+    let status = ssh(&mut run, "cloud-init status --wait --long; cat /run/cloud-init/result.json; cloud-id");
+    assert!(status.contains("status: done"), "{status}");
+    assert!(status.contains("DataSourceEc2"), "{status}");
+    assert!(status.contains("\"errors\": []"), "{status}");
+    assert!(status.trim_end().ends_with("aws"), "{status}");
+    assert_eq!(ssh(&mut run, "cat /var/log/user-data"), "user data ran as root\n");
+
+    // The metadata as a program in the guest gets them, with a token as they must.
+    let id = desk.instance()["id"].as_str().unwrap().to_owned();
+    let script = "T=$(curl -sf -X PUT -H 'X-aws-ec2-metadata-token-ttl-seconds: 60' http://169.254.169.254/latest/api/token); \
+         curl -sf -H \"X-aws-ec2-metadata-token: $T\" http://169.254.169.254/latest/meta-data/instance-id; \
+         curl -s -o /dev/null -w ' %{http_code}' http://169.254.169.254/latest/meta-data/instance-id";
+    assert_eq!(ssh(&mut run, script), format!("{id} 401"));
+
+    // cloud-init and the stock initramfs grew the root file system to the volume.
+    let blocks: u64 = ssh(&mut run, "df --output=size -m / | tail -n 1").trim().parse().unwrap();
+    assert!(blocks > 3500, "{blocks} MiB");
+    assert_eq!(ssh(&mut run, "ls /sys/block/vda/mq | wc -l"), "2\n", "a queue for each vCPU");
+    assert_eq!(ssh(&mut run, VERIFY), "verified\n");
+    assert_eq!(
+        ssh(
+            &mut run,
+            "sudo dmidecode -s system-manufacturer 2>/dev/null || cat /sys/class/dmi/id/sys_vendor"
+        ),
+        "Amazon EC2\n"
+    );
+    assert_eq!(ssh(&mut run, "systemctl --failed --no-legend | wc -l"), "0\n");
+
+    ssh(&mut run, "sudo systemd-run --on-active=1 poweroff");
+    run.wait_power_off(300);
+}
