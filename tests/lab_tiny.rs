@@ -2,6 +2,8 @@
 //!
 //! Needs the lab: see `support`.
 
+#![expect(clippy::unwrap_used, reason = "a failed step is a failed test")]
+
 mod support;
 
 use std::fs::File;
