@@ -15,15 +15,17 @@ pub struct MsiMessage {
 
 /// Connects event descriptors to message-signalled interrupts.
 ///
-/// A vector's `EventFd` is written by workers whether or not the vector is connected. While it is
-/// disconnected (masked) the count in the descriptor *is* the pending bit; connecting delivers it.
-/// So masking needs no lock on the data path.
+/// Each source of interrupts (a queue, the configuration) has one line and one `EventFd` for its
+/// whole life; which vector of the MSI-X table it uses, and so which message, is the guest's choice.
+/// Workers write the `EventFd` whether or not the line is connected. While it is disconnected
+/// (masked) the count in the descriptor *is* the pending bit; connecting delivers it. So neither
+/// masking nor a change of vector needs a lock on the data path.
 pub trait MsiController: Send + Sync {
-    /// Reserves a line for one vector of one device; fails when the VM has none left.
+    /// Reserves a line for one source of one device; fails when the VM has none left.
     fn allocate(&self) -> io::Result<u32>;
 
     /// Delivers `message` whenever `event` is written, from now on and for what is pending.
-    /// Connecting a connected line changes its message.
+    /// Connecting a connected line changes its message. After an error the line is as it was.
     fn connect(&self, line: u32, event: &EventFd, message: MsiMessage) -> io::Result<()>;
 
     /// Leaves `event` unconnected. No effect on a line that is not connected.
@@ -40,7 +42,7 @@ pub trait InterruptLine: Send + Sync {
 /// the kernel.
 pub trait DoorbellRegistry: Send + Sync {
     /// From now on a 16-bit or 32-bit write at `address` of guest-physical memory signals `kick`,
-    /// whatever the value.
+    /// whatever the value. Fails when another descriptor is bound there.
     fn bind(&self, address: u64, kick: &EventFd) -> io::Result<()>;
 
     /// Undoes [`DoorbellRegistry::bind`].

@@ -119,6 +119,11 @@ impl Serial {
         let taken = bytes.len().min(room);
         self.rx.extend(bytes.iter().take(taken));
         self.input_refused |= taken < bytes.len();
+        // A key press is a new edge even if the guest has not answered the last one: an edge that
+        // got lost while the line was masked does not silence the console for ever.
+        if taken > 0 {
+            self.signalled &= !IER_RDA;
+        }
         self.update_interrupt();
         taken
     }

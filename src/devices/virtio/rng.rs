@@ -187,3 +187,79 @@ impl QueueWorker for RngWorker {
         vec![(self.vq.index, self.vq.queue.state())]
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::virtio::testing::{Buffer, GuestDriver, GuestQueue, TestMachine, status};
+
+    const QUEUE: u64 = 0x1_0000;
+    const BUFFER: u64 = 0x10_0000;
+
+    fn start() -> (TestMachine, GuestDriver, GuestQueue) {
+        let (machine, driver) = TestMachine::with_device(Rng::new("rng0"));
+        let (_, mut queues) = driver.start(&machine, u64::MAX, QUEUE);
+        let queue = queues.remove(0);
+        (machine, driver, queue)
+    }
+
+    fn counters(machine: &TestMachine) -> [u64; 3] {
+        let mut all = Vec::new();
+        machine.devices[0].lock().unwrap().counters(&mut all);
+        ["requests", "bytes", "bad_requests"].map(|name| all.iter().find(|(n, _)| *n == name).unwrap().1)
+    }
+
+    fn bytes(machine: &TestMachine, at: u64, len: usize) -> Vec<u8> {
+        let mut bytes = vec![0; len];
+        machine.mem.read_slice(&mut bytes, vm_memory::GuestAddress(at)).unwrap();
+        bytes
+    }
+
+    #[test]
+    fn buffers_are_filled_up_to_the_cap_and_not_beyond() {
+        let (machine, driver, mut queue) = start();
+        queue.add(&[Buffer::writable(BUFFER, 40_000), Buffer::writable(BUFFER + 0x1_0000, 40_000)]);
+        driver.kick(&machine, 0);
+        machine.run();
+        assert_eq!(queue.poll_used(), Some((0, 65_536)));
+        assert_eq!(driver.interrupts(&machine), [0x41]);
+        for piece in [0, 39_900, 0x1_0000, 0x1_0000 + 65_536 - 40_000 - 100] {
+            assert_ne!(bytes(&machine, BUFFER + piece, 100), [0; 100], "{piece}");
+        }
+        assert_eq!(bytes(&machine, BUFFER + 40_000, 100), [0; 100]);
+        assert_eq!(bytes(&machine, BUFFER + 0x1_0000 + 65_536 - 40_000, 100), [0; 100]);
+        assert_eq!(counters(&machine), [1, 65_536, 0]);
+    }
+
+    #[test]
+    fn one_wake_does_a_bounded_amount_and_the_rest_follows() {
+        let (machine, driver, mut queue) = start();
+        for _ in 0..10 {
+            queue.add(&[Buffer::writable(BUFFER, 65_536)]);
+        }
+        driver.kick(&machine, 0);
+        // At most so much after one wake; `run` goes on until nothing is left.
+        machine.workers.run_until(|| queue.used_idx() > 0);
+        assert_eq!(usize::from(queue.used_idx()), MAX_WAKE / MAX_REQUEST);
+        machine.run();
+        assert_eq!(queue.used_idx(), 10);
+        assert_eq!(counters(&machine), [10, 655_360, 0]);
+    }
+
+    #[test]
+    fn requests_without_room_come_back_empty() {
+        let (machine, driver, mut queue) = start();
+        let before = bytes(&machine, BUFFER, 64);
+        queue.add(&[Buffer::readable(BUFFER, 64)]);
+        queue.add(&[Buffer::writable(0xffff_ffff_ffff_f000, 0x2000)]);
+        queue.add(&[Buffer::writable(BUFFER, 0)]);
+        queue.add(&[Buffer::writable((16 << 20) - 8, 16)]);
+        driver.kick(&machine, 0);
+        machine.run();
+        let used: Vec<_> = std::iter::from_fn(|| queue.poll_used()).map(|(_, len)| len).collect();
+        assert_eq!(used, [0; 4]);
+        assert_eq!(counters(&machine), [4, 0, 4]);
+        assert_eq!(bytes(&machine, BUFFER, 64), before);
+        assert_eq!(driver.status(&machine) & status::DEVICE_NEEDS_RESET, 0);
+    }
+}
