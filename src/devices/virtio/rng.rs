@@ -1,9 +1,8 @@
 //! Entropy device (virtio 1.2 §5.4): one queue of buffers to fill with random bytes.
 //!
 //! Bytes come from the host's `getrandom`, which does not block once the host has booted. A guest
-//! can ask for as much as it likes and gets it in small portions: a request is cut at
-//! [`MAX_REQUEST`], a wake at [`MAX_WAKE`], after which other workers of the event loop have their
-//! turn.
+//! can ask for as much as it likes and gets it in small portions: a request is cut at 64 KiB, a wake
+//! at 256 KiB, after which other workers of the event loop have their turn.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};

@@ -1,6 +1,7 @@
 //! The transport as a driver meets it.
 
 mod bars;
+mod concurrent;
 mod hostile;
 mod lifecycle;
 
