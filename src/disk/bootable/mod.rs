@@ -21,7 +21,11 @@ mod candidate;
 mod entry;
 mod extlinux;
 pub mod filesystem;
+#[cfg(any(test, feature = "test-utils"))]
+pub mod fuzzing;
 mod grub;
+#[cfg(test)]
+mod hostile;
 mod inspection;
 mod limits;
 mod search;

@@ -71,6 +71,24 @@ impl Volumes {
         })
     }
 
+    /// The given file systems as partitions 1, 2, ….
+    #[cfg(any(test, feature = "test-utils"))]
+    pub(crate) fn of(kind: TableKind, list: Vec<Box<dyn FileSystem>>) -> Self {
+        use crate::partition::PartitionType;
+        let volume = |(number, fs)| Volume {
+            partition: Partition {
+                number: if kind == TableKind::None { 0 } else { number },
+                start: 0,
+                len: 0,
+                kind: PartitionType::WholeDisk,
+                name: String::new(),
+                partuuid: Some(format!("cafe1234-{number:02x}")),
+            },
+            mounted: Ok(Some(fs)),
+        };
+        Self { kind, sector_size: 512, list: (1..).zip(list).map(volume).collect() }
+    }
+
     pub(crate) fn iter(&self) -> impl Iterator<Item = (VolumeId, &Volume)> {
         let id = |(index, volume)| (VolumeId(index), volume);
         self.list.iter().enumerate().map(id)

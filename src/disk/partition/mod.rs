@@ -16,6 +16,8 @@
 mod gpt;
 mod guid;
 mod mbr;
+#[cfg(any(test, feature = "test-utils"))]
+mod memory_disk;
 mod printable;
 #[cfg(test)]
 pub(crate) mod testing;
@@ -24,6 +26,8 @@ mod view;
 use serde::Serialize;
 
 pub use guid::Guid;
+#[cfg(any(test, feature = "test-utils"))]
+pub use memory_disk::MemoryDisk;
 pub use printable::printable;
 pub use view::PartitionView;
 

@@ -31,7 +31,7 @@ pub struct Contents {
 
 impl Contents {
     /// A file whose bytes were in its inode.
-    pub(super) fn inline(bytes: Vec<u8>) -> Self {
+    pub(crate) fn inline(bytes: Vec<u8>) -> Self {
         Self { len: bytes.len() as u64, layout: Layout::Inline(bytes) }
     }
 

@@ -30,7 +30,7 @@ pub(super) fn run(
     match name.as_str() {
         "!" => return Ok(!run(shell, arguments, block)?),
         "[" | "test" => return Ok(test(shell, name, arguments)),
-        "set" => assign_all(shell, arguments),
+        "set" => return Ok(arguments.first().is_none_or(|word| assign(shell, word))),
         "unset" => arguments.iter().for_each(|name| shell.unset(name)),
         "load_env" => return Ok(load_env(shell, arguments)),
         "menuentry" | "submenu" => return Ok(add_item(shell, name, arguments, block)),
@@ -59,12 +59,6 @@ pub(super) fn run(
         _ => return Ok(assign(shell, name)),
     }
     Ok(true)
-}
-
-fn assign_all(shell: &mut Shell<'_>, assignments: &[String]) {
-    for assignment in assignments {
-        assign(shell, assignment);
-    }
 }
 
 /// `name=value`; anything else is no assignment.

@@ -21,6 +21,8 @@ mod menu;
 mod parser;
 mod shell;
 mod test_command;
+#[cfg(test)]
+mod tests;
 
 pub(crate) use environment::parse_environment_block;
 pub(crate) use menu::Menu;

@@ -1,0 +1,7 @@
+//! `extlinux.conf`.
+#![no_main]
+
+use kiln_disk::bootable::fuzzing;
+use libfuzzer_sys::fuzz_target;
+
+fuzz_target!(|bytes: &[u8]| fuzzing::extlinux_conf(bytes));

@@ -1,0 +1,7 @@
+//! `grub.cfg`, its environment block, and a loader entry.
+#![no_main]
+
+use kiln_disk::bootable::fuzzing;
+use libfuzzer_sys::fuzz_target;
+
+fuzz_target!(|bytes: &[u8]| fuzzing::grub_script(bytes));

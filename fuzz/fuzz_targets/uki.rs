@@ -1,0 +1,7 @@
+//! A unified kernel image.
+#![no_main]
+
+use kiln_disk::bootable::fuzzing;
+use libfuzzer_sys::fuzz_target;
+
+fuzz_target!(|bytes: &[u8]| fuzzing::uki(bytes));
