@@ -13,7 +13,7 @@ mod run;
 mod table;
 
 use std::ffi::OsString;
-use std::io::{self, Write};
+use std::io::{self, IsTerminal, Write};
 use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -75,7 +75,9 @@ fn log(verbose: u8) {
         _ => "kiln=debug,kiln_cli=debug,kiln_controlplane=debug,kiln_hostnet=debug,info",
     };
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(default));
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr).with_target(false).init();
+    let colour = io::stderr().is_terminal();
+    let format = tracing_subscriber::fmt().with_env_filter(filter).with_target(false);
+    format.with_ansi(colour).with_writer(io::stderr).init();
 }
 
 /// Opens the state directory; clears away what killed processes left.
