@@ -17,6 +17,8 @@
 mod backend;
 mod services;
 mod tap;
+#[cfg(test)]
+mod tests;
 
 pub use backend::TapBackend;
 pub use tap::NicError;

@@ -107,11 +107,6 @@ impl TapQueue {
         })
     }
 
-    /// Name of the interface, for logs.
-    pub fn name(&self) -> &str {
-        &self.name
-    }
-
     /// Tells the kernel which offloads frames to the guest may need. It holds for all queues.
     pub(super) fn set_offloads(&self, offloads: Offloads) -> io::Result<()> {
         let table = [
