@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use kiln_model::{ImageId, InstanceId, InterfaceId, ReservationId, SubnetId, Tag, UserData, VpcId};
-use kiln_vmspec::{LeafValue, MetadataOptions, MetadataSnapshot};
+use kiln_vmspec::{HttpTokens, LeafValue, MetadataOptions, MetadataSnapshot};
 
 use super::*;
 
@@ -248,4 +248,55 @@ fn signed_identity_is_served_as_it_was_signed() {
     assert_eq!(text(&snapshot, "dynamic/instance-identity/document"), Some(document.as_str()));
     assert_eq!(text(&snapshot, "dynamic/instance-identity/rsa2048"), Some("MIAG"));
     assert_eq!(text(&snapshot, "dynamic/instance-identity/signature"), None);
+}
+
+/// The example that the clients are tested with, in `src/linklocal/tests/clients`.
+fn example() -> InstanceFacts {
+    let mut facts = facts();
+    facts.options.tokens = HttpTokens::Required;
+    facts.options.tags_enabled = true;
+    facts.tags = vec![Tag::new("Name", "web-1").unwrap(), Tag::new("a=b", "c d").unwrap()];
+    facts.key = Some(key());
+    facts.data_devices = vec!["/dev/sdf".into()];
+    facts.user_data = Some(UserData::new(b"#!/bin/sh\nprintf '\\0\xff'\n".to_vec()).unwrap());
+    let credentials = |key: &str| {
+        LeafValue::from(format!(
+            "{{\n  \"Code\" : \"Success\",\n  \"LastUpdated\" : \"2023-06-30T19:06:42Z\",\n  \
+             \"Type\" : \"AWS-HMAC\",\n  \"AccessKeyId\" : \"{key}\",\n  \
+             \"SecretAccessKey\" : \"c2VjcmV0\",\n  \"Token\" : \"dG9rZW4=\",\n  \
+             \"Expiration\" : \"2099-01-01T00:00:00Z\"\n}}"
+        ))
+    };
+    facts.instance_credentials = Some(credentials("ASIAINSTANCE00000000"));
+    facts.role = Some(InstanceRole {
+        profile_arn: "arn:aws:iam::123456789012:instance-profile/web".into(),
+        profile_id: "AIPA0123456789ABCDEF0".into(),
+        role_name: "web-role".into(),
+        updated: 1_688_152_002,
+        credentials: credentials("ASIAROLE000000000000"),
+    });
+    let mut second = interface(1);
+    second.public_ipv4 = vec![PublicAddress {
+        public: [198, 51, 100, 7].into(),
+        private: [10, 0, 1, 11].into(),
+        hostname: Some(public_host_name([198, 51, 100, 7].into(), "us-east-1")),
+    }];
+    facts.interfaces.push(second);
+    facts
+}
+
+#[test]
+fn clients_were_tested_with_what_is_built_here() {
+    let golden = include_str!("../../linklocal/tests/clients/instance.json");
+    let built = build(&example()).unwrap();
+    if std::env::var_os("KILN_BLESS").is_some() {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../linklocal/tests/clients/instance.json");
+        std::fs::write(path, serde_json::to_string_pretty(&built).unwrap() + "\n").unwrap();
+        return;
+    }
+    assert_eq!(
+        serde_json::from_str::<MetadataSnapshot>(golden).unwrap(),
+        built,
+        "run again with KILN_BLESS=1"
+    );
 }

@@ -2,9 +2,9 @@
 //!
 //! ```text
 //!   query ─┬─ name of the VPC, or its reverse ──▶ answered here, authoritative
-//!          ├─ anything else under the VPC's domain ──▶ NXDOMAIN, never asked outside
+//!          ├─ others under the VPC's domain, `invalid`, one label ──▶ NXDOMAIN, never asked outside
 //!          └─ the rest ──▶ DnsForward ──▶ (host) ──▶ forward_reply ──▶ answer with the guest's id
-//!                              └─ 5 s without a reply, no room, nobody forwards ──▶ SERVFAIL
+//!                              └─ 4 s without a reply, no room, nobody forwards ──▶ SERVFAIL
 //! ```
 //!
 //! Resolving needs sockets of the host, which this crate does not have: whoever owns the interface
@@ -35,7 +35,7 @@ pub(crate) const MAX_TCP_QUERY: usize = 4 * 1024;
 const MAX_OUTSTANDING: usize = 64;
 
 /// How long one waits. Clients ask again after 5 s.
-const PATIENCE: Duration = Duration::from_secs(5);
+const PATIENCE: Duration = Duration::from_secs(4);
 
 /// A query for the host to resolve.
 ///
@@ -196,6 +196,12 @@ impl Resolver {
             let named = [Record::Name(name)];
             let asked = matches!(query.kind, TYPE_PTR | TYPE_ANY);
             return Some(query.answer(Code::NoError, if asked { &named } else { &[] }));
+        }
+        // cloud-init asks for `instance-data.` and for names that must not exist, to find out whether
+        // it is lied to; without a way to the outside each would cost it two patiences.
+        let one_label = !query.name.contains('.') && matches!(query.kind, TYPE_A | TYPE_AAAA | TYPE_ANY);
+        if one_label && query.name != "localhost" || query.name.ends_with(".invalid") {
+            return Some(query.answer(Code::NxDomain, &[]));
         }
         if self.domain.is_empty() {
             return None;
