@@ -3,6 +3,8 @@
 use std::io::{self, Read};
 use std::sync::Arc;
 
+use vm_memory::VolatileSlice;
+
 use super::filesystem::{Contents, FsError};
 
 /// A kernel or initrd inside an image. Cheap to clone; reading needs nothing but the disk.
@@ -35,18 +37,25 @@ impl BootFile {
         &self.place
     }
 
-    /// Fills `buf` from `offset` on. Blocks. Guest memory can be the target through any `&mut [u8]`
-    /// staging buffer; larger pieces are faster.
+    /// Fills `buf` from `offset` on. Blocks. Larger pieces are faster.
     ///
     /// # Errors
     /// A range that is not wholly inside the file, or a failed read.
     pub fn read_exact_at(&self, buf: &mut [u8], offset: u64) -> Result<(), FsError> {
+        self.read_volatile_at(VolatileSlice::from(buf), offset)
+    }
+
+    /// Like [`BootFile::read_exact_at`], straight into guest memory.
+    ///
+    /// # Errors
+    /// The same.
+    pub fn read_volatile_at(&self, buf: VolatileSlice<'_>, offset: u64) -> Result<(), FsError> {
         let end = offset.checked_add(buf.len() as u64);
         if end.is_none_or(|end| end > self.len) {
             return Err(FsError::Damaged("a file is shorter than it should be"));
         }
         // In range: `start + len` is at most the length of the file.
-        self.contents.read_exact_at(buf, self.start + offset)
+        self.contents.read_volatile_at(buf, self.start + offset)
     }
 
     /// Reads all of it.

@@ -62,12 +62,27 @@ pub enum BootError {
     /// No usable partition table.
     #[error(transparent)]
     Partition(#[from] PartitionError),
-    /// Nothing that could be read.
+    /// Neither table nor file system.
+    #[error("no partition table and no file system in it: is this a disk image?")]
+    Nothing,
+    /// Partitions, but nothing that could be read on them.
     #[error("{0}; pass --kernel and --initrd")]
     NoFileSystem(String),
     /// File systems, but nothing to boot on them.
     #[error("no boot entry and no /boot/vmlinuz* on {0}; pass --kernel")]
     NoEntry(String),
+    /// An entry names a device that is no partition of this disk.
+    #[error(
+        "{origin}: entry \"{title}\" needs {path}, which is on no partition that Kiln can read; pass --kernel"
+    )]
+    Unreachable {
+        /// Where the entry is written down.
+        origin: String,
+        /// Its title.
+        title: String,
+        /// As the entry has it.
+        path: String,
+    },
     /// An entry names a file that is not there or not readable.
     #[error("{origin}: entry \"{title}\" needs {file}, which cannot be read; pass --kernel")]
     File {
@@ -106,4 +121,14 @@ pub fn find(disk: &Arc<dyn Disk>, limits: &Limits) -> Result<BootEntry, BootErro
     let volumes = Volumes::open(disk, &budget)?;
     let (_, entry) = Search::new(&volumes, limits, &budget).default()?;
     Ok(entry)
+}
+
+/// A command line for a kernel that is not from the image: `root=` names the partition that looks
+/// most like a root file system. Blocks on reads of `disk`.
+///
+/// # Errors
+/// No partition table to speak of.
+pub fn default_cmdline(disk: &Arc<dyn Disk>, limits: &Limits) -> Result<String, BootError> {
+    let volumes = Volumes::open(disk, &Budget::new(limits))?;
+    Ok(well_known::command_line(&volumes, None))
 }

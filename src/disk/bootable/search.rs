@@ -11,7 +11,7 @@ use super::grub::{Menu, Shell, parse_environment_block};
 use super::limits::{Budget, Limits};
 use super::volumes::{VolumeId, Volumes};
 use super::{BootError, extlinux, uki, well_known};
-use crate::partition::printable;
+use crate::partition::{TableKind, printable};
 
 /// Where GRUB's configuration lies, on a root file system, a `/boot` partition or an ESP.
 const GRUB_PLACES: [&str; 4] =
@@ -118,18 +118,22 @@ impl<'a> Search<'a> {
 
     /// Says what the disk has instead of a kernel.
     fn nothing(&self) -> BootError {
-        let readable: Vec<_> = self.volumes.mounted().map(|(_, volume, _)| volume.to_string()).collect();
-        if !readable.is_empty() {
-            return BootError::NoEntry(readable.join(", "));
+        let readable = self.volumes.mounted().map(|(_, volume, _)| volume);
+        let readable: Vec<_> = readable.map(ToString::to_string).collect();
+        let unreadable = self.volumes.iter().filter_map(|(_, volume)| volume.problem());
+        let unreadable: Vec<_> = unreadable.collect();
+        match (readable.is_empty(), unreadable.is_empty()) {
+            (true, true) if self.volumes.kind == TableKind::None => BootError::Nothing,
+            (true, true) => BootError::NoFileSystem("no file system on any partition".to_owned()),
+            (true, false) => BootError::NoFileSystem(unreadable.join(", ")),
+            (false, true) => BootError::NoEntry(readable.join(", ")),
+            // The root is probably among those that cannot be read.
+            (false, false) => BootError::NoFileSystem(format!(
+                "no kernel on {}; {}",
+                readable.join(", "),
+                unreadable.join(", ")
+            )),
         }
-        let mut problems = Vec::new();
-        for (_, volume) in self.volumes.iter() {
-            match &volume.mounted {
-                Ok(_) => {}
-                Err(error) => problems.push(format!("{volume}: {error}")),
-            }
-        }
-        BootError::NoFileSystem(problems.join(", "))
     }
 
     /// GRUB's variables as far as loader entries may use them.
@@ -187,9 +191,16 @@ impl<'a> Search<'a> {
             let origin = self.grub_origin(id);
             let menu = Menu::take(&mut shell, origin.clone());
             let found = menu.default_entry(&mut shell);
-            let found = found.map_err(|source| BootError::Script { origin, source })?;
-            if found.is_some() {
-                return Ok(found);
+            let failed = |source| BootError::Script { origin: origin.clone(), source };
+            if let Some(found) = found.map_err(failed)? {
+                return Ok(Some(found));
+            }
+            if let Some((title, path)) = shell.unreachable.take() {
+                return Err(BootError::Unreachable {
+                    origin,
+                    title: printable(&title),
+                    path: printable(&path),
+                });
             }
         }
         Ok(None)

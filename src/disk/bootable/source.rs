@@ -2,6 +2,8 @@
 
 use std::sync::Arc;
 
+use vm_memory::VolatileSlice;
+
 use super::filesystem::FsError;
 use super::limits::Budget;
 use crate::partition::PartitionView;
@@ -28,13 +30,14 @@ impl Source {
     pub(crate) fn metadata_vec(&self, len: usize, offset: u64) -> Result<Vec<u8>, FsError> {
         self.budget.spend(len as u64)?;
         let mut buf = vec![0; len];
-        self.data(&mut buf, offset)?;
+        self.data(VolatileSlice::from(buf.as_mut_slice()), offset)?;
         Ok(buf)
     }
 
     /// Reads contents of files, which their own limits bound.
-    pub(crate) fn data(&self, buf: &mut [u8], offset: u64) -> Result<(), FsError> {
-        self.view.read_exact_at(buf, offset).map_err(FsError::from)
+    pub(crate) fn data(&self, buf: VolatileSlice<'_>, offset: u64) -> Result<(), FsError> {
+        let read = self.view.read_volatile_at(buf, offset);
+        read.map_err(FsError::from)
     }
 
     /// Pays for `bytes` that are worked on without being read again.

@@ -2,6 +2,8 @@
 
 use super::testing::*;
 use super::*;
+use crate::partition::PartitionType;
+use crate::partition::testing::{Gpt, MemoryDisk};
 
 const KERNEL: &[u8] = b"MZ kernel";
 const INITRD: &[u8] = b"initrd";
@@ -194,4 +196,162 @@ fn inspection_shows_partitions_entries_and_the_default() {
         ]
     );
     assert_eq!((shown.default, shown.problem), (Some(0), None));
+}
+
+fn error_on(image: Vec<u8>) -> String {
+    let disk: Arc<dyn Disk> = MemoryDisk::new(image);
+    find(&disk, &Limits::default()).unwrap_err().to_string()
+}
+
+fn btrfs() -> Vec<u8> {
+    let mut image = vec![0; 1 << 17];
+    image[0x1_0040..0x1_0048].copy_from_slice(b"_BHRfS_M");
+    image
+}
+
+#[test]
+fn files_that_are_no_disks_say_so() {
+    let nothing = "no partition table and no file system in it: is this a disk image?";
+    assert_eq!(error_on(vec![0; 1 << 20]), nothing);
+    assert_eq!(error_on(vec![0xa5; 1 << 20]), nothing);
+    assert_eq!(error_on(Vec::new()), "the disk is empty (0 bytes): is this the right file?");
+}
+
+#[test]
+fn unreadable_file_systems_are_named() {
+    assert_eq!(
+        error_on(btrfs()),
+        "the disk is Btrfs, which Kiln cannot read yet; pass --kernel and --initrd"
+    );
+    let gpt = |root: &[u8]| Gpt::new(4 << 20).contents(1, PartitionType::ROOT_X86_64, 2048, root);
+    assert_eq!(
+        error_on(gpt(&btrfs()).build()),
+        "partition 1 is Btrfs, which Kiln cannot read yet; pass --kernel and --initrd"
+    );
+    assert_eq!(
+        error_on(gpt(&[0xa5; 4096]).build()),
+        "no file system on any partition; pass --kernel and --initrd"
+    );
+    let Some(esp) = fat(512, &[], &[]) else { return };
+    let both = gpt(&btrfs()).contents(15, PartitionType::ESP, 4096, &esp);
+    assert_eq!(
+        error_on(both.build()),
+        "no kernel on partition 15 (FAT12); partition 1 is Btrfs, which Kiln cannot read yet; pass --kernel and --initrd"
+    );
+}
+
+#[test]
+fn truncated_file_system_is_named() {
+    let Some(mut root) = ext4(&[]) else { return };
+    root.truncate(4 << 20);
+    assert_eq!(
+        error_on(root),
+        "the disk is ext4, but the file system is damaged: it is larger than its partition (is the image truncated?); pass --kernel and --initrd"
+    );
+}
+
+#[test]
+fn kernel_on_a_device_that_is_not_there_names_it() {
+    let config = b"menuentry 'A' {\n set root='lvm/vg-root'\n linux /vmlinuz root=/dev/vg/root\n}";
+    let Some(error) = error_of(&[File("/boot/grub/grub.cfg", config)]) else {
+        return;
+    };
+    assert_eq!(
+        error,
+        "grub.cfg on partition 1 (ext4): entry \"A\" needs /vmlinuz, which is on no partition that Kiln can read; pass --kernel"
+    );
+}
+
+#[test]
+fn kernel_and_initrd_larger_than_the_limits_are_refused() {
+    let nodes = [File("/boot/vmlinuz-1", &[1; 5000]), File("/boot/initrd.img-1", &[2; 5000])];
+    let Some(root) = ext4(&nodes) else { return };
+    for (kernel, initrd) in [(4999, 5000), (5000, 4999)] {
+        let limits = Limits { kernel, initrd, ..Limits::default() };
+        let error = find(&root_disk(&root), &limits).unwrap_err();
+        let cause = std::error::Error::source(&error).unwrap().to_string();
+        assert_eq!(cause, "5000 bytes is more than the limit of 4999");
+    }
+}
+
+#[test]
+fn search_that_costs_too_much_says_so() {
+    let Some(root) = ext4(&[File("/boot/vmlinuz-1", KERNEL)]) else {
+        return;
+    };
+    let limits = Limits { metadata: 20_000, ..Limits::default() };
+    let error = find(&root_disk(&root), &limits).unwrap_err();
+    assert!(matches!(error, BootError::Exhausted), "{error}");
+}
+
+#[test]
+fn unified_image_on_an_efi_partition_boots() {
+    let os = b"ID=x\nPRETTY_NAME=\"X Linux 2\"\n\0";
+    let unified = |kernel: &[u8]| {
+        uki::tests::build(&[
+            (b".osrel", os),
+            (b".cmdline", b"root=LABEL=x quiet\0"),
+            (b".linux", kernel),
+            (b".initrd", INITRD),
+        ])
+    };
+    let (old, new) = (unified(b"old"), unified(KERNEL));
+    let nodes = [File("/EFI/Linux/x-9.efi", old.as_slice()), File("/EFI/Linux/x-10.efi", new.as_slice())];
+    let Some(esp) = fat(2048, &[], &nodes) else { return };
+    let entry = find(&one_partition(PartitionType::ESP, &esp), &Limits::default()).unwrap();
+    assert_eq!(entry.title, "X Linux 2");
+    assert_eq!(entry.origin, "x-10.efi on partition 1 (FAT12)");
+    assert_eq!(entry.cmdline, "root=LABEL=x quiet");
+    assert_eq!((read(&entry.kernel), read(&entry.initrds[0])), (KERNEL.to_vec(), INITRD.to_vec()));
+    let mut streamed = Vec::new();
+    std::io::copy(&mut entry.kernel.reader(), &mut streamed).unwrap();
+    assert_eq!(streamed, KERNEL);
+    assert!(entry.kernel.read_exact_at(&mut [0; 2], KERNEL.len() as u64 - 1).is_err());
+}
+
+#[test]
+fn loader_conf_names_the_default_of_systemd_boot() {
+    let nodes = [
+        File("/loader/loader.conf", b"timeout 3\ndefault b-*.conf\n"),
+        File("/loader/entries/b-1.conf", b"title B\nlinux /k\noptions root=b\n"),
+        File("/loader/entries/c-2.conf", b"title C\nlinux /k\noptions root=c\n"),
+        File("/k", KERNEL),
+    ];
+    let Some(esp) = fat(2048, &[], &nodes) else { return };
+    let entry = find(&one_partition(PartitionType::ESP, &esp), &Limits::default()).unwrap();
+    assert_eq!((entry.title.as_str(), entry.cmdline.as_str()), ("B", "root=b"));
+}
+
+#[test]
+fn amazon_linux_boots_from_xfs() {
+    let entry = b"title Amazon Linux (6.1.1) 2023\nversion 6.1.1\nlinux /boot/vmlinuz-6.1.1\ninitrd /boot/initramfs-6.1.1.img\noptions root=UUID=x ro console=ttyS0,115200n8 quiet\ngrub_users $grub_users\n";
+    let nodes = [
+        File("/boot/loader/entries/machine-6.1.1.conf", entry.as_slice()),
+        File("/boot/grub2/grub.cfg", b"load_env\nset default=$saved_entry\nblscfg\n"),
+        File("/boot/grub2/grubenv", b"# GRUB Environment Block\nsaved_entry=machine-6.1.1\n##"),
+        File("/boot/vmlinuz-6.1.1", KERNEL),
+        File("/boot/initramfs-6.1.1.img", INITRD),
+        File("/etc/os-release", b"PRETTY_NAME=\"Amazon Linux 2023\"\n"),
+    ];
+    let Some(root) = xfs(&["-L", "/"], &nodes) else { return };
+    let disk = root_disk(&root);
+    let entry = find(&disk, &Limits::default()).unwrap();
+    assert_eq!(entry.title, "Amazon Linux (6.1.1) 2023");
+    assert_eq!(entry.origin, "loader entry on partition 1 (XFS)");
+    assert_eq!(entry.cmdline, "root=UUID=x ro console=ttyS0,115200n8 quiet");
+    let shown = inspect(&disk, &Limits::default()).unwrap();
+    assert_eq!(shown.os.as_deref(), Some("Amazon Linux 2023"));
+    assert_eq!(shown.default, Some(0));
+}
+
+#[test]
+fn whole_disk_file_system_boots() {
+    let nodes = [File("/boot/vmlinuz", KERNEL), File("/sbin/init", b"#!")];
+    let Some(root) = ext4(&nodes) else { return };
+    let disk: Arc<dyn Disk> = MemoryDisk::new(root);
+    let entry = find(&disk, &Limits::default()).unwrap();
+    assert_eq!(entry.origin, "/boot/vmlinuz on the disk (ext4)");
+    assert_eq!(entry.cmdline, "root=/dev/vda ro console=ttyS0");
+    let cmdline = default_cmdline(&disk, &Limits::default()).unwrap();
+    assert_eq!(cmdline, entry.cmdline);
 }

@@ -168,7 +168,7 @@ fn candidate(volumes: &Volumes, volume: VolumeId, path: &str, contents: &Content
             .filter(|(_, len)| *len > 0)
             .map(section)
             .collect(),
-        cmdline: cmdline.unwrap_or_else(|| well_known::command_line(volumes, volume)),
+        cmdline: cmdline.unwrap_or_else(|| well_known::command_line(volumes, Some(volume))),
     })
 }
 

@@ -32,6 +32,21 @@ impl Volume {
             Err(MountError::Probe(_)) => None,
         }
     }
+
+    /// What is in the way of reading it: `partition 1 is Btrfs, which Kiln cannot read yet`.
+    pub(crate) fn problem(&self) -> Option<String> {
+        let name = match self.partition.number {
+            0 => "the disk".to_owned(),
+            number => format!("partition {number}"),
+        };
+        match self.mounted.as_ref().err()? {
+            // Nobody expects a kernel there.
+            MountError::NotReadable(FsKind::Swap) => None,
+            MountError::NotReadable(kind) => Some(format!("{name} is {kind}, which Kiln cannot read yet")),
+            MountError::Failed { kind, error } => Some(format!("{name} is {kind}, but {error}")),
+            MountError::Probe(error) => Some(format!("{name} cannot be read: {error}")),
+        }
+    }
 }
 
 impl std::fmt::Display for Volume {

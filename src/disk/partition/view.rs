@@ -2,6 +2,8 @@
 
 use std::sync::Arc;
 
+use vm_memory::VolatileSlice;
+
 use super::Partition;
 use crate::{Disk, DiskError};
 
@@ -34,6 +36,14 @@ impl PartitionView {
     /// # Errors
     /// [`DiskError::OutOfRange`] for any range that is not wholly inside, and what the disk says.
     pub fn read_exact_at(&self, buf: &mut [u8], offset: u64) -> Result<(), DiskError> {
+        self.read_volatile_at(VolatileSlice::from(buf), offset)
+    }
+
+    /// Like [`PartitionView::read_exact_at`], into memory that a guest may touch meanwhile.
+    ///
+    /// # Errors
+    /// The same.
+    pub fn read_volatile_at(&self, buf: VolatileSlice<'_>, offset: u64) -> Result<(), DiskError> {
         let len = buf.len() as u64;
         let absolute = self
             .start
@@ -45,7 +55,7 @@ impl PartitionView {
         if buf.is_empty() {
             return Ok(());
         }
-        self.disk.read_exact_at(buf, absolute)
+        self.disk.read_at(&[buf], absolute)
     }
 }
 

@@ -1,5 +1,7 @@
 //! Contents of a file: runs of bytes on the partition, with holes between them.
 
+use vm_memory::VolatileSlice;
+
 use super::super::source::Source;
 use super::FsError;
 
@@ -50,6 +52,14 @@ impl Contents {
     /// # Errors
     /// A range that is not wholly inside the file, or a failed read.
     pub fn read_exact_at(&self, buf: &mut [u8], offset: u64) -> Result<(), FsError> {
+        self.read_volatile_at(VolatileSlice::from(buf), offset)
+    }
+
+    /// Like [`Contents::read_exact_at`], into memory that a guest may touch meanwhile.
+    ///
+    /// # Errors
+    /// The same.
+    pub fn read_volatile_at(&self, buf: VolatileSlice<'_>, offset: u64) -> Result<(), FsError> {
         let end = offset.checked_add(buf.len() as u64);
         if end.is_none_or(|end| end > self.len) {
             return Err(FsError::Damaged("a file is shorter than it should be"));
@@ -57,10 +67,8 @@ impl Contents {
         match &self.layout {
             Layout::Inline(bytes) => {
                 // In range: `bytes` is as long as the file.
-                if let Some(found) = bytes.get(offset as usize..) {
-                    let found = found.get(..buf.len()).unwrap_or_default();
-                    buf.copy_from_slice(found);
-                }
+                let found = bytes.get(offset as usize..).unwrap_or_default();
+                buf.copy_from(found.get(..buf.len()).unwrap_or_default());
                 Ok(())
             }
             Layout::Runs { source, runs } => read_runs(source, runs, buf, offset),
@@ -92,7 +100,7 @@ impl Contents {
     }
 }
 
-fn read_runs(source: &Source, runs: &[Run], buf: &mut [u8], offset: u64) -> Result<(), FsError> {
+fn read_runs(source: &Source, runs: &[Run], buf: VolatileSlice<'_>, offset: u64) -> Result<(), FsError> {
     let first = runs.partition_point(|run| run.at + run.len <= offset);
     let mut rest = buf;
     let mut at = offset;
@@ -102,18 +110,37 @@ fn read_runs(source: &Source, runs: &[Run], buf: &mut [u8], offset: u64) -> Resu
         }
         // The hole before the run, then the run.
         let hole = run.at.saturating_sub(at).min(rest.len() as u64);
-        let (zeroes, after) = rest.split_at_mut(hole as usize);
-        zeroes.fill(0);
+        let (zeroes, after) = split(rest, hole)?;
+        fill_with_zeroes(zeroes);
         at += hole;
         let skip = at.saturating_sub(run.at);
         let len = run.len.saturating_sub(skip).min(after.len() as u64);
-        let (piece, after) = after.split_at_mut(len as usize);
+        let (piece, after) = split(after, len)?;
         source.data(piece, run.place + skip)?;
         at += len;
         rest = after;
     }
-    rest.fill(0);
+    fill_with_zeroes(rest);
     Ok(())
+}
+
+fn split<'a>(buf: VolatileSlice<'a>, at: u64) -> Result<(VolatileSlice<'a>, VolatileSlice<'a>), FsError> {
+    let at = at as usize;
+    let halves = buf.subslice(0, at).and_then(|head| Ok((head, buf.offset(at)?)));
+    // Does not happen: `at` was held against the length.
+    halves.map_err(|_| FsError::Damaged("a file is shorter than it should be"))
+}
+
+fn fill_with_zeroes(buf: VolatileSlice<'_>) {
+    const ZEROES: [u8; 4096] = [0; 4096];
+    let mut at = 0;
+    while let Ok(rest) = buf.offset(at)
+        && !rest.is_empty()
+    {
+        // Copies as much as fits.
+        rest.copy_from(&ZEROES);
+        at += rest.len().min(ZEROES.len());
+    }
 }
 
 /// Collects the runs of a file in file order and joins neighbours.

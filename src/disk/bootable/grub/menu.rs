@@ -129,6 +129,10 @@ impl Menu {
             Action::Ready(candidate) => Ok(Some(candidate.clone())),
             Action::Boot(body, arguments) => {
                 let (loaded, _) = shell.isolated(body, arguments, &item.title)?;
+                if let Some(path) = loaded.missing {
+                    shell.unreachable.get_or_insert_with(|| (item.title.clone(), path));
+                    return Ok(None);
+                }
                 Ok(candidate(loaded, &item.title, &self.origin))
             }
             Action::Submenu(..) => Ok(None),

@@ -55,6 +55,8 @@ pub(crate) struct Shell<'a> {
     pub(super) leave: Option<Leave>,
     pub(super) items: Vec<Item>,
     pub(super) loaded: Loaded,
+    /// Title and path of the first entry that needs a device which is not there.
+    pub(crate) unreachable: Option<(String, String)>,
 }
 
 /// What an entry's commands may change without the other entries seeing it.
@@ -82,6 +84,7 @@ impl<'a> Shell<'a> {
             leave: None,
             items: Vec::new(),
             loaded: Loaded::default(),
+            unreachable: None,
         };
         for (name, value) in [
             ("grub_cpu", "i386"),
