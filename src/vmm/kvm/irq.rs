@@ -69,14 +69,22 @@ impl MsiController for KvmMsi {
 
     fn connect(&self, line: u32, event: &EventFd, message: MsiMessage) -> io::Result<()> {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        match state.connected.insert(line, message) {
-            Some(old) if old == message => Ok(()),
-            Some(_) => self.apply(&state),
-            None => {
-                self.apply(&state)?;
-                self.vm.register_irqfd(event, line).map_err(io::Error::from)
-            }
+        let before = state.connected.insert(line, message);
+        if before == Some(message) {
+            return Ok(());
         }
+        let done = self.apply(&state).and_then(|()| match before {
+            Some(_) => Ok(()),
+            None => self.vm.register_irqfd(event, line).map_err(io::Error::from),
+        });
+        if done.is_err() {
+            // The line stays as it was.
+            match before {
+                Some(message) => state.connected.insert(line, message),
+                None => state.connected.remove(&line),
+            };
+        }
+        done
     }
 
     fn disconnect(&self, line: u32, event: &EventFd) -> io::Result<()> {
