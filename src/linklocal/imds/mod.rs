@@ -69,7 +69,7 @@ impl Imds {
 
     /// Answers the request at the start of `received`; `None` until it is whole.
     pub(crate) fn answer(&mut self, now: Time, received: &[u8], counters: &mut Counters) -> Option<Reply> {
-        let (mut response, consumed, hop_limit) = match http::parse(received) {
+        let (response, consumed, hop_limit) = match http::parse(received) {
             Parsed::Partial => return None,
             Parsed::Refused(status) => (Response::empty(status), received.len(), None),
             Parsed::Whole(request, consumed) => {
@@ -87,11 +87,7 @@ impl Imds {
             Status::Forbidden => counters.imds_forbidden += 1,
             _ => {}
         }
-        let close = response.close;
-        let bytes = response.encode(now.wall.as_secs());
-        // The body may be user data or credentials: do not let it live longer than the bytes sent.
-        response.body.clear();
-        Some(Reply { consumed, bytes, hop_limit, close })
+        Some(Reply { consumed, bytes: response.encode(now.wall.as_secs()), hop_limit, close: response.close })
     }
 
     /// The response with a new token, if that is what is asked for and may be had.

@@ -1,6 +1,6 @@
 //! Everything but TCP: who is answered, who is not, and what moves which counter.
 
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -9,11 +9,11 @@ use smoltcp::phy::ChecksumCapabilities;
 use smoltcp::socket::dhcpv4;
 use smoltcp::wire::{
     ArpOperation, ArpPacket, ArpRepr, EthernetAddress, EthernetFrame, EthernetProtocol, Icmpv4Packet,
-    Icmpv4Repr, IpProtocol, TcpControl,
+    Icmpv4Repr, Icmpv6Packet, Icmpv6Repr, IpProtocol, NdiscRepr, TcpControl,
 };
 
-use crate::address::{ACTIVATION_V4, DNS_V4, IMDS_V4, NTP_V4};
-use crate::testing::{Bench, GUEST_IP, GUEST_MAC, from_guest, metadata, segment, spec, tcp_of};
+use crate::address::{ACTIVATION_V4, DNS_V4, IMDS_V4, IMDS_V6, NTP_V4, NTP_V6};
+use crate::testing::{Bench, GUEST_IP, GUEST_IPV6, GUEST_MAC, from_guest, metadata, segment, spec, tcp_of};
 use crate::{Counters, Verdict};
 
 /// The counters that moved, by name.
@@ -318,4 +318,53 @@ fn nothing_for_the_link_reaches_the_tap() {
     }
     bench.run_until(Duration::from_secs(3), |_| false);
     assert!(bench.tapped.is_empty());
+}
+
+#[test]
+fn ipv6_neighbours_and_ping_follow_the_options() {
+    let ping = |to: Ipv6Addr| {
+        let ends = (GUEST_IPV6, to);
+        let repr = Icmpv6Repr::EchoRequest { ident: 7, seq_no: 9, data: b"ping" };
+        from_guest().ip((ends.0.into(), to.into()), IpProtocol::Icmpv6, 64, repr.buffer_len(), |buffer| {
+            let mut packet = Icmpv6Packet::new_unchecked(buffer);
+            repr.emit(&ends.0, &ends.1, &mut packet, &ChecksumCapabilities::default());
+        })
+    };
+    let solicit = |from: Ipv6Addr, target: Ipv6Addr, hop_limit: u8| {
+        let to = Ipv6Addr::new(0xff02, 0, 0, 0, 0, 1, 0xff00, 0x254);
+        let repr = Icmpv6Repr::Ndisc(NdiscRepr::NeighborSolicit { target_addr: target, lladdr: None });
+        from_guest().ip(
+            (from.into(), to.into()),
+            IpProtocol::Icmpv6,
+            hop_limit,
+            repr.buffer_len(),
+            |buffer| {
+                let mut packet = Icmpv6Packet::new_unchecked(buffer);
+                repr.emit(&from, &to, &mut packet, &ChecksumCapabilities::default());
+            },
+        )
+    };
+    let mut bench = Bench::new(metadata());
+    for frame in [ping(IMDS_V6), solicit(GUEST_IPV6, IMDS_V6, 255), ping(NTP_V6)] {
+        assert!(observe(&mut bench, &frame, &[("unserved", 1)]).is_empty());
+    }
+    let mut snapshot = metadata();
+    snapshot.options.ipv6_enabled = true;
+    let addresses = vec![GUEST_IP.into(), GUEST_IPV6.into()];
+    snapshot.interfaces = [(GUEST_MAC, InterfaceFacts { addresses, source_dest_check: true })].into();
+    bench.service.update_metadata(Arc::new(snapshot));
+    assert_eq!(observe(&mut bench, &ping(IMDS_V6), &[("echo_replies", 1)]).len(), 1);
+    assert_eq!(observe(&mut bench, &ping(NTP_V6), &[("echo_replies", 1)]).len(), 1);
+    let reply = observe(&mut bench, &solicit(GUEST_IPV6, IMDS_V6, 255), &[("neighbor_replies", 1)]).remove(0);
+    assert_eq!((reply[21], reply[54], reply[58]), (255, 136, 0x60), "solicited, override");
+    assert_eq!(reply[62..78], IMDS_V6.octets());
+    assert_eq!(reply[80..86], spec().router_mac.octets());
+    let probe = solicit(Ipv6Addr::UNSPECIFIED, IMDS_V6, 255);
+    let reply = observe(&mut bench, &probe, &[("neighbor_replies", 1)]).remove(0);
+    assert_eq!((&reply[..6], reply[58]), (&[0x33, 0x33, 0, 0, 0, 1][..], 0x20));
+    // Forwarded by somebody, or for an address without a service.
+    let nobody = Ipv6Addr::new(0xfd00, 0xec2, 0, 0, 0, 0, 0, 0x1254);
+    for frame in [solicit(GUEST_IPV6, IMDS_V6, 64), solicit(GUEST_IPV6, nobody, 255)] {
+        assert!(observe(&mut bench, &frame, &[("unserved", 1)]).is_empty());
+    }
 }

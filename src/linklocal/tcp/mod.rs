@@ -234,7 +234,6 @@ impl Tcp {
     /// no good.
     fn remove_gone(&mut self) {
         self.connections.retain(|connection| !connection.is_gone() && connection.state() != State::Listen);
-        self.first = 0;
     }
 }
 
