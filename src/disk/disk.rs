@@ -55,6 +55,17 @@ pub trait Disk: Send + Sync {
         let _ = (write, done);
     }
 
+    /// The file, if its bytes are the disk's: an engine may then discard and zero by itself.
+    fn flat_file(&self) -> Option<RawFd> {
+        None
+    }
+
+    /// The file whose `fdatasync` alone makes durable what is completed now; `None` if that takes
+    /// [`Disk::flush`].
+    fn flush_file(&self) -> Option<RawFd> {
+        None
+    }
+
     /// Bytes that are best discarded together, a power of two of at least 512.
     fn discard_granularity(&self) -> u32 {
         4096

@@ -8,6 +8,8 @@ pub mod bootable;
 mod disk;
 pub mod engine;
 mod error;
+#[cfg(any(test, feature = "test-utils"))]
+pub mod faulty;
 mod lock;
 mod open;
 pub mod partition;

@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::io;
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::fs::{FileExt, FileTypeExt};
 
 use vm_memory::VolatileSlice;
@@ -135,6 +135,14 @@ impl Disk for RawDisk {
         }
         let len = len.min(self.size.checked_sub(offset)?);
         (len > 0).then(|| Extent { fd: self.file.as_raw_fd(), offset, len })
+    }
+
+    fn flat_file(&self) -> Option<RawFd> {
+        Some(self.file.as_raw_fd())
+    }
+
+    fn flush_file(&self) -> Option<RawFd> {
+        (!self.read_only).then(|| self.file.as_raw_fd())
     }
 }
 

@@ -3,7 +3,9 @@
 //! [`new_engine`] picks the implementation. All of its system resources are made there, so that a
 //! queue can be started later under a system call filter that allows no set-up.
 
+mod slab;
 mod sync;
+mod uring;
 
 use std::os::fd::RawFd;
 use std::sync::Arc;
@@ -13,6 +15,7 @@ use vm_memory::GuestMemoryMmap;
 use crate::{Disk, DiskError, Segment};
 
 pub use sync::SyncEngine;
+pub use uring::UringEngine;
 
 /// Makes the engine for one queue of `disk` with at most `depth` requests in flight.
 pub fn new_engine(
@@ -20,8 +23,14 @@ pub fn new_engine(
     mem: GuestMemoryMmap,
     depth: u16,
 ) -> Result<Box<dyn Engine>, DiskError> {
-    let _ = depth;
-    Ok(Box::new(SyncEngine::new(disk, mem)))
+    match UringEngine::new(Arc::clone(&disk), mem.clone(), depth) {
+        Ok(engine) => Ok(Box::new(engine)),
+        Err(error) => {
+            // An old kernel, or one told to do without (`kernel.io_uring_disabled`).
+            tracing::debug!("no io_uring: {error}");
+            Ok(Box::new(SyncEngine::new(disk, mem)))
+        }
+    }
 }
 
 /// One request. `segments` add up to the length of a read or write.
@@ -87,10 +96,13 @@ pub trait Engine: Send {
     /// Blocks until [`Engine::poll`] has something, or nothing is in flight.
     fn wait(&mut self);
 
-    /// Readable when [`Engine::poll`] may have something new. `None` when everything completes in
-    /// `submit`.
+    /// Readable (level-triggered) while [`Engine::poll`] may have something new. `None` when everything
+    /// completes in `submit`.
     fn event_fd(&self) -> Option<RawFd>;
 
     /// Number of requests taken and not yet told by `poll`.
     fn in_flight(&self) -> usize;
 }
+
+#[cfg(test)]
+mod tests;

@@ -54,10 +54,10 @@ pub(super) fn execute(
 ) -> (Result<(), DiskError>, Vec<Segment>) {
     let (result, mut segments) = match op {
         Op::Read { offset, segments } => {
-            (resolve(mem, &segments).and_then(|bufs| disk.read_at(&bufs, offset)), segments)
+            (resolve_all(mem, &segments).and_then(|bufs| disk.read_at(&bufs, offset)), segments)
         }
         Op::Write { offset, segments } => {
-            (resolve(mem, &segments).and_then(|bufs| disk.write_at(&bufs, offset)), segments)
+            (resolve_all(mem, &segments).and_then(|bufs| disk.write_at(&bufs, offset)), segments)
         }
         Op::Flush => (disk.flush(), Vec::new()),
         Op::Discard { offset, len } => (disk.discard(offset, len), Vec::new()),
@@ -68,12 +68,23 @@ pub(super) fn execute(
 }
 
 /// Turns guest addresses into memory. A segment may span several regions of guest memory.
-fn resolve<'m>(mem: &'m GuestMemoryMmap, segments: &[Segment]) -> Result<Vec<VolatileSlice<'m>>, DiskError> {
+pub(super) fn resolve<'m>(
+    mem: &'m GuestMemoryMmap,
+    segments: &[Segment],
+) -> impl Iterator<Item = Result<VolatileSlice<'m>, DiskError>> {
+    segments
+        .iter()
+        .flat_map(|segment| mem.get_slices(segment.addr, segment.len as usize))
+        .map(|slice| slice.map_err(|_| DiskError::BadBuffer))
+}
+
+fn resolve_all<'m>(
+    mem: &'m GuestMemoryMmap,
+    segments: &[Segment],
+) -> Result<Vec<VolatileSlice<'m>>, DiskError> {
     let mut bufs = Vec::with_capacity(segments.len());
-    for segment in segments {
-        for slice in mem.get_slices(segment.addr, segment.len as usize) {
-            bufs.push(slice.map_err(|_| DiskError::BadBuffer)?);
-        }
+    for slice in resolve(mem, segments) {
+        bufs.push(slice?);
     }
     Ok(bufs)
 }

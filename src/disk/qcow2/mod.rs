@@ -31,7 +31,7 @@ mod tables;
 mod write;
 
 use std::fs::File;
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, RawFd};
 
 use vm_memory::VolatileSlice;
 
@@ -216,6 +216,11 @@ impl Disk for Qcow2Disk {
 
     fn finish_write(&self, write: PreparedWrite, done: bool) {
         self.top.finish_write(&write, done);
+    }
+
+    fn flush_file(&self) -> Option<RawFd> {
+        let clean = !self.read_only && self.top.state().tables.is_clean();
+        clean.then(|| self.top.file.as_raw_fd())
     }
 
     fn discard_granularity(&self) -> u32 {

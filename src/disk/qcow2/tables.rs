@@ -29,6 +29,8 @@ pub(super) struct Tables {
     changed_l1: BTreeMap<usize, u64>,
     slices: HashMap<u64, Slice>,
     dirty: usize,
+    /// Batches taken and not written.
+    batches: usize,
     clock: u64,
     epoch: u64,
 }
@@ -80,6 +82,7 @@ impl Tables {
             changed_l1: BTreeMap::new(),
             slices: HashMap::new(),
             dirty: 0,
+            batches: 0,
             clock: 0,
             epoch: 0,
         })
@@ -212,6 +215,11 @@ impl Tables {
         self.dirty
     }
 
+    /// Whether the file has all changes, though maybe not on stable storage.
+    pub fn is_clean(&self) -> bool {
+        self.dirty == 0 && self.batches == 0 && self.changed_l1.is_empty()
+    }
+
     /// Takes all changes for writing. They stay in memory until [`Tables::written`].
     pub fn take_changes(&mut self) -> Batch {
         let mut slices = Vec::with_capacity(self.dirty);
@@ -227,6 +235,7 @@ impl Tables {
             }
             self.dirty = 0;
         }
+        self.batches += 1;
         Batch { slices, l1: std::mem::take(&mut self.changed_l1).into_iter().collect() }
     }
 
@@ -246,6 +255,7 @@ impl Tables {
                 self.changed_l1.entry(index).or_insert(entry);
             }
         }
+        self.batches -= 1;
         self.epoch += 1;
     }
 }

@@ -385,9 +385,7 @@ impl Image {
         let _one_at_a_time = lock(&writer.flushing);
         let batch = self.state().tables.take_changes();
         let result = self.write_back(&batch);
-        if !(batch.slices.is_empty() && batch.l1.is_empty()) {
-            self.state().tables.written(&batch, result.is_ok());
-        }
+        self.state().tables.written(&batch, result.is_ok());
         result.map_err(|source| DiskError::Io { action: "flush".to_owned(), source })
     }
 

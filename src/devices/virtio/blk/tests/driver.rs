@@ -223,7 +223,15 @@ impl Driver {
         let patience = deadline.unwrap_or(idle);
         let mut events = [EpollEvent::default(); 1];
         let millis = patience.as_millis() as i32 + i32::from(deadline.is_some());
-        match epoll.wait(millis, &mut events).unwrap() {
+        let ready = loop {
+            match epoll.wait(millis, &mut events) {
+                Ok(ready) => break ready,
+                // io_uring has work for this thread.
+                Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
+                Err(error) => panic!("{error}"),
+            }
+        };
+        match ready {
             0 => deadline.map(|d| (DEADLINE, d)),
             _ => Some((events[0].data() as u32, patience)),
         }
