@@ -16,6 +16,8 @@ use super::volumes::{VolumeId, Volumes};
 /// Entries read from one directory; more are ignored.
 const MAX_ENTRIES: usize = 256;
 const MAX_INITRDS: usize = 32;
+/// Largest entry file in bytes.
+const MAX_ENTRY: u64 = 64 << 10;
 
 /// Where entries lie, seen from the root of a file system: `$BOOT` itself, or the root's `/boot`.
 const PLACES: [(&str, &str); 2] = [("/loader", ""), ("/boot/loader", "/boot")];
@@ -248,7 +250,7 @@ fn read_directory(fs: &dyn FileSystem, directory: &str, limits: &Limits) -> Vec<
     names.retain(|name| name.ends_with(".conf") && !name.starts_with('.'));
     names.truncate(MAX_ENTRIES);
     let read = |name: &String| {
-        let bytes = fs.read_file(&format!("{directory}/{name}"), limits.config);
+        let bytes = fs.read_file(&format!("{directory}/{name}"), limits.config.min(MAX_ENTRY));
         Some(LoaderEntry::parse(name, &String::from_utf8_lossy(&bytes.ok()?)))
     };
     let mut entries: Vec<_> = names.iter().filter_map(read).filter(LoaderEntry::is_bootable).collect();
@@ -285,10 +287,11 @@ fn expand(text: &str, variables: &BTreeMap<String, String>) -> String {
                 piece.split_at(piece.find(|c| !is_name(c)).unwrap_or(piece.len()))
             }
         };
-        if expanded.len() > MAX_EXPANDED {
+        let value = variables.get(name).map_or("", String::as_str);
+        if expanded.len() + value.len() > MAX_EXPANDED {
             break;
         }
-        expanded.push_str(variables.get(name).map_or("", String::as_str));
+        expanded.push_str(value);
         expanded.push_str(rest);
     }
     expanded.trim().to_owned()

@@ -91,8 +91,10 @@ pub fn inspect(disk: &Arc<dyn Disk>, limits: &Limits) -> Result<Inspection, Part
     let search = Search::new(&volumes, limits, &budget);
     let partitions = volumes.iter().map(|(_, volume)| partition(volume));
     let partitions = partitions.collect();
+    // First what `find` would do, with the whole budget.
+    let default = search.default();
     let mut candidates = search.all();
-    let (default, problem) = match search.default() {
+    let (default, problem) = match default {
         Ok((default, _)) => {
             let place = candidates.iter().position(|found| *found == default);
             let place = place.unwrap_or_else(|| {

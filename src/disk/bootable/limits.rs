@@ -24,7 +24,7 @@ pub struct Limits {
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { kernel: 256 << 20, initrd: 1 << 30, config: 1 << 20, metadata: 128 << 20, steps: 100_000 }
+        Self { kernel: 256 << 20, initrd: 1 << 30, config: 256 << 10, metadata: 128 << 20, steps: 100_000 }
     }
 }
 
@@ -32,6 +32,7 @@ impl Default for Limits {
 #[derive(Debug)]
 pub(crate) struct Budget {
     metadata: AtomicU64,
+    steps: AtomicU64,
     exhausted: AtomicBool,
 }
 
@@ -41,24 +42,32 @@ pub(crate) struct Exhausted;
 
 impl Budget {
     pub(crate) fn new(limits: &Limits) -> Arc<Self> {
-        Arc::new(Self { metadata: AtomicU64::new(limits.metadata), exhausted: AtomicBool::new(false) })
+        Arc::new(Self {
+            metadata: AtomicU64::new(limits.metadata),
+            steps: AtomicU64::new(limits.steps),
+            exhausted: AtomicBool::new(false),
+        })
     }
 
     /// Pays for reading `bytes` of metadata. Each read costs something, however short it is.
     pub(crate) fn spend(&self, bytes: u64) -> Result<(), Exhausted> {
         const LEAST: u64 = 64;
         let price = bytes.max(LEAST);
-        self.metadata
-            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(price))
-            .map(drop)
-            .map_err(|_| {
-                self.exhausted.store(true, Ordering::Relaxed);
-                Exhausted
-            })
+        take(&self.metadata, price).inspect_err(|_| self.exhausted.store(true, Ordering::Relaxed))
+    }
+
+    /// Pays for commands of boot scripts.
+    pub(crate) fn step(&self, steps: u64) -> Result<(), Exhausted> {
+        take(&self.steps, steps)
     }
 
     /// Whether a reader was refused something.
     pub(crate) fn is_exhausted(&self) -> bool {
         self.exhausted.load(Ordering::Relaxed)
     }
+}
+
+fn take(left: &AtomicU64, price: u64) -> Result<(), Exhausted> {
+    let taken = left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(price));
+    taken.map(drop).map_err(|_| Exhausted)
 }

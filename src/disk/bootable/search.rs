@@ -238,7 +238,7 @@ impl<'a> Search<'a> {
                 });
             }
         };
-        let mut shell = Shell::new(self.volumes, self.limits);
+        let mut shell = Shell::new(self.volumes, self.limits, self.budget);
         shell
             .run_config(id, place, &String::from_utf8_lossy(&bytes))
             .map_err(|source| BootError::Script { origin: self.grub_origin(id), source })?;

@@ -63,6 +63,9 @@ impl std::fmt::Display for Volume {
     }
 }
 
+/// Partitions that are looked at; the others do not count.
+const MAX_VOLUMES: usize = 128;
+
 /// All partitions of a disk.
 pub(crate) struct Volumes {
     pub(crate) kind: TableKind,
@@ -82,7 +85,7 @@ impl Volumes {
         Ok(Self {
             kind: table.kind,
             sector_size: table.sector_size,
-            list: table.partitions.into_iter().map(open).collect(),
+            list: table.partitions.into_iter().take(MAX_VOLUMES).map(open).collect(),
         })
     }
 

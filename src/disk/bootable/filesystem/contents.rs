@@ -5,8 +5,8 @@ use vm_memory::VolatileSlice;
 use super::super::source::Source;
 use super::FsError;
 
-/// More runs than any file on a healthy disk has: bounds memory at 6 MiB.
-const MAX_RUNS: usize = 1 << 18;
+/// More runs than any file on a healthy disk has: bounds memory at 1.5 MiB a file.
+const MAX_RUNS: usize = 1 << 16;
 
 /// Bytes `at..at + len` of the file lie at `place` on the partition.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

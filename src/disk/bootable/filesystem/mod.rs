@@ -197,6 +197,9 @@ const MAX_SYMLINK: u64 = 4096;
 /// Largest directory that is searched, in bytes. `/boot` has a few KiB.
 const MAX_DIRECTORY: u64 = 16 << 20;
 
+/// Names that a listing has at most; the others are not seen.
+const MAX_NAMES: usize = 1 << 14;
+
 /// Recognises and mounts the file system of a partition. `Ok(None)`: nothing that is known.
 ///
 /// # Errors

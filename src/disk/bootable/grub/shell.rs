@@ -6,7 +6,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::rc::Rc;
 
-use super::super::limits::Limits;
+use super::super::limits::{Budget, Limits};
 use super::super::volumes::{VolumeId, Volumes};
 use super::lexer::{Part, Word};
 use super::menu::Item;
@@ -20,6 +20,8 @@ const MAX_DEPTH: u32 = 32;
 const MAX_COMMAND: usize = 64 << 10;
 /// Bytes that all names and values of variables may have.
 const MAX_VARIABLES: usize = 1 << 20;
+/// Bytes of script count this many times: parsed, they take that much memory.
+const PARSED_BYTE: usize = 16;
 /// Bytes that are as much work as one step.
 const BYTES_PER_STEP: u64 = 256;
 
@@ -46,7 +48,7 @@ pub(super) struct Loaded {
 pub(crate) struct Shell<'a> {
     pub(super) volumes: &'a Volumes,
     pub(super) limits: Limits,
-    steps: u64,
+    budget: &'a Budget,
     depth: u32,
     variables: BTreeMap<String, String>,
     variable_bytes: usize,
@@ -70,12 +72,12 @@ pub(super) struct Saved {
 }
 
 impl<'a> Shell<'a> {
-    /// A shell as GRUB starts it on a PC. `steps` of `limits` are what it may use altogether.
-    pub(crate) fn new(volumes: &'a Volumes, limits: &Limits) -> Self {
+    /// A shell as GRUB starts it on a PC. Its steps are paid from `budget`.
+    pub(crate) fn new(volumes: &'a Volumes, limits: &Limits, budget: &'a Budget) -> Self {
         let mut shell = Self {
             volumes,
             limits: *limits,
-            steps: limits.steps,
+            budget,
             depth: 0,
             variables: BTreeMap::new(),
             variable_bytes: 0,
@@ -124,7 +126,7 @@ impl<'a> Shell<'a> {
 
     /// Runs a script. Its size is charged.
     pub(super) fn run_text(&mut self, text: &str) -> Result<bool, ScriptError> {
-        self.charge(text.len())?;
+        self.charge(text.len().saturating_mul(PARSED_BYTE))?;
         let block = parse(text)?;
         self.nested(|shell| shell.run(&block))
     }
@@ -132,8 +134,7 @@ impl<'a> Shell<'a> {
     /// Pays for a command that handles `bytes`.
     pub(super) fn charge(&mut self, bytes: usize) -> Result<(), ScriptError> {
         let price = 1 + bytes as u64 / BYTES_PER_STEP;
-        self.steps = self.steps.checked_sub(price).ok_or(ScriptError::TooLong)?;
-        Ok(())
+        self.budget.step(price).map_err(|_| ScriptError::TooLong)
     }
 
     /// Value of a variable; empty when unset.

@@ -15,7 +15,7 @@ mod mapping;
 
 use super::super::source::Source;
 use super::bytes::{Bytes, text, uuid};
-use super::{Contents, Format, FsError, FsKind, MAX_DIRECTORY, MAX_SYMLINK, NodeKind};
+use super::{Contents, Format, FsError, FsKind, MAX_DIRECTORY, MAX_NAMES, MAX_SYMLINK, NodeKind};
 
 const SUPERBLOCK: u64 = 1024;
 const MAGIC: u16 = 0xef53;
@@ -280,7 +280,7 @@ impl Format for Ext {
             {
                 names.push(name.to_owned());
             }
-            true
+            names.len() < MAX_NAMES
         })?;
         Ok(names)
     }

@@ -9,7 +9,7 @@ mod directory;
 use super::super::source::Source;
 use super::bytes::{Bytes, text};
 use super::contents::Runs;
-use super::{Contents, Format, FsError, FsKind, MAX_DIRECTORY, NodeKind};
+use super::{Contents, Format, FsError, FsKind, MAX_DIRECTORY, MAX_NAMES, NodeKind};
 
 /// Most clusters that FAT12 and FAT16 can have ("FAT Type Determination").
 const MAX_FAT12: u32 = 4084;
@@ -294,7 +294,7 @@ impl Format for Fat {
             if !matches!(entry.name(), "." | "..") {
                 names.push(entry.name().to_owned());
             }
-            true
+            names.len() < MAX_NAMES
         })?;
         Ok(names)
     }

@@ -15,7 +15,7 @@ mod mapping;
 use super::super::source::Source;
 use super::bytes::{Bytes, text, uuid};
 use super::contents::Runs;
-use super::{Contents, Format, FsError, FsKind, MAX_DIRECTORY, MAX_SYMLINK, NodeKind};
+use super::{Contents, Format, FsError, FsKind, MAX_DIRECTORY, MAX_NAMES, MAX_SYMLINK, NodeKind};
 
 const MAGIC: &[u8] = b"XFSB";
 const INODE_MAGIC: u16 = 0x494e;
@@ -241,7 +241,7 @@ impl Format for Xfs {
             {
                 names.push(name.to_owned());
             }
-            true
+            names.len() < MAX_NAMES
         })?;
         Ok(names)
     }
