@@ -21,6 +21,8 @@ use crate::progress::Spinner;
 const INPUT_PIECE: usize = 4096;
 /// Pieces of output that may wait for the terminal; then the VMM is not read.
 const OUTPUT_BACKLOG: usize = 64;
+/// At the end, a reader that does not read has this long to take what is left.
+const OUTPUT_PATIENCE: Duration = Duration::from_secs(5);
 /// A machine that is told to end at once has this long before its process is killed.
 const KILL_PATIENCE: Duration = Duration::from_secs(10);
 
@@ -138,13 +140,16 @@ impl Signals {
 /// Standard output behind a thread, so that a terminal that does not read holds up nothing else.
 struct Output {
     sender: Option<mpsc::Sender<Vec<u8>>>,
-    thread: Option<std::thread::JoinHandle<()>>,
+    /// Closes when the thread is done.
+    done: std::sync::mpsc::Receiver<()>,
 }
 
 impl Output {
     fn new() -> io::Result<Self> {
         let (sender, mut receiver) = mpsc::channel::<Vec<u8>>(OUTPUT_BACKLOG);
+        let (closes_at_end, done) = std::sync::mpsc::channel::<()>();
         let write = move || {
+            let _closes_at_end = closes_at_end;
             let mut stdout = io::stdout().lock();
             while let Some(bytes) = receiver.blocking_recv() {
                 if stdout.write_all(&bytes).and_then(|()| stdout.flush()).is_err() {
@@ -152,8 +157,8 @@ impl Output {
                 }
             }
         };
-        let thread = std::thread::Builder::new().name("stdout".to_owned()).spawn(write)?;
-        Ok(Output { sender: Some(sender), thread: Some(thread) })
+        std::thread::Builder::new().name("stdout".to_owned()).spawn(write)?;
+        Ok(Output { sender: Some(sender), done })
     }
 
     /// Waits until a piece can be taken. `false`: nobody reads any more.
@@ -171,12 +176,10 @@ impl Output {
         }
     }
 
-    /// Waits until everything is written.
+    /// Waits until everything is written, or nobody takes it.
     fn finish(&mut self) {
         self.sender = None;
-        if let Some(thread) = self.thread.take() {
-            let _ = thread.join();
-        }
+        let _ = self.done.recv_timeout(OUTPUT_PATIENCE);
     }
 }
 

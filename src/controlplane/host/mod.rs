@@ -3,11 +3,13 @@
 pub mod doctor;
 mod kvm;
 mod memory;
+mod nameservers;
 mod process;
 mod routes;
 
 pub use kvm::{KvmError, KvmKind, open_kvm};
 pub use memory::{host_memory, parse_meminfo};
+pub use nameservers::host_nameservers;
 pub use process::ProcessIdentity;
 pub use routes::host_routes;
 

@@ -51,7 +51,7 @@ impl Parts {
         mut change: impl FnMut(&mut Instance),
     ) -> Result<Instance, StoreError> {
         transact(self.store.as_ref(), |tx| {
-            let mut row = tx.get::<Instance>(&id)?.ok_or(StoreError::Contended)?;
+            let mut row = tx.get::<Instance>(&id)?.ok_or_else(|| StoreError::Missing(id.to_string()))?;
             change(&mut row);
             tx.put(&row)?;
             Ok(row)

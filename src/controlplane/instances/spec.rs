@@ -2,6 +2,7 @@
 
 use std::fs::{File, OpenOptions};
 use std::io;
+use std::net::Ipv4Addr;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
@@ -12,7 +13,8 @@ use kiln_vmspec::{
     VmSpec,
 };
 
-use super::{Instance, facts, smbios};
+use super::{Instance, NetworkMode, facts, smbios};
+use crate::host::host_nameservers;
 use crate::metadata::private_host_name;
 use crate::state::dir::InstanceDir;
 
@@ -135,6 +137,13 @@ pub(super) fn build(
     (spec, fds.0)
 }
 
+/// The VPC's resolver knows the names of the VPC; where a guest can reach them, the host's own servers
+/// know the rest, and are asked after the first one has failed.
+fn nameservers(instance: &Instance, resolver: Option<Ipv4Addr>) -> Vec<Ipv4Addr> {
+    let others = if instance.network == NetworkMode::Vpc { host_nameservers() } else { Vec::new() };
+    resolver.into_iter().chain(others).collect()
+}
+
 fn nic(instance: &Instance, tap_queues: Vec<FdIndex>) -> NicSpec {
     let interface = &instance.interface;
     let subnet = &interface.subnet;
@@ -148,7 +157,7 @@ fn nic(instance: &Instance, tap_queues: Vec<FdIndex>) -> NicSpec {
             prefix_len: subnet.cidr.prefix_len(),
             router: subnet.router(),
             router_mac: ROUTER_MAC,
-            dns: resolver.into_iter().collect(),
+            dns: nameservers(instance, resolver),
             resolver,
             host_name: private_host_name(interface.address, None),
             domain_name: facts::domain(),

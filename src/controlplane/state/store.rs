@@ -110,6 +110,9 @@ pub enum StoreError {
         #[source]
         source: serde_json::Error,
     },
+    /// A row that must be there is not.
+    #[error("the row {0} is missing from the state database (another process removed it)")]
+    Missing(String),
     /// Too many conflicts in a row.
     #[error("the state database is too busy (another process keeps changing it; try again)")]
     Contended,
