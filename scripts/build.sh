@@ -2,9 +2,13 @@
 # Shared by scripts/quickstart, scripts/test and scripts/bench: the toolchain, the product, and where
 # real guests run. Sourced after lab.d/common.sh.
 
+# Where cargo puts what it builds.
+export TARGET=${CARGO_TARGET_DIR:-$TOP/target}
+
 need_toolchain() {
   need_packages gcc libc6-dev pkg-config
   # The usual place of a toolchain that rustup installed but this shell does not know of yet.
+  # shellcheck source=/dev/null
   [[ ! -e $HOME/.cargo/env ]] || source "$HOME/.cargo/env"
   command -v cargo >/dev/null ||
     die "cargo is missing: install a Rust toolchain of at least $(msrv) (see https://rustup.rs), then run this again"
