@@ -62,8 +62,11 @@ pub enum Reply {
 }
 
 /// What the VMM says.
+///
+/// The tags of this enum and of those it holds directly, and the names of their fields, lie in one
+/// JSON object: none may occur twice.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case", tag = "message")]
+#[serde(rename_all = "snake_case", tag = "type")]
 pub enum Message {
     /// Answer to the request with this id.
     Reply {
@@ -116,4 +119,30 @@ pub enum ExitReason {
 pub struct Stats {
     /// All counters.
     pub counters: std::collections::BTreeMap<String, u64>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_message_survives_the_wire() {
+        let failed = ExitReason::Failed { message: "no kernel".into() };
+        let events = [
+            Event::Running { booted: "vmlinuz".into() },
+            Event::Console { bytes: vec![0, 0xff] },
+            Event::Rebooting,
+            Event::Exited(ExitReason::PowerOff),
+            Event::Exited(ExitReason::Killed),
+            Event::Exited(failed),
+        ];
+        let stats = Stats { counters: [("blk0.read_bytes".to_owned(), 512)].into() };
+        let replies = [Reply::Ok, Reply::Error { message: "no".into() }, Reply::Stats(Box::new(stats))];
+        let events = events.into_iter().map(Message::Event);
+        let replies = replies.into_iter().map(|reply| Message::Reply { id: 7, reply });
+        for message in events.chain(replies) {
+            let json = serde_json::to_string(&message).unwrap();
+            assert_eq!(serde_json::from_str::<Message>(&json).expect(&json), message);
+        }
+    }
 }
