@@ -4,6 +4,7 @@
 use core::arch::asm;
 use core::panic::PanicInfo;
 
+use crate::clock::Deadline;
 use crate::io;
 use crate::report::println;
 
@@ -18,6 +19,7 @@ const QEMU_EXIT_PORT: u16 = 0xf4;
 /// Turns the machine off.
 pub fn power_off() -> ! {
     io::out8(POWER_PORT, SLEEP_S5);
+    linger();
     io::out8(QEMU_EXIT_PORT, 0);
     println!("FAIL power-off: still running");
     park()
@@ -26,6 +28,7 @@ pub fn power_off() -> ! {
 /// Restarts the machine.
 pub fn reset() -> ! {
     io::out8(RESET_PORT, 1);
+    linger();
     println!("FAIL reset: still running");
     park()
 }
@@ -33,6 +36,14 @@ pub fn reset() -> ! {
 /// Pending power events; reading clears them.
 pub fn power_events() -> u32 {
     io::in32(EVENT_PORT)
+}
+
+/// The machine may need a moment to stop this processor.
+fn linger() {
+    let moment = Deadline::after_ms(3000);
+    while !moment.passed() {
+        core::hint::spin_loop();
+    }
 }
 
 fn park() -> ! {

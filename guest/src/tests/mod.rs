@@ -54,6 +54,8 @@ const TESTS: &[(&str, Test)] = &[
     ("hostile-indirect", hostile::chains::blk_indirect),
     ("hostile-blk", hostile::chains::blk_requests),
     ("hostile-net", hostile::chains::net_frames),
+    ("hostile-bars", hostile::hammer::moving_bars),
+    ("hostile-hammer", hostile::hammer::hammer),
     ("bench-exit", bench::exit),
     ("bench-blk", bench::blk),
     ("bench-net", bench::net),

@@ -3,7 +3,7 @@
 use core::arch::asm;
 
 use crate::memory;
-use crate::report::{Outcome, ensure_eq, println};
+use crate::report::{Outcome, ensure_eq, fail, println};
 use crate::virtio::blk::{Blk, S_OK, SECTOR, T_IN, T_OUT};
 use crate::{clock, runtime};
 
@@ -19,36 +19,41 @@ pub fn button() -> Outcome {
     Ok(())
 }
 
-/// Restarts the machine once. The last sector of the first disk remembers that it did.
-pub fn reset() -> Outcome {
-    const MARK: &[u8; SECTOR] = &[0xa7; SECTOR];
+/// Runs `restart` the first time. The last sector of the first disk remembers, so that the second
+/// time, after the restart, this returns.
+fn once(restart: impl FnOnce()) -> Outcome {
+    const MARK: u8 = 0xa7;
     let mut blk = Blk::start(0)?;
     let sector = memory::allocate(SECTOR);
     let last = blk.capacity - 1;
     ensure_eq!(blk.request(T_IN, last, Some(sector))?, S_OK, "reading the last sector");
-    if sector.bytes() == MARK {
+    if sector.bytes() == [MARK; SECTOR] {
         sector.fill(0);
         ensure_eq!(blk.request(T_OUT, last, Some(sector))?, S_OK, "clearing the mark");
         return Ok(());
     }
-    sector.fill(0xa7);
+    sector.fill(MARK);
     ensure_eq!(blk.request(T_OUT, last, Some(sector))?, S_OK, "writing the mark");
     println!("  restarting");
-    runtime::reset()
+    restart();
+    fail!("still running")
 }
 
-/// Leaves the processor no way to go on. The machine must treat it as a reset or report it.
+/// Restarts the machine by its reset register, and finds all of it again.
+pub fn reset() -> Outcome {
+    once(|| runtime::reset())
+}
+
+/// Leaves the processor no way to go on: the machine restarts.
 pub fn triple_fault() -> Outcome {
-    println!("  faulting");
     // Ring 3 cannot load an IDT, but it can overwrite one.
     unsafe extern "C" {
         static mut idt: [u8; 512];
     }
-    unsafe {
+    once(|| unsafe {
         (&raw mut idt).write_bytes(0, 1);
         asm!("ud2");
-    }
-    Ok(())
+    })
 }
 
 /// Never ends: for pausing and killing from outside.

@@ -112,6 +112,11 @@ impl Queue {
         fence(Ordering::SeqCst);
     }
 
+    /// The notification area is elsewhere now.
+    pub fn move_doorbell(&mut self, from: u64, to: u64) {
+        self.doorbell = self.doorbell - from + to;
+    }
+
     /// Rings the doorbell, whether or not the device wants it.
     pub fn kick(&self) {
         io::write16(self.doorbell, self.index);

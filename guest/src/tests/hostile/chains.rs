@@ -81,18 +81,15 @@ pub fn blk_chains() -> Outcome {
         go(blk, 0)
     })?;
     for (what, address, len) in NOWHERE {
-        case(what, |blk| {
-            println!("  data {what}:");
+        case(format_args!("data {what}"), |blk| {
             let [header, _, status] = Pieces::new().parts();
             submit(blk, &[header, part(address, len, F_WRITE), status])
         })?;
-        case(what, |blk| {
-            println!("  header {what}:");
+        case(format_args!("header {what}"), |blk| {
             let [_, data, status] = Pieces::new().parts();
             submit(blk, &[part(address, len, 0), data, status])
         })?;
-        case(what, |blk| {
-            println!("  status {what}:");
+        case(format_args!("status {what}"), |blk| {
             let [header, data, _] = Pieces::new().parts();
             submit(blk, &[header, data, part(address, len, F_WRITE)])
         })?;
@@ -191,10 +188,7 @@ pub fn blk_indirect() -> Outcome {
         go(blk, 0)
     })?;
     for (what, address, _) in NOWHERE.into_iter().filter(|(what, ..)| *what != "of 4 GiB") {
-        case(what, |blk| {
-            println!("  table {what}:");
-            submit(blk, &[part(address, 48, F_INDIRECT)])
-        })?;
+        case(format_args!("table {what}"), |blk| submit(blk, &[part(address, 48, F_INDIRECT)]))?;
     }
     // Without the feature the flag means nothing good either.
     memory::release_all();

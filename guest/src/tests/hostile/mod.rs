@@ -6,8 +6,11 @@
 //! have kept working all along.
 
 pub mod chains;
+pub mod hammer;
 pub mod registers;
 pub mod rings;
+
+use core::fmt::Display;
 
 use crate::memory;
 use crate::report::{Failure, Outcome, ensure, ensure_eq, println};
@@ -34,7 +37,7 @@ pub fn answer(transport: &Transport, queue: &mut Queue) -> Outcome<Answer> {
 }
 
 /// Runs `bad` against a fresh device and prints what came of it.
-pub fn case(name: &str, mut bad: impl FnMut(&mut Blk) -> Outcome<Answer>) -> Outcome {
+pub fn case(name: impl Display, bad: impl FnOnce(&mut Blk) -> Outcome<Answer>) -> Outcome {
     memory::release_all();
     let mut blk = Blk::start(0)?;
     let answer = bad(&mut blk);
@@ -47,7 +50,7 @@ pub fn case(name: &str, mut bad: impl FnMut(&mut Blk) -> Outcome<Answer>) -> Out
 }
 
 /// The bystander works, and so does the device after a reset.
-pub fn aftermath(name: &str) -> Outcome {
+pub fn aftermath(name: impl Display) -> Outcome {
     let sector = memory::allocate(SECTOR);
     bystander().map_err(|failure| Failure::new(format_args!("{name}: bystander: {failure}")))?;
     let again = Blk::start(0).and_then(|mut blk| blk.request(T_IN, 0, Some(sector)));
