@@ -25,6 +25,8 @@ mod alloc;
 mod compressed;
 mod create;
 mod entry;
+#[cfg(any(test, feature = "test-utils"))]
+pub mod fuzzing;
 mod header;
 mod image;
 mod tables;

@@ -14,6 +14,8 @@
 
 mod config;
 mod counters;
+#[cfg(any(test, feature = "test-utils"))]
+pub mod fuzzing;
 pub mod request;
 mod worker;
 

@@ -144,6 +144,16 @@ fn no_interrupt_before_the_event_index() {
 }
 
 #[test]
+fn a_driver_without_the_event_index_may_turn_interrupts_off() {
+    let mut driver = Driver::with(&temp_disk(DISK_SIZE, false), None, false, !0);
+    for off in [true, false, true] {
+        driver.set_no_interrupt(off);
+        driver.transact(VIRTIO_BLK_T_GET_ID, 0, &[(DATA, 20)], WRITE);
+        assert_eq!(driver.interrupts(), u64::from(!off));
+    }
+}
+
+#[test]
 fn requests_made_while_notifications_are_off_are_found() {
     let mut driver = driver();
     driver.transact(VIRTIO_BLK_T_FLUSH, 0, &[], 0);

@@ -8,6 +8,7 @@
 //! only by [`BlkQueue::publish`].
 
 use std::os::fd::AsRawFd;
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -15,7 +16,8 @@ use kiln_disk::engine::{Completion, Engine, Op};
 use kiln_disk::{DiskError, Segment};
 use tracing::warn;
 use virtio_bindings::bindings::virtio_blk::{VIRTIO_BLK_S_IOERR, VIRTIO_BLK_S_OK, VIRTIO_BLK_S_UNSUPP};
-use virtio_queue::{DescriptorChain, QueueOwnedT, QueueState, QueueT};
+use virtio_bindings::bindings::virtio_ring::VRING_AVAIL_F_NO_INTERRUPT;
+use virtio_queue::{DescriptorChain, Queue, QueueOwnedT, QueueState, QueueT};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
 use super::request::{self, Action, Buffers, Refusal, Request, Written};
@@ -153,7 +155,7 @@ impl BlkQueue {
         for (head, written) in self.requests.answers.drain(..) {
             queue.add_used(&self.mem, head, written)?;
         }
-        if queue.needs_notification(&self.mem)? {
+        if wants_interrupt(queue, &self.mem)? {
             // A full event counter already means a pending interrupt.
             let _ = self.virtqueue.interrupt.write(1);
         }
@@ -450,6 +452,20 @@ impl Requests {
             Kind::Other => {}
         }
     }
+}
+
+/// Whether the driver wants to hear of the used entries since the last call (virtio 1.2 §2.7.7.2).
+fn wants_interrupt(queue: &mut Queue, mem: &GuestMemoryMmap) -> Result<bool, virtio_queue::Error> {
+    // This also orders the used index before what is read next.
+    let wanted = queue.needs_notification(mem)?;
+    if queue.event_idx_enabled() {
+        return Ok(wanted);
+    }
+    // Without the event index the flag says it, which `Queue` does not look at.
+    let flags: u16 = mem
+        .load(GuestAddress(queue.avail_ring()), Ordering::Relaxed)
+        .map_err(virtio_queue::Error::GuestMemory)?;
+    Ok(u16::from_le(flags) & VRING_AVAIL_F_NO_INTERRUPT as u16 == 0)
 }
 
 /// Reads the descriptors of a chain. The iterator ends without a word at a link or table that it

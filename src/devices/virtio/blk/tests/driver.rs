@@ -159,6 +159,11 @@ impl Driver {
         self.mem.write_obj(index, GuestAddress(AVAIL + 2)).unwrap();
     }
 
+    /// Without the event index: whether the driver wants interrupts.
+    pub fn set_no_interrupt(&self, off: bool) {
+        self.mem.write_obj(u16::from(off), GuestAddress(AVAIL)).unwrap();
+    }
+
     /// The driver wants an interrupt when the used index passes this.
     pub fn set_used_event(&self, index: u16) {
         self.mem.write_obj(index, GuestAddress(AVAIL + 4 + 2 * u64::from(SIZE))).unwrap();

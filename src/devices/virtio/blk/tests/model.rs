@@ -90,6 +90,15 @@ proptest! {
     }
 }
 
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 300, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn any_chain_makes_a_request_within_the_limits_or_none(data in prop::collection::vec(any::<u8>(), 0..300)) {
+        fuzzing::request(&data);
+    }
+}
+
 fn split(count: u32) -> Vec<(u64, u32)> {
     let len = count * 512;
     let first = (len / 3).max(1);
