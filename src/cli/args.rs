@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use kiln_controlplane::state::dir;
 use kiln_model::size::{GIB, MIB};
 use kiln_model::{ByteSize, InstanceType};
 use kiln_vmspec::DiskFormat;
@@ -12,7 +13,7 @@ use kiln_vmspec::DiskFormat;
 #[command(name = "kiln", version, max_term_width = 100, disable_help_subcommand = true)]
 pub struct Cli {
     /// Where images, volumes and state live.
-    #[arg(long, global = true, env = "KILN_STATE_DIR", value_name = "DIR", default_value = "/var/lib/kiln")]
+    #[arg(long, global = true, env = "KILN_STATE_DIR", value_name = "DIR", default_value = dir::DEFAULT)]
     pub state_dir: PathBuf,
     /// Say what is done, on standard error. Twice: everything. RUST_LOG is finer.
     #[arg(long, short, global = true, action = clap::ArgAction::Count)]

@@ -11,7 +11,7 @@ pub use kvm::{KvmError, KvmKind, open_kvm};
 pub use memory::{host_memory, parse_meminfo};
 pub use nameservers::host_nameservers;
 pub use process::ProcessIdentity;
-pub use routes::host_routes;
+pub use routes::host_ranges;
 
 /// The system's clock.
 #[derive(Debug, Clone, Copy, Default)]

@@ -1,13 +1,18 @@
-//! Address ranges that the host itself routes.
+//! Address ranges that the host itself uses.
 
 use std::fs;
 use std::net::Ipv4Addr;
 
 use kiln_model::Ipv4Cidr;
 
-/// The IPv4 routes of the main table; empty where they cannot be read.
-pub fn host_routes() -> Vec<Ipv4Cidr> {
-    fs::read_to_string("/proc/net/route").map(|text| parse(&text)).unwrap_or_default()
+use super::host_nameservers;
+
+/// The IPv4 routes of the main table and the name servers, as far as they can be read.
+pub fn host_ranges() -> Vec<Ipv4Cidr> {
+    let mut ranges = fs::read_to_string("/proc/net/route").map(|text| parse(&text)).unwrap_or_default();
+    // Usually behind the default route, and not to be hidden from guests by their own network.
+    ranges.extend(host_nameservers().into_iter().filter_map(|server| Ipv4Cidr::containing(server, 32)));
+    ranges
 }
 
 /// Reads the text of `/proc/net/route`: addresses are hexadecimal words in host byte order.

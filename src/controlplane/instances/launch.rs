@@ -217,7 +217,7 @@ fn insert_rows(
 ) -> Result<Instance, LaunchError> {
     let size = request.size(host)?;
     let tags = request.tags()?;
-    let subnet = ensure_default_subnet(parts.store.as_ref(), &parts.host_routes)?;
+    let subnet = ensure_default_subnet(parts.store.as_ref(), parts.vpc_range)?;
     let now = parts.clock.unix_seconds();
     let reservation = ReservationId::from_bits(rand::random());
     let volume = VolumeId::from_bits(rand::random());

@@ -10,9 +10,10 @@ use kiln_vmspec::Command;
 use super::effects::{Effect, undo};
 use super::request::HostMemory;
 use super::{Instance, LaunchError, LaunchRequest, RunningInstance, UndoError, launch};
-use crate::host::{SystemClock, host_routes};
+use crate::host::{SystemClock, host_ranges};
 use crate::images::Images;
-use crate::network::NetworkFabric;
+use crate::network::{NetworkFabric, choose_range};
+use crate::state::dir;
 use crate::state::{SqliteStore, StateDir, Store, StoreError, transact};
 use crate::vmm_process::{Commands, ControlConnection, ProcessLauncher, VmmError, VmmLauncher};
 
@@ -28,8 +29,8 @@ pub struct Parts {
     pub launcher: Arc<dyn VmmLauncher>,
     /// Time.
     pub clock: Arc<dyn Clock>,
-    /// Address ranges to stay away from.
-    pub host_routes: Vec<Ipv4Cidr>,
+    /// Range of the default VPC, should it have to be made.
+    pub vpc_range: Ipv4Cidr,
 }
 
 impl std::fmt::Debug for Parts {
@@ -124,6 +125,7 @@ impl ControlPlane {
     /// Opens a state directory, makes it if need be, and clears away what killed processes left.
     pub fn open(state_dir: &Path, fabric: Arc<dyn NetworkFabric>) -> Result<Self, StoreError> {
         let dir = StateDir::create(state_dir)?;
+        let scatter = (dir.root() != Path::new(dir::DEFAULT)).then(rand::random);
         let store = SqliteStore::open(&dir.database())?;
         Ok(Self::with_parts(Parts {
             dir,
@@ -131,7 +133,7 @@ impl ControlPlane {
             fabric,
             launcher: Arc::new(ProcessLauncher),
             clock: Arc::new(SystemClock),
-            host_routes: host_routes(),
+            vpc_range: choose_range(&host_ranges(), scatter),
         }))
     }
 

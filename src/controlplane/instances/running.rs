@@ -8,11 +8,15 @@ use kiln_vmspec::ExitReason;
 
 use super::effects::{Effect, undo};
 use super::{Instance, Parts, UndoError};
+use crate::printable;
 use crate::state::dir::Lock;
 use crate::vmm_process::{Commands, StartedVmm, VmmEvent, VmmHandle};
 
 /// A VMM that said that it ends may take this long to be gone.
 const END_PATIENCE: Duration = Duration::from_secs(10);
+
+/// Lines of a failed VMM's log that are shown to whoever wants details: the log itself goes.
+const LOG_LINES: usize = 50;
 
 /// How a run ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -118,6 +122,14 @@ impl RunningInstance {
         let Some(lock) = self.lock.take() else { return Ok(()) };
         let patience = if self.ending.is_some() { END_PATIENCE } else { Duration::ZERO };
         self.vmm.handle.end(patience);
+        if let Some(Ending::Failed(_)) = self.ending {
+            let log = std::fs::read(self.parts.dir.instance(self.instance.id).vmm_log()).unwrap_or_default();
+            let text = String::from_utf8_lossy(&log);
+            let first = text.lines().count().saturating_sub(LOG_LINES);
+            for line in text.lines().skip(first) {
+                tracing::debug!("kiln-vmm: {}", printable(line));
+            }
+        }
         // Others may have asked for its end meanwhile.
         let id = self.instance.id;
         if let Ok(row) = self.parts.update(id, |_| {}) {

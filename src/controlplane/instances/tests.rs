@@ -141,7 +141,7 @@ fn plane(root: &std::path::Path, fake: &Fake) -> ControlPlane {
         fabric: Arc::new(fake.clone()),
         launcher: Arc::new(fake.clone()),
         clock: Arc::new(FixedClock),
-        host_routes: Vec::new(),
+        vpc_range: "172.31.0.0/16".parse().unwrap(),
     })
 }
 

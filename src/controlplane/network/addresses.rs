@@ -11,7 +11,9 @@ use serde::{Deserialize, Serialize};
 use crate::state::{Row, Store, StoreError, Transaction, transact};
 
 /// Ranges tried for the default VPC, EC2's own first. Others for hosts that are themselves in it.
-const DEFAULT_RANGES: [[u8; 2]; 5] = [[172, 31], [172, 30], [172, 29], [10, 131], [192, 168]];
+const DEFAULT_RANGES: [(u8, u8); 5] = [(172, 31), (172, 30), (172, 29), (10, 131), (192, 168)];
+/// Ranges below 10.0.0.0/8 to scatter over.
+const SCATTERED: u16 = 256;
 /// Size of a VPC.
 const VPC_PREFIX: u8 = 16;
 /// Size of EC2's default subnets.
@@ -131,15 +133,15 @@ pub enum NetworkError {
     Store(#[from] StoreError),
 }
 
-/// The default subnet, made on first use outside of the ranges that the host itself routes.
-pub fn ensure_default_subnet(store: &dyn Store, host_routes: &[Ipv4Cidr]) -> Result<Subnet, StoreError> {
+/// The default subnet, made on first use in a VPC of this range.
+pub fn ensure_default_subnet(store: &dyn Store, range: Ipv4Cidr) -> Result<Subnet, StoreError> {
     transact(store, |tx| {
         if let Some(default) = tx.get::<DefaultSubnet>(&DEFAULT_NAME.to_owned())?
             && let Some(subnet) = tx.get::<Subnet>(&default.subnet)?
         {
             return Ok(subnet);
         }
-        let vpc = Vpc { id: VpcId::from_bits(rand::random()), cidr: free_range(host_routes) };
+        let vpc = Vpc { id: VpcId::from_bits(rand::random()), cidr: range };
         let cidr = Ipv4Cidr::containing(vpc.cidr.network(), SUBNET_PREFIX).unwrap_or(vpc.cidr);
         let subnet =
             Subnet { id: SubnetId::from_bits(rand::random()), vpc: vpc.id, vpc_cidr: vpc.cidr, cidr };
@@ -150,17 +152,22 @@ pub fn ensure_default_subnet(store: &dyn Store, host_routes: &[Ipv4Cidr]) -> Res
     })
 }
 
-fn free_range(host_routes: &[Ipv4Cidr]) -> Ipv4Cidr {
-    let candidates = || {
-        DEFAULT_RANGES
-            .into_iter()
-            .filter_map(|[a, b]| Ipv4Cidr::containing(Ipv4Addr::new(a, b, 0, 0), VPC_PREFIX))
-    };
-    let free = candidates().find(|range| {
+/// The range of a new default VPC: EC2's own, unless the host routes part of it to elsewhere. With
+/// `scatter`, any of many, so that state directories that know nothing of each other (as
+/// tests make them) hardly ever share one: the host has one routing table for all.
+pub fn choose_range(host_routes: &[Ipv4Cidr], scatter: Option<u16>) -> Ipv4Cidr {
+    let range = |(a, b)| Ipv4Cidr::containing(Ipv4Addr::new(a, b, 0, 0), VPC_PREFIX);
+    let scattered = (0..SCATTERED).filter_map(|n| {
+        let [_, second] = (scatter?.wrapping_add(n) % SCATTERED).to_be_bytes();
+        Some((10, second))
+    });
+    let mut candidates = scattered.chain(DEFAULT_RANGES).filter_map(range);
+    let free = candidates.find(|range| {
         // The default route overlaps everything and means nothing.
         !host_routes.iter().any(|route| route.prefix_len() > 0 && route.overlaps(*range))
     });
-    free.or_else(|| candidates().next()).expect("the list of ranges is not empty and 16 is a prefix length")
+    let [(a, b), ..] = DEFAULT_RANGES;
+    free.or_else(|| range((a, b))).expect("16 is a prefix length")
 }
 
 /// Takes the lowest free address of `subnet` for a new interface, as part of `tx`.
@@ -201,6 +208,10 @@ mod tests {
         (dir, store)
     }
 
+    fn range() -> Ipv4Cidr {
+        choose_range(&[], None)
+    }
+
     fn reserve_one(store: &dyn Store, subnet: &Subnet) -> Result<Interface, NetworkError> {
         transact(store, |tx| reserve(tx, subnet))
     }
@@ -208,23 +219,26 @@ mod tests {
     #[test]
     fn default_subnet_is_made_once() {
         let (_dir, store) = store();
-        let first = ensure_default_subnet(&store, &[]).unwrap();
+        let first = ensure_default_subnet(&store, range()).unwrap();
         assert_eq!(first.vpc_cidr.to_string(), "172.31.0.0/16");
         assert_eq!(first.cidr.to_string(), "172.31.0.0/20");
-        assert_eq!(ensure_default_subnet(&store, &["172.31.0.0/16".parse().unwrap()]).unwrap(), first);
+        assert_eq!(ensure_default_subnet(&store, "10.1.0.0/16".parse().unwrap()).unwrap(), first);
     }
 
     #[test]
     fn range_of_the_host_is_avoided() {
         let routes = ["0.0.0.0/0", "172.31.16.0/20", "172.16.0.0/12"].map(|r| r.parse().unwrap());
-        assert_eq!(free_range(&routes).to_string(), "10.131.0.0/16");
-        assert_eq!(free_range(&["0.0.0.0/0".parse().unwrap()]).to_string(), "172.31.0.0/16");
+        assert_eq!(choose_range(&routes, None).to_string(), "10.131.0.0/16");
+        assert_eq!(choose_range(&["0.0.0.0/0".parse().unwrap()], None).to_string(), "172.31.0.0/16");
+        assert_eq!(choose_range(&[], Some(7)).to_string(), "10.7.0.0/16");
+        assert_eq!(choose_range(&["10.7.0.4/32".parse().unwrap()], Some(0x1207)).to_string(), "10.8.0.0/16");
+        assert_eq!(choose_range(&["10.0.0.0/8".parse().unwrap()], Some(1)).to_string(), "172.31.0.0/16");
     }
 
     #[test]
     fn addresses_are_given_in_order_and_reused_after_release() {
         let (_dir, store) = store();
-        let subnet = ensure_default_subnet(&store, &[]).unwrap();
+        let subnet = ensure_default_subnet(&store, range()).unwrap();
         let first = reserve_one(&store, &subnet).unwrap();
         let second = reserve_one(&store, &subnet).unwrap();
         assert_eq!(first.address, Ipv4Addr::new(172, 31, 0, 4));
@@ -241,7 +255,7 @@ mod tests {
     #[test]
     fn full_subnet_is_told() {
         let (_dir, store) = store();
-        let mut subnet = ensure_default_subnet(&store, &[]).unwrap();
+        let mut subnet = ensure_default_subnet(&store, range()).unwrap();
         subnet.cidr = "172.31.0.0/29".parse().unwrap();
         for _ in 0..3 {
             reserve_one(&store, &subnet).unwrap();

@@ -13,6 +13,11 @@ use super::StoreError;
 /// Where state lives when nothing else is said.
 pub const DEFAULT: &str = "/var/lib/kiln";
 
+fn dir_error(path: &Path) -> impl FnOnce(io::Error) -> StoreError {
+    let path = path.to_owned();
+    move |source| StoreError::Dir { path, source }
+}
+
 /// An open state directory.
 #[derive(Debug, Clone)]
 pub struct StateDir {
@@ -29,10 +34,10 @@ impl StateDir {
     pub fn create(root: &Path) -> Result<Self, StoreError> {
         let make = |path: &Path| {
             let mut builder = DirBuilder::new();
-            builder.recursive(true).mode(0o700).create(path).map_err(file("create the state directory", path))
+            builder.recursive(true).mode(0o700).create(path).map_err(dir_error(path))
         };
         make(root)?;
-        let root = fs::canonicalize(root).map_err(file("find the state directory", root))?;
+        let root = fs::canonicalize(root).map_err(dir_error(root))?;
         for sub in ["images", "instances", "run"] {
             make(&root.join(sub))?;
         }
@@ -211,7 +216,7 @@ mod tests {
     fn state_dir_below_a_file_names_the_path() {
         let temp = tempfile::NamedTempFile::new().unwrap();
         let error = StateDir::create(&temp.path().join("x")).unwrap_err().to_string();
-        assert!(error.starts_with("cannot create the state directory /"), "{error}");
+        assert!(error.starts_with("cannot use the state directory /"), "{error}");
     }
 
     #[test]

@@ -81,6 +81,15 @@ pub enum StoreError {
         #[source]
         source: std::io::Error,
     },
+    /// The state directory cannot be made or entered.
+    #[error("cannot use the state directory {path} (run as root, or choose another one with --state-dir)")]
+    Dir {
+        /// Where.
+        path: std::path::PathBuf,
+        /// Why not.
+        #[source]
+        source: std::io::Error,
+    },
     /// The database failed.
     #[error("cannot {action} the state database")]
     Database {
