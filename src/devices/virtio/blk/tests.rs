@@ -166,6 +166,19 @@ fn requests_made_while_notifications_are_off_are_found() {
 }
 
 #[test]
+fn a_chain_that_appears_while_completions_are_told_breaks_nothing() {
+    const ROUNDS: u16 = 5000;
+    let mut driver = driver();
+    let head = driver.request(VIRTIO_BLK_T_IN, 0, &[(DATA, 512)], WRITE);
+    driver.notify();
+    let guest = driver.refill(head, ROUNDS);
+    driver.run_until(|driver| driver.broken() || driver.used_index() == ROUNDS);
+    assert!(!driver.broken());
+    assert_eq!(driver.used_index(), ROUNDS);
+    guest.join().unwrap();
+}
+
+#[test]
 fn the_header_may_be_split_over_descriptors_and_share_one_with_data() {
     let mut driver = driver();
     let header = driver.put_header(0, VIRTIO_BLK_T_OUT, 1);

@@ -93,6 +93,7 @@ impl BlkQueue {
     fn take_chains(&mut self, now: Instant) -> Result<(), QueueFault> {
         // A driver that refills as fast as we serve must not keep us from anything else.
         let mut budget = self.virtqueue.queue.size();
+        let mut promised = false;
         loop {
             let before = budget;
             self.virtqueue.queue.disable_notification(&self.mem)?;
@@ -108,12 +109,14 @@ impl BlkQueue {
                 let _ = self.virtqueue.kick.write(1);
                 return Ok(());
             }
-            if self.broken || !self.virtqueue.queue.enable_notification(&self.mem)? {
-                return Ok(());
-            }
-            if budget == before {
-                // There are chains, and none can be read: the ring lies outside guest memory.
+            if promised && budget == before {
+                // There were chains, and none can be read: the ring lies outside guest memory. One
+                // that appeared only after we had looked is no promise broken.
                 return Err(virtio_queue::Error::InvalidChain.into());
+            }
+            promised = !self.broken && self.virtqueue.queue.enable_notification(&self.mem)?;
+            if !promised {
+                return Ok(());
             }
         }
     }

@@ -3,6 +3,7 @@
 use std::os::fd::RawFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use kiln_disk::{Disk, RawDisk};
@@ -199,6 +200,28 @@ impl Driver {
         head
     }
 
+    /// Another processor of the guest, which offers the chain `head` again as soon as it has come
+    /// back, until it was used `rounds` times. It has been offered once already.
+    pub fn refill(&mut self, head: u16, rounds: u16) -> JoinHandle<()> {
+        let (mem, kick) = (self.mem.clone(), Arc::clone(&self.kick));
+        let offered = std::mem::replace(&mut self.available, rounds);
+        let limit = Instant::now() + Duration::from_secs(60);
+        std::thread::spawn(move || {
+            for used in offered..rounds {
+                while mem.load::<u16>(GuestAddress(USED + 2), Ordering::Acquire).unwrap() != used {
+                    if Instant::now() > limit {
+                        return;
+                    }
+                    std::hint::spin_loop();
+                }
+                let slot = AVAIL + 4 + 2 * u64::from(used % SIZE);
+                mem.write_obj(head, GuestAddress(slot)).unwrap();
+                mem.store(used + 1, GuestAddress(AVAIL + 2), Ordering::Release).unwrap();
+                kick.write(1).unwrap();
+            }
+        })
+    }
+
     pub fn notify(&self) {
         self.kick.write(1).unwrap();
     }
@@ -242,7 +265,7 @@ impl Driver {
         }
     }
 
-    fn used_index(&self) -> u16 {
+    pub fn used_index(&self) -> u16 {
         self.mem.read_obj(GuestAddress(USED + 2)).unwrap()
     }
 
