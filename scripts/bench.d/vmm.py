@@ -56,7 +56,7 @@ class Vmm:
         """Since exec."""
         return time.monotonic() - self.started_at
 
-    def wait_for(self, marker: str, timeout: float = 120) -> str:
+    def wait_for(self, marker: str, timeout: float = 600) -> str:
         """The rest of the line that begins with `marker`, once the guest has printed all of it."""
         deadline = time.monotonic() + timeout
         while True:
@@ -65,7 +65,7 @@ class Vmm:
                 return line
             self.read(deadline - time.monotonic(), marker)
 
-    def wait_for_output(self, timeout: float = 120) -> None:
+    def wait_for_output(self, timeout: float = 600) -> None:
         """Until the guest has printed a first byte."""
         deadline = time.monotonic() + timeout
         while not self.text:
