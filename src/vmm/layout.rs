@@ -56,6 +56,8 @@ pub const SMBIOS_TABLES: u64 = 0xf_0020;
 pub const ACPI_START: u64 = 0xe_0000;
 /// End of the ACPI area.
 pub const ACPI_END: u64 = 0xf_0000;
+/// Where real-mode software goes for a restart: `f000:fff0`.
+pub const RESET_VECTOR: u64 = 0xf_fff0;
 /// Where protected-mode kernels go.
 pub const HIMEM_START: u64 = 0x10_0000;
 
@@ -71,8 +73,8 @@ pub const PCI_CONFIG_PORT: u16 = 0xcf8;
 pub const POWER_PORT: u16 = 0x600;
 pub use kiln_devices::power::{
     EVENT_GENERATION_ID, EVENT_POWER_BUTTON, EVENTS as POWER_EVENTS, POWER_PORTS as POWER_PORT_LEN,
-    RESET as POWER_RESET, RESET_VALUE as POWER_RESET_VALUE, S5_SLEEP_TYPE, SLEEP_CONTROL as POWER_SLEEP_CONTROL,
-    SLEEP_STATUS as POWER_SLEEP_STATUS,
+    RESET as POWER_RESET, RESET_VALUE as POWER_RESET_VALUE, S5_SLEEP_TYPE,
+    SLEEP_CONTROL as POWER_SLEEP_CONTROL, SLEEP_STATUS as POWER_SLEEP_STATUS,
 };
 /// Interrupt (GSI) of the generic event device.
 pub const POWER_IRQ: u32 = 5;

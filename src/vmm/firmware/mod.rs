@@ -6,6 +6,7 @@
 
 pub mod acpi;
 pub mod e820;
+pub mod reset_vector;
 pub mod smbios;
 
 /// Why firmware tables could not be placed.

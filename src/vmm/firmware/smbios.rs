@@ -23,7 +23,7 @@ use crate::layout;
 pub const MAX_STRING: usize = 64;
 
 const ENTRY_POINT_LEN: usize = 0x1f;
-const MAX_TABLES: u64 = layout::HIMEM_START - layout::SMBIOS_TABLES;
+const MAX_TABLES: u64 = layout::RESET_VECTOR - layout::SMBIOS_TABLES;
 /// "No handle" in fields that name another structure.
 const NO_HANDLE: u16 = 0xffff;
 /// §7.18.1: sizes from this many MiB on go to the extended field.

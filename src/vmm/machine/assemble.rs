@@ -22,7 +22,7 @@ use super::{Machine, lock};
 use crate::boot::{self, BootError};
 use crate::console::Console;
 use crate::cpuid::{Cpuid, CpuidError, CpuidSpec};
-use crate::firmware::{FirmwareError, acpi, e820, smbios};
+use crate::firmware::{FirmwareError, acpi, e820, reset_vector, smbios};
 use crate::host::Host;
 use crate::kvm::{KvmDoorbells, KvmError, KvmMsi, KvmWire, Vm};
 use crate::vcpu::{self, Gate, MachineEvent, MachineEvents, Platform, VcpuCounters, VcpuThread};
@@ -92,6 +92,7 @@ impl Machine {
         let generation_id = random::<16>()?;
         let tables = acpi::AcpiSpec { vcpus: spec.vcpus, pci_mmio64: None, generation_id, cmos_rtc: true };
         let rsdp = acpi::build(memory, &tables)?;
+        reset_vector::build(memory)?;
         let vcpus = (0..spec.vcpus).map(|id| vm.create_vcpu(id)).collect::<Result<Vec<_>, _>>()?;
         let cpuid = Cpuid::new(
             &vm.supported_cpuid()?,
