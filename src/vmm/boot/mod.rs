@@ -229,5 +229,8 @@ fn check_in_low_ram(what: &'static str, range: &Range<u64>, e820: &[Entry]) -> R
     Ok(())
 }
 
+/// What property tests and fuzzers share.
+#[cfg(any(test, feature = "test-utils"))]
+pub mod fuzzing;
 #[cfg(test)]
 mod tests;
