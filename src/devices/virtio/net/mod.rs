@@ -24,6 +24,8 @@ mod features;
 mod header;
 mod ring;
 mod rx;
+#[cfg(any(test, feature = "test-utils"))]
+pub mod testing;
 mod tx;
 mod worker;
 

@@ -90,7 +90,8 @@ impl Rx {
             capacity: 0,
             waiting: None,
             scratch: Vec::new(),
-            starved: false,
+            // Until the first look there are none, and the driver may notify.
+            starved: true,
             backlog: false,
         }
     }

@@ -206,11 +206,14 @@ impl QueueWorker for PairWorker {
         if self.dead {
             return None;
         }
-        if self.tx.backlog() || self.rx.backlog() || self.control.as_ref().is_some_and(Control::backlog) {
+        if self.tx.backlog() || self.control.as_ref().is_some_and(Control::backlog) {
             return Some(Duration::ZERO);
         }
-        // Without buffers a reply could not be delivered; the driver's next notification wakes us.
-        if self.rx.starved() || !self.active() { None } else { self.queue.deadline(now) }
+        if !self.active() || self.rx.starved() {
+            // Nothing could be delivered; a poke or the driver's next notification wakes us.
+            return None;
+        }
+        if self.rx.backlog() { Some(Duration::ZERO) } else { self.queue.deadline(now) }
     }
 
     fn drain(self: Box<Self>) -> Vec<(u16, QueueState)> {

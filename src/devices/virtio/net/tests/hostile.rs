@@ -3,8 +3,8 @@
 use proptest::prelude::*;
 use vm_memory::{Bytes, GuestAddress};
 
+use super::super::testing::*;
 use super::super::*;
-use super::harness::*;
 
 /// The device must declare itself broken, stop waiting, and stay quiet.
 fn assert_needs_reset(rig: &mut Rig) {
@@ -137,8 +137,13 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
 
     #[test]
-    fn random_rings_never_panic_or_spin(input in proptest::collection::vec(any::<u8>(), 0..2000)) {
-        exercise(&input);
+    fn transmit_survives_any_chain(input in proptest::collection::vec(any::<u8>(), 0..1000)) {
+        fuzz_transmit(&input);
+    }
+
+    #[test]
+    fn receive_survives_any_buffers(input in proptest::collection::vec(any::<u8>(), 0..1000)) {
+        fuzz_receive(&input);
     }
 
     #[test]
@@ -170,22 +175,5 @@ proptest! {
         let expected = if fits { u32::try_from(len + HEADER_LEN).unwrap() } else { 0 };
         prop_assert_eq!(used, expected);
         prop_assert!(!rig.needs_reset());
-    }
-}
-
-/// Lets `input` fill rings and descriptor tables, then serves them.
-fn exercise(input: &[u8]) {
-    let mut rig = rig();
-    for (queue, bytes) in (0..2).zip(input.chunks(input.len() / 2 + 1)) {
-        let base = rig.queues[queue].base;
-        rig.mem.write_slice(bytes, GuestAddress(base)).unwrap();
-        for head in bytes.iter().take(8) {
-            rig.queues[queue].push_head(u16::from(*head) % 64);
-        }
-    }
-    rig.backend.state().inbox.extend((0..4).map(|n| (NetHeader::default(), frame(n * 2000))));
-    rig.run();
-    for worker in rig.workers {
-        worker.drain();
     }
 }

@@ -1,13 +1,12 @@
 //! The device against a driver over plain memory.
 
-mod harness;
 mod hostile;
 mod receive;
 mod transmit;
 
 use std::time::Instant;
 
-use harness::*;
+use super::testing::*;
 use vm_memory::{Bytes, GuestAddress};
 
 use super::*;
@@ -111,6 +110,22 @@ mod multi_queue {
         rig.net.reset();
         rig.activate(features);
         assert_eq!(rig.backend.state().active, Some(1));
+    }
+
+    #[test]
+    fn pair_taken_out_of_use_amid_a_flood_comes_to_rest() {
+        let mut rig = Rig::new(FakeBackend::new(2), 0);
+        set_pairs(&mut rig, 4, 2);
+        for i in 0..256 {
+            rig.queues[2].add(&[(0x8000 + 0x800 * i, 2048, true)]);
+        }
+        let flood = std::iter::repeat_with(|| (NetHeader::default(), frame(60))).take(1000);
+        rig.backend.state().inbox.extend(flood);
+        rig.workers[1].wake(3, Instant::now());
+        assert_eq!(rig.workers[1].deadline(Instant::now()), Some(std::time::Duration::ZERO));
+        rig.backend.state().inbox.clear();
+        set_pairs(&mut rig, 4, 1);
+        assert_eq!(rig.workers[1].deadline(Instant::now()), None);
     }
 
     #[test]

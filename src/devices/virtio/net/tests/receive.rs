@@ -2,8 +2,8 @@
 
 use std::time::{Duration, Instant};
 
+use super::super::testing::*;
 use super::super::*;
-use super::harness::*;
 
 const NO_SEGMENTATION: u64 = (1 << features::VIRTIO_NET_F_GUEST_TSO4)
     | (1 << features::VIRTIO_NET_F_GUEST_TSO6)

@@ -2,8 +2,8 @@
 
 use vm_memory::{Bytes, GuestAddress};
 
+use super::super::testing::*;
 use super::super::*;
-use super::harness::*;
 
 #[test]
 fn frame_in_one_buffer_arrives_whole() {

@@ -1,4 +1,13 @@
-//! A driver over plain memory and a backend that records.
+//! A driver over plain memory and a backend that records, and what hostile drivers do with them: one
+//! body for fuzzing and for property tests.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::missing_panics_doc,
+    missing_docs,
+    reason = "test support: failing is its way to report"
+)]
 
 use std::collections::VecDeque;
 use std::io;
@@ -11,7 +20,10 @@ use virtio_queue::{Queue, QueueT};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap, VolatileSlice};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
-use super::super::{Net, NetConfig, NetHeader, NicBackend, NicQueue, Offloads, Received, TxFrame, TxOutcome};
+use super::{
+    HEADER_LEN, MAX_FRAME, MIN_FRAME, Net, NetConfig, NetHeader, NicBackend, NicQueue, Offloads, Received,
+    TxFrame, TxOutcome,
+};
 use crate::virtio::{Activation, DeviceFault, QueueWorker, VirtioDevice, Virtqueue};
 
 pub const MEM_SIZE: usize = 8 << 20;
@@ -268,6 +280,8 @@ pub struct Rig {
     pub queues: Vec<DriverQueue>,
     pub workers: Vec<Box<dyn QueueWorker>>,
     pub fault: DeviceFault,
+    /// Bytes of used receive buffers so far.
+    pub seen: u64,
 }
 
 pub fn device(backend: Arc<FakeBackend>) -> Net {
@@ -290,7 +304,7 @@ impl Rig {
             needs_reset: Arc::new(AtomicBool::new(false)),
             config_interrupt: Arc::new(EventFd::new(EFD_NONBLOCK).unwrap()),
         };
-        let mut rig = Rig { mem, backend, net, queues, workers: Vec::new(), fault };
+        let mut rig = Rig { mem, backend, net, queues, workers: Vec::new(), fault, seen: 0 };
         rig.activate((rig.net.features() | EVENT_IDX) & !without);
         rig
     }
@@ -365,4 +379,127 @@ impl Rig {
 /// A frame with recognisable content.
 pub fn frame(len: usize) -> Vec<u8> {
     (0..len).map(|i| u8::try_from(i % 251).unwrap()).collect()
+}
+
+/// Reads values off a byte string; zeroes when it has ended.
+struct Tape<'a>(&'a [u8]);
+
+impl Tape<'_> {
+    fn byte(&mut self) -> u8 {
+        self.0.split_off_first().copied().unwrap_or(0)
+    }
+
+    fn word(&mut self) -> u16 {
+        u16::from_le_bytes([self.byte(), self.byte()])
+    }
+
+    fn ended(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// Mostly inside of memory, sometimes at or beyond its end.
+    fn address(&mut self) -> u64 {
+        match self.byte() {
+            0..0xf8 => 0x1000 + u64::from(self.word()) * 16,
+            0xf8..0xfc => MEM_SIZE as u64 - u64::from(self.byte()),
+            _ => u64::MAX - u64::from(self.word()),
+        }
+    }
+
+    /// Mostly as long as buffers of drivers are.
+    fn len(&mut self) -> u32 {
+        match self.byte() {
+            pick @ 0..0x40 => u32::from(pick),
+            0x40..0xe0 => u32::from(self.word()) % 4096,
+            0xe0..0xfc => u32::from(self.word()),
+            _ => u32::MAX - u32::from(self.word()),
+        }
+    }
+
+    /// A chain of buffers, `writable` with few exceptions.
+    fn chain(&mut self, writable: bool) -> Vec<(u64, u32, bool)> {
+        let count = match self.byte() {
+            pick @ 0..0xf0 => usize::from(pick % 8) + 1,
+            pick => usize::from(pick),
+        };
+        (0..count)
+            .map(|_| (self.address(), self.len(), if self.byte() == 0xff { !writable } else { writable }))
+            .collect()
+    }
+}
+
+/// Chains and headers of any content on the transmit queue. Panics when the device does, when a
+/// frame reaches the backend that must not, or when a buffer is lost.
+pub fn fuzz_transmit(data: &[u8]) {
+    let mut tape = Tape(data);
+    let features = (u64::from(tape.word()) << 48 | u64::from(tape.word()) << 7) | u64::from(tape.byte() & 3);
+    let mut rig = Rig::new(FakeBackend::new(1), features);
+    let mut added = 0;
+    while !tape.ended() && !rig.needs_reset() {
+        let header: Vec<u8> = (0..HEADER_LEN).map(|_| tape.byte()).collect();
+        let chain = tape.chain(false);
+        if let Some((addr, ..)) = chain.first() {
+            let _ = rig.mem.write_slice(&header, GuestAddress(*addr));
+        }
+        rig.queues[1].add(&chain);
+        added += 1;
+        rig.run();
+        for (_, header, frame) in rig.backend.state().sent.drain(..) {
+            assert!((MIN_FRAME..=MAX_FRAME).contains(&frame.len()));
+            assert_eq!(header.num_buffers, 0);
+            let end = usize::from(header.csum_start) + usize::from(header.csum_offset) + 2;
+            assert!(!header.needs_csum() || end <= frame.len());
+        }
+    }
+    if !rig.needs_reset() {
+        assert_eq!(rig.queues[1].take_used().len(), added % (1 << 16));
+        let taken = ["tx_packets", "tx_malformed"].map(|name| rig.counter(name)).iter().sum::<u64>();
+        assert_eq!(taken, added as u64);
+    }
+    for worker in rig.workers {
+        worker.drain();
+    }
+}
+
+/// Receive buffers of any shape and frames of any length. Panics when the device does, when a frame
+/// arrives in part, or when buffers are lost.
+pub fn fuzz_receive(data: &[u8]) {
+    let mut tape = Tape(data);
+    let features = u64::from(tape.word()) << 7 | u64::from(tape.byte() & 3);
+    let size = 1 << (tape.byte() % 9);
+    let mut rig = Rig::with_size(FakeBackend::new(1), features, size);
+    let (mut added, mut frames) = (0u16, 0u64);
+    while !tape.ended() && !rig.needs_reset() {
+        if tape.byte() & 1 == 0 {
+            let outstanding = added.wrapping_sub(rig.queues[0].used_idx);
+            let chain = tape.chain(true);
+            // More would not fit the descriptor table, which a driver knows.
+            if outstanding < size && chain.len() <= usize::from(size) {
+                rig.queues[0].add(&chain);
+                added = added.wrapping_add(1);
+            }
+        } else {
+            let len = usize::from(tape.word());
+            let header = NetHeader { flags: tape.byte(), ..NetHeader::default() };
+            rig.backend.state().inbox.push_back((header, vec![0x5a; len]));
+            frames += 1;
+        }
+        rig.run();
+        let before = rig.counter("rx_packets");
+        let used: u64 = rig.queues[0].take_used().iter().map(|(_, len)| u64::from(*len)).sum();
+        rig.seen += used;
+        assert_eq!(rig.seen, rig.counter("rx_bytes") + before * HEADER_LEN as u64);
+    }
+    let settled = ["rx_packets", "rx_dropped"].map(|name| rig.counter(name)).iter().sum::<u64>();
+    let waiting = rig.backend.state().inbox.len() as u64;
+    assert!(rig.needs_reset() || frames - settled - waiting <= 1, "a frame was lost");
+    let reset = rig.needs_reset();
+    let used = rig.queues[0].used_idx;
+    for worker in rig.workers {
+        for (index, state) in worker.drain() {
+            if index == 0 && !reset {
+                assert_eq!((state.next_avail, state.next_used), (used, used), "buffers were not handed back");
+            }
+        }
+    }
 }
