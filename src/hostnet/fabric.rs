@@ -25,7 +25,7 @@ use crate::netns::{NetNs, on_thread};
 use crate::nft::{self, Member, Outcome};
 use crate::plan::{MTU_RANGE, Nic, NicPlan};
 use crate::record::{Record, Records};
-use crate::{sysctl, tap};
+use crate::{conntrack, sysctl, tap};
 
 /// Gateway's end of its link to the VPC.
 const GATEWAY_INSIDE: Ipv4Addr = Ipv4Addr::new(169, 254, 255, 1);
@@ -176,10 +176,7 @@ fn set_up_gateway(plan: &NicPlan, vpc: &NetNs, transit: Transit, host: Ipv4Addr)
     let netlink = Netlink::open()?;
     if netlink.find(names::GATEWAY_VPC)?.is_none() {
         router_settings()?;
-        match nft::run(&nft::gateway_base(host), "the gateway")? {
-            Outcome::Done | Outcome::Exists => {}
-            Outcome::Missing => return nft::apply(&nft::gateway_base(host), "the gateway"),
-        }
+        nft::ensure(&nft::gateway_base(host), "the gateway")?;
     }
     netlink.up(netlink.require("lo")?)?;
     let wan = netlink.require(names::GATEWAY_WAN)?;
@@ -209,7 +206,7 @@ fn set_up_interface(plan: &NicPlan, host: Ipv4Addr) -> Result<Vec<std::os::fd::O
     // The filter stands before there is anything to filter.
     let place = "the VPC";
     if nft::run(&nft::attach(&member), place)? != Outcome::Done {
-        nft::run(&nft::vpc_base(), place)?;
+        nft::ensure(&nft::vpc_base(), place)?;
         nft::apply(&nft::attach(&member), place)?;
     }
     set_up_router(&netlink, plan.vpc_cidr, plan.router, host)?;
@@ -258,7 +255,7 @@ fn open_host(
 ) -> Result<(), HostNetError> {
     let off = sysctl::get("ipv4/ip_forward")? == "0";
     let only_ours = off || records.forwarding_noted();
-    nft::run(&nft::host_base(only_ours), "the host")?;
+    nft::ensure(&nft::host_base(only_ours), "the host")?;
     if off {
         // Filter first: what was not forwarded before is not forwarded now.
         records.note_forwarding()?;
@@ -284,7 +281,15 @@ fn remove_interface(records: &Records, record: Record) -> Result<(), HostNetErro
             // By name and not by closing descriptors: a VMM may have kept its tap alive.
             Netlink::open()?.remove(&name)?;
             let script = nft::detach(record.interface, record.mac, record.address);
-            nft::run(&script, "the VPC").map(drop)
+            nft::run(&script, "the VPC")?;
+            forget_connections(record.address);
+            Ok(())
+        })?;
+    }
+    if let Some(gateway) = NetNs::open(&names::gateway_namespace(record.vpc))? {
+        gateway.run(|| {
+            forget_connections(record.address);
+            Ok(())
         })?;
     }
     on_thread(|| {
@@ -304,6 +309,15 @@ fn remove_interface(records: &Records, record: Record) -> Result<(), HostNetErro
         on_thread(|| close_host(records))?;
     }
     records.remove(record.interface)
+}
+
+/// Leaves nothing of the address's connections to whoever gets it next. A kernel without this part
+/// of conntrack is no reason to keep the rest.
+fn forget_connections(address: Ipv4Addr) {
+    match conntrack::forget(address) {
+        Ok(count) => tracing::debug!(%address, count, "forgot connections"),
+        Err(error) => tracing::warn!(%address, %error, "connections of the address may outlive it"),
+    }
 }
 
 /// Removes a VPC's namespaces and its link to the host.

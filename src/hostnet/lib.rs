@@ -8,6 +8,7 @@
 //! taken for the host's, and is left as it is.
 
 mod check;
+mod conntrack;
 mod error;
 mod fabric;
 mod names;

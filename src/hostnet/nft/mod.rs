@@ -67,14 +67,27 @@ pub(crate) fn run(script: &str, place: &str) -> Result<Outcome, HostNetError> {
     Err(filter(line.chars().take(MAX_MESSAGE).collect()))
 }
 
+/// As [`run`], for what may be there already.
+pub(crate) fn ensure(script: &str, place: &str) -> Result<(), HostNetError> {
+    match run(script, place)? {
+        Outcome::Done | Outcome::Exists => Ok(()),
+        Outcome::Missing => Err(missing(place)),
+    }
+}
+
 /// As [`run`], where neither outcome but the first is expected.
 pub(crate) fn apply(script: &str, place: &str) -> Result<(), HostNetError> {
-    let unexpected = |what: &str| {
-        Err(HostNetError::Filter { place: place.to_owned(), message: format!("something of ours {what}") })
-    };
     match run(script, place)? {
         Outcome::Done => Ok(()),
-        Outcome::Exists => unexpected("is there already"),
-        Outcome::Missing => unexpected("is missing"),
+        Outcome::Exists => {
+            let message = "something of this name is there already and differs".to_owned();
+            Err(HostNetError::Filter { place: place.to_owned(), message })
+        }
+        Outcome::Missing => Err(missing(place)),
     }
+}
+
+fn missing(place: &str) -> HostNetError {
+    let message = "nft or the kernel lacks something that it refers to".to_owned();
+    HostNetError::Filter { place: place.to_owned(), message }
 }

@@ -279,6 +279,36 @@ fn interface_in_use_is_not_attached_again_but_a_dead_one_is() {
 }
 
 #[test]
+fn connections_do_not_outlive_their_interface() {
+    on_own_host(|| {
+        let dir = tempfile::tempdir().unwrap();
+        let (first, second) = (plan(1, 4), plan(1, 5));
+        // Keeps the namespaces alive.
+        let _bystander = attach(dir.path(), &second).unwrap();
+        let mut nic = attach(dir.path(), &first).unwrap();
+        let guest = Guest::new(&first, nic.queues.remove(0)).serve(22);
+        let held =
+            TcpStream::connect_timeout(&SocketAddrV4::new(first.address, 22).into(), DEADLINE).unwrap();
+        let tracked = |namespace: &str| {
+            let table = format!("ip netns exec {namespace} cat /proc/net/nf_conntrack");
+            sh(&format!("{table} | grep -c 172.31.0.4 || true")).trim().to_owned()
+        };
+        if !std::path::Path::new("/proc/net/nf_conntrack").exists() {
+            println!("SKIPPED: the kernel does not list tracked connections in /proc");
+        } else {
+            assert_eq!((tracked(VPC).as_str(), tracked(GATEWAY).as_str()), ("1", "1"));
+        }
+        drop(guest);
+        detach(dir.path(), first.interface).unwrap();
+        if std::path::Path::new("/proc/net/nf_conntrack").exists() {
+            assert_eq!((tracked(VPC).as_str(), tracked(GATEWAY).as_str()), ("0", "0"));
+        }
+        drop(held);
+        detach(dir.path(), second.interface).unwrap();
+    });
+}
+
+#[test]
 fn sweep_removes_orphans_and_keeps_the_known() {
     on_own_host(|| {
         let dir = tempfile::tempdir().unwrap();

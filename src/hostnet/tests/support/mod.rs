@@ -49,6 +49,8 @@ pub fn on_own_host(test: impl FnOnce() + Send) {
             mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none).unwrap();
             std::fs::create_dir_all("/run/netns").unwrap();
             mount(Some("tmpfs"), "/run/netns", Some("tmpfs"), MsFlags::empty(), none).unwrap();
+            // Addresses that links of the test give themselves come and go as they like.
+            std::fs::write("/proc/sys/net/ipv6/conf/default/disable_ipv6", "1").unwrap();
             sh("ip link set lo up");
             test();
         });
