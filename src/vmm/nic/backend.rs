@@ -78,7 +78,7 @@ impl NicBackend for TapBackend {
 
     fn configure(&self, accepted: Offloads) -> io::Result<()> {
         match self.taps.first() {
-            Some(tap) if tap.readable_fd().is_some() => tap.set_offloads(accepted & self.offloads),
+            Some(tap) if !tap.gone() => tap.set_offloads(accepted & self.offloads),
             // A tap that is gone brings no frames.
             _ => Ok(()),
         }
@@ -135,7 +135,7 @@ impl NicQueue for PairQueue {
             self.serve(frame, now);
             return TxOutcome::Local;
         }
-        let Some(tap) = &self.tap else { return TxOutcome::Dropped };
+        let Some(tap) = self.tap.as_ref().filter(|tap| !tap.gone()) else { return TxOutcome::Dropped };
         match tap.write(frame.copy, frame.rest) {
             Io::Done(_) => TxOutcome::Sent,
             // A tap takes frames until its socket buffer, unlimited by default, is full. As with a

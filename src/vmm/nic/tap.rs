@@ -146,8 +146,13 @@ impl TapQueue {
 
     /// The descriptor to wait on, while frames can come from it.
     pub(super) fn readable_fd(&self) -> Option<RawFd> {
-        let usable = self.attached.load(Ordering::Acquire) && !self.gone.load(Ordering::Acquire);
+        let usable = self.attached.load(Ordering::Acquire) && !self.gone();
         usable.then(|| self.fd.as_raw_fd())
+    }
+
+    /// Whether the interface was deleted.
+    pub(super) fn gone(&self) -> bool {
+        self.gone.load(Ordering::Acquire)
     }
 
     /// Sends `copy` (header and start of the frame) followed by `rest`.
