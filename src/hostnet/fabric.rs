@@ -205,9 +205,10 @@ fn set_up_interface(plan: &NicPlan, host: Ipv4Addr) -> Result<Vec<std::os::fd::O
     };
     // The filter stands before there is anything to filter.
     let place = "the VPC";
-    if nft::run(&nft::attach(&member), place)? != Outcome::Done {
-        nft::ensure(&nft::vpc_base(), place)?;
-        nft::apply(&nft::attach(&member), place)?;
+    let attach = nft::attach(&member);
+    if nft::run(&attach, place)? != Outcome::Done {
+        // The first interface of the VPC.
+        nft::apply(&(nft::vpc_base() + &attach), place)?;
     }
     set_up_router(&netlink, plan.vpc_cidr, plan.router, host)?;
 
@@ -275,18 +276,21 @@ fn open_host(
 
 /// Undoes what one interface needs, and its VPC's part if it was the last.
 fn remove_interface(records: &Records, record: Record) -> Result<(), HostNetError> {
-    let name = names::tap(record.interface);
+    let others: Vec<_> =
+        records.list()?.into_iter().filter(|other| other.interface != record.interface).collect();
+    let last_of_vpc = !others.iter().any(|other| other.vpc == record.vpc);
     if let Some(vpc) = NetNs::open(&names::vpc_namespace(record.vpc))? {
         vpc.run(|| {
             // By name and not by closing descriptors: a VMM may have kept its tap alive.
-            Netlink::open()?.remove(&name)?;
-            let script = nft::detach(record.interface, record.mac, record.address);
-            nft::run(&script, "the VPC")?;
-            forget_connections(record.address);
+            Netlink::open()?.remove(&names::tap(record.interface))?;
+            if !last_of_vpc {
+                nft::run(&nft::detach(record.interface, record.mac, record.address), "the VPC")?;
+                forget_connections(record.address);
+            }
             Ok(())
         })?;
     }
-    if let Some(gateway) = NetNs::open(&names::gateway_namespace(record.vpc))? {
+    if !last_of_vpc && let Some(gateway) = NetNs::open(&names::gateway_namespace(record.vpc))? {
         gateway.run(|| {
             forget_connections(record.address);
             Ok(())
@@ -299,15 +303,13 @@ fn remove_interface(records: &Records, record: Record) -> Result<(), HostNetErro
             None => Ok(()),
         }
     })?;
-    // The record goes last: what fails before is tried again by whoever finds it.
-    let others: Vec<_> =
-        records.list()?.into_iter().filter(|other| other.interface != record.interface).collect();
-    if !others.iter().any(|other| other.vpc == record.vpc) {
+    if last_of_vpc {
         remove_vpc(record.vpc)?;
     }
     if others.is_empty() {
         on_thread(|| close_host(records))?;
     }
+    // The record goes last: what fails before is tried again by whoever finds it.
     records.remove(record.interface)
 }
 
