@@ -8,7 +8,9 @@
 //!
 //! What lies in a file as it is goes to the ring: reads and overwrites of extents, fresh data of
 //! prepared writes, flushes that are one `fdatasync`, discards of flat files. The rest (zeroes,
-//! compressed data, partly written units, changed tables) is done in place through [`Disk`].
+//! compressed data, partly written units, changed tables) is done in place through [`Disk`]. So are
+//! writes where the file system cannot take any without the risk of waiting (ext4): the ring would
+//! hand each of them to a thread of its own, one after the other, at ten times the cost.
 //!
 //! [`Engine::event_fd`] is the ring itself: it is readable while completions wait, and completions
 //! that were taken right after submission wake nobody.
@@ -56,6 +58,18 @@ pub struct UringEngine {
     in_flight: usize,
     /// Emptied vectors, to be filled again.
     spare: Vec<Vectors>,
+    writes: Writes,
+}
+
+/// What the file system makes of writes that must not wait.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Writes {
+    /// There was no write yet.
+    Untried,
+    /// It takes them, so the ring does too.
+    Ring,
+    /// It refuses them all.
+    InPlace,
 }
 
 /// A request until all of its pieces are done.
@@ -144,6 +158,7 @@ impl UringEngine {
             done: VecDeque::with_capacity(capacity),
             in_flight: 0,
             spare: Vec::new(),
+            writes: Writes::Untried,
         })
     }
 
@@ -160,6 +175,10 @@ impl UringEngine {
         let mut done = 0;
         while done < total {
             let (at, left) = (offset + done, total - done);
+            if write && self.writes == Writes::InPlace {
+                result = self.in_place(request, at, left, write);
+                break;
+            }
             let (extent, prepared) = match self.disk.extent(at, left, write) {
                 Some(extent) => (extent, None),
                 None => match if write { self.disk.prepare_write(at, left) } else { None } {
@@ -179,6 +198,9 @@ impl UringEngine {
                 }
                 vectors
             };
+            if write && self.writes == Writes::Untried {
+                self.writes = vectors.try_write(extent.fd, extent.offset);
+            }
             self.prepared += usize::from(prepared.is_some());
             let action = if write { Action::Write(vectors, prepared) } else { Action::Read(vectors) };
             self.queue(Piece {
@@ -464,6 +486,19 @@ impl Vectors {
             }
             done -= vector.iov_len;
             self.skip += 1;
+        }
+    }
+
+    /// Tries to write without waiting. What it writes, the ring will write once more.
+    fn try_write(&self, fd: RawFd, at: u64) -> Writes {
+        let (vectors, Ok(at)) = (self.left(), i64::try_from(at)) else { return Writes::Untried };
+        let count = i32::try_from(vectors.len()).unwrap_or(i32::MAX);
+        // SAFETY: `vectors` is a live list of at least `count` entries, which name guest memory that
+        // the engine keeps mapped; `fd` is an open file of its disk.
+        let written = unsafe { libc::pwritev2(fd, vectors.as_ptr(), count, at, libc::RWF_NOWAIT) };
+        match io::Error::last_os_error().raw_os_error() {
+            Some(libc::EOPNOTSUPP) if written < 0 => Writes::InPlace,
+            _ => Writes::Ring,
         }
     }
 
