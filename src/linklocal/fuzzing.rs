@@ -14,6 +14,7 @@ use crate::dns::{Asker, Outcome, Resolver};
 use crate::fixtures::{GUEST_IP, GUEST_MAC, IMDS, MTU, WALL, from_guest, metadata, segment_to, spec};
 use crate::imds::Imds;
 use crate::packet::Link;
+use crate::secret::Unpredictable;
 use crate::tcp::MAX_CONNECTIONS;
 use crate::{LinkLocal, Time, dhcp, ntp};
 
@@ -48,7 +49,7 @@ pub fn imds_http(bytes: &[u8]) {
 pub fn dns(bytes: &[u8]) {
     let Some((&length, rest)) = bytes.split_first() else { return };
     let (query, reply) = rest.split_at(rest.len().min(usize::from(length)));
-    let mut resolver = Resolver::new("ec2.internal");
+    let mut resolver = Resolver::new("ec2.internal", Unpredictable::new(&[9; 32]));
     let mut snapshot = metadata();
     snapshot.host_names = [("a.ec2.internal".to_owned(), vec![GUEST_IP.into()])].into();
     resolver.set_snapshot(&snapshot);
@@ -58,11 +59,13 @@ pub fn dns(bytes: &[u8]) {
     match resolver.ask(START, asker, query, &mut counters) {
         Outcome::Answer(answer) => assert_eq!(answer.get(..2), query.get(..2)),
         Outcome::Later => {
-            let answer = resolver
-                .take_forward()
-                .and_then(|forward| resolver.reply(forward.id, Some(reply), &mut counters))
-                .map(|(_, answer)| answer);
-            assert!(answer.is_some_and(|answer| answer.get(..2) == query.get(..2) && answer.len() <= 1232));
+            let Some(forward) = resolver.take_forward() else { panic!("nothing to forward") };
+            let reply = [&forward.id.to_be_bytes()[..], reply].concat();
+            if let Some((_, answer)) = resolver.reply(&reply, &mut counters) {
+                assert!(answer.get(..2) == query.get(..2) && answer.len() <= 1232);
+            }
+            let _ = resolver.fail(forward.id, &mut counters);
+            assert_eq!(resolver.next_event(), None);
         }
         Outcome::Ignored => {}
     }
@@ -293,7 +296,7 @@ impl Guest {
                     if let Some(flags) = reply.get_mut(2) {
                         *flags |= 0x80;
                     }
-                    self.service.forward_reply(self.now, forward.id, Some(&reply));
+                    self.service.forward_reply(self.now, &reply);
                 }
             }
             _ => self.service.update_metadata(Arc::new(snapshot)),

@@ -38,6 +38,7 @@ mod ndp;
 mod ntp;
 mod output;
 mod packet;
+mod secret;
 mod stack;
 mod tcp;
 #[cfg(test)]

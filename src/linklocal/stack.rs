@@ -28,6 +28,7 @@ use crate::dns::{self, Asker, DnsForward, Resolver};
 use crate::imds::{self, Imds};
 use crate::output::Output;
 use crate::packet::{self, Datagram, IpPacket, Link, Parsed, Refusal};
+use crate::secret::{Unpredictable, derive};
 use crate::tcp::{Answer, Outcome, Server, Tcp};
 use crate::time::Time;
 use crate::{arp, dhcp, icmp, ndp, ntp};
@@ -79,12 +80,9 @@ impl LinkLocal {
     ) -> Self {
         let link = Link::new(guest_mac, spec.router_mac);
         let mtu = mtu.max(MIN_MTU);
-        let [a, b, c, d, e, f] = guest_mac.octets();
-        let mut sequence_seed = [0u8; 8];
-        for (to, from) in sequence_seed.iter_mut().zip(seed) {
-            *to = from;
-        }
-        let sequence_seed = u64::from_le_bytes(sequence_seed) ^ u64::from_le_bytes([a, b, c, d, e, f, 0, 0]);
+        let mac = guest_mac.octets();
+        let sequence_numbers = Unpredictable::new(&derive(&seed, "sequence numbers", &mac)).next_u64();
+        let dns_ids = Unpredictable::new(&derive(&seed, "DNS ids", &mac));
         let mut new = LinkLocal {
             spec: spec.clone(),
             guest_mac,
@@ -92,12 +90,12 @@ impl LinkLocal {
             mtu,
             services: Services {
                 imds: Imds::new(Arc::clone(&metadata), &seed),
-                dns: Resolver::new(&spec.domain_name),
+                dns: Resolver::new(&spec.domain_name, dns_ids),
                 counters: Counters::default(),
                 resolver: spec.resolver,
                 imds_v6: false,
             },
-            tcp: Tcp::new(link, mtu, sequence_seed, now),
+            tcp: Tcp::new(link, mtu, sequence_numbers, now),
             output: Output::default(),
             allowance: Allowance::new(now.uptime),
             link_allowance: Allowance::new(now.uptime),
@@ -198,9 +196,17 @@ impl LinkLocal {
         self.services.dns.take_forward()
     }
 
-    /// Brings the reply to a forwarded query, or that there is none. Late replies are ignored.
-    pub fn forward_reply(&mut self, now: Time, id: u64, reply: Option<&[u8]>) {
-        if let Some((asker, answer)) = self.services.dns.reply(id, reply, &mut self.services.counters) {
+    /// Brings a DNS message that came back. What answers no forwarded query is ignored, and so may be
+    /// anything.
+    pub fn forward_reply(&mut self, now: Time, reply: &[u8]) {
+        if let Some((asker, answer)) = self.services.dns.reply(reply, &mut self.services.counters) {
+            self.deliver(now, asker, &answer);
+        }
+    }
+
+    /// Says that a forwarded query will have no reply, so that the guest need not wait.
+    pub fn forward_failed(&mut self, now: Time, id: u16) {
+        if let Some((asker, answer)) = self.services.dns.fail(id, &mut self.services.counters) {
             self.deliver(now, asker, &answer);
         }
     }

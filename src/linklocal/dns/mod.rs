@@ -19,6 +19,7 @@ use std::time::Duration;
 use kiln_vmspec::MetadataSnapshot;
 
 use crate::counters::Counters;
+use crate::secret::Unpredictable;
 use crate::time::Time;
 use wire::{
     CLASS_ANY, CLASS_IN, Code, NoQuery, Query, Record, TYPE_A, TYPE_AAAA, TYPE_ANY, TYPE_AXFR, TYPE_IXFR,
@@ -37,14 +38,12 @@ const MAX_OUTSTANDING: usize = 64;
 /// How long one waits. Clients ask again after 5 s.
 const PATIENCE: Duration = Duration::from_secs(4);
 
-/// A query for the host to resolve.
-///
-/// It must be sent upstream with a fresh random id from a fresh port; the id of the reply does not
-/// matter.
+/// A query for the host to resolve, ready to be sent to another resolver.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DnsForward {
-    /// Number of the query, for [`crate::LinkLocal::forward_reply`].
-    pub id: u64,
+    /// Id of the message: not that of the guest, and not to be foretold by those who would answer in
+    /// place of the other resolver.
+    pub id: u16,
     /// The DNS message.
     pub query: Vec<u8>,
     /// The guest asked over TCP: so the answer may be long.
@@ -69,14 +68,14 @@ pub(crate) enum Outcome {
 }
 
 struct Outstanding {
-    id: u64,
+    /// Id of the message that went on.
+    id: u16,
     asker: Asker,
     query: Query,
     until: Duration,
 }
 
 /// The resolver of one interface.
-#[derive(Default)]
 pub(crate) struct Resolver {
     names: BTreeMap<String, Vec<IpAddr>>,
     reverse: BTreeMap<IpAddr, String>,
@@ -85,15 +84,23 @@ pub(crate) struct Resolver {
     forwarding: bool,
     outstanding: Vec<Outstanding>,
     forwards: VecDeque<DnsForward>,
-    next_id: u64,
+    ids: Unpredictable,
 }
 
 impl Resolver {
-    /// `domain_name`: what DHCP hands out.
-    pub(crate) fn new(domain_name: &str) -> Self {
+    /// `domain_name`: what DHCP hands out. `ids`: for queries that go on.
+    pub(crate) fn new(domain_name: &str, ids: Unpredictable) -> Self {
         let domain = domain_name.to_ascii_lowercase();
         let internal = domain == "ec2.internal" || domain.ends_with(".compute.internal");
-        Resolver { domain: if internal { domain } else { String::new() }, ..Resolver::default() }
+        Resolver {
+            names: BTreeMap::new(),
+            reverse: BTreeMap::new(),
+            domain: if internal { domain } else { String::new() },
+            forwarding: false,
+            outstanding: Vec::new(),
+            forwards: VecDeque::new(),
+            ids,
+        }
     }
 
     pub(crate) fn set_snapshot(&mut self, snapshot: &MetadataSnapshot) {
@@ -139,36 +146,53 @@ impl Resolver {
             return Outcome::Answer(query.answer(Code::ServFail, &[]));
         }
         counters.dns_forwarded += 1;
-        let id = self.next_id;
-        self.next_id += 1;
-        let tcp = matches!(asker, Asker::Tcp(_));
-        self.forwards.push_back(DnsForward { id, query: message.to_vec(), tcp });
+        let id = self.fresh_id();
+        let mut forward = message.to_vec();
+        if let Some(at) = forward.get_mut(..2) {
+            at.copy_from_slice(&id.to_be_bytes());
+        }
+        self.forwards.push_back(DnsForward { id, query: forward, tcp: matches!(asker, Asker::Tcp(_)) });
         self.outstanding.push(Outstanding { id, asker, query, until: now.uptime.saturating_add(PATIENCE) });
         Outcome::Later
     }
 
-    /// Takes the reply to a forwarded query; `None` when there will be none. Gives the answer and
-    /// where it goes, unless the guest has been told already.
-    pub(crate) fn reply(
-        &mut self,
-        id: u64,
-        reply: Option<&[u8]>,
-        counters: &mut Counters,
-    ) -> Option<(Asker, Vec<u8>)> {
+    /// An id that no waiting query has. There are a thousand times more ids than those.
+    fn fresh_id(&mut self) -> u16 {
+        loop {
+            let id = self.ids.next_u16();
+            if self.outstanding.iter().all(|outstanding| outstanding.id != id) {
+                return id;
+            }
+        }
+    }
+
+    /// Takes a message that came back. Gives the answer and where it goes, if it is the reply to a
+    /// query that still waits.
+    pub(crate) fn reply(&mut self, reply: &[u8], counters: &mut Counters) -> Option<(Asker, Vec<u8>)> {
+        let id = reply.first_chunk().copied().map(u16::from_be_bytes)?;
+        let at = self.outstanding.iter().position(|outstanding| outstanding.id == id)?;
+        let answer = self.outstanding.get(at)?.query.adopt(reply)?;
+        let Outstanding { asker, query, .. } = self.outstanding.swap_remove(at);
+        if matches!(asker, Asker::Tcp(_)) && wire::is_truncated(&answer) {
+            counters.dns_failed += 1;
+            return Some((asker, query.answer(Code::ServFail, &[])));
+        }
+        Some((asker, fit(&query, asker, answer)))
+    }
+
+    /// Gives up a forwarded query.
+    pub(crate) fn fail(&mut self, id: u16, counters: &mut Counters) -> Option<(Asker, Vec<u8>)> {
         let at = self.outstanding.iter().position(|outstanding| outstanding.id == id)?;
         let Outstanding { asker, query, .. } = self.outstanding.swap_remove(at);
-        let answer = reply.and_then(|reply| query.adopt(reply)).unwrap_or_else(|| {
-            counters.dns_failed += 1;
-            query.answer(Code::ServFail, &[])
-        });
-        Some((asker, fit(&query, asker, answer)))
+        self.forwards.retain(|forward| forward.id != id);
+        counters.dns_failed += 1;
+        Some((asker, query.answer(Code::ServFail, &[])))
     }
 
     /// The next answer to a query whose time is up.
     pub(crate) fn expire(&mut self, now: Time, counters: &mut Counters) -> Option<(Asker, Vec<u8>)> {
         let id = self.outstanding.iter().find(|outstanding| outstanding.until <= now.uptime)?.id;
-        self.forwards.retain(|forward| forward.id != id);
-        self.reply(id, None, counters)
+        self.fail(id, counters)
     }
 
     /// When [`Resolver::expire`] should be called next, as uptime.

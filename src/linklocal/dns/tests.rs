@@ -39,7 +39,6 @@ fn with_opt(mut message: Vec<u8>, size: u16) -> Vec<u8> {
 /// What another resolver says to `query`: one address, and `filler` bytes behind it.
 fn upstream(query: &[u8], filler: usize) -> Vec<u8> {
     let mut reply = query.to_vec();
-    reply[..2].copy_from_slice(&[0x55, 0x55]);
     reply[2..4].copy_from_slice(&[0x81, 0x80]);
     reply[7] = 1;
     reply.extend([0xc0, 12, 0, 1, 0, 1, 0, 0, 0, 9, 0, 4, 192, 0, 2, 1]);
@@ -58,7 +57,7 @@ fn snapshot() -> MetadataSnapshot {
 }
 
 fn resolver() -> Resolver {
-    let mut resolver = Resolver::new("ec2.internal");
+    let mut resolver = Resolver::new("ec2.internal", Unpredictable::new(&[9; 32]));
     resolver.set_snapshot(&snapshot());
     resolver
 }
@@ -173,40 +172,63 @@ fn other_names_go_on_and_come_back_under_the_id_of_the_guest() {
     assert_eq!(ask(&mut resolver, &message), Outcome::Later);
     assert_eq!(ask(&mut resolver, &message), Outcome::Ignored, "asked again");
     let forward = resolver.take_forward().unwrap();
-    assert_eq!((&forward.query, forward.tcp), (&message, false));
+    assert_eq!((&forward.query[2..], forward.tcp), (&message[2..], false));
+    assert_eq!(forward.query[..2], forward.id.to_be_bytes());
     assert_eq!(resolver.take_forward(), None);
-    let (to, reply) = resolver.reply(forward.id, Some(&upstream(&message, 0)), &mut counters).unwrap();
+    let reply = upstream(&forward.query, 0);
+    let (to, answer) = resolver.reply(&reply, &mut counters).unwrap();
     assert_eq!(to, asker(1000));
-    assert_eq!(reply[..2], ID);
-    assert!(reply.ends_with(&[192, 0, 2, 1]));
-    assert_eq!(resolver.reply(forward.id, Some(&upstream(&message, 0)), &mut counters), None);
+    assert_eq!(answer[..2], ID);
+    assert!(answer.ends_with(&[192, 0, 2, 1]));
+    assert_eq!(resolver.reply(&reply, &mut counters), None, "again");
     assert_eq!(counters.dns_failed, 0);
 }
 
 #[test]
-fn replies_to_something_else_become_a_failure() {
-    let message = query("example.com", TYPE_A);
-    let good = upstream(&message, 0);
-    let mut query_back = good.clone();
-    query_back[2] = 1;
-    let other = upstream(&query("example.org", TYPE_A), 0);
-    for reply in [None, Some(&[][..]), Some(&good[..20]), Some(&query_back), Some(&other)] {
-        let mut resolver = resolver();
-        resolver.set_forwarding(true);
-        ask(&mut resolver, &message);
-        let id = resolver.take_forward().unwrap().id;
-        let mut counters = Counters::default();
-        let (_, reply) = resolver.reply(id, reply, &mut counters).unwrap();
-        assert_eq!((reply[3] & 0xf, counters.dns_failed), (2, 1));
-    }
+fn messages_that_answer_something_else_are_ignored() {
     let mut resolver = resolver();
     resolver.set_forwarding(true);
-    ask(&mut resolver, &message);
-    let mut louder = good.clone();
+    ask(&mut resolver, &query("example.com", TYPE_A));
+    let forward = resolver.take_forward().unwrap();
+    let good = upstream(&forward.query, 0);
+    let changed = |at: usize, value: u8| {
+        let mut reply = good.clone();
+        reply[at] = value;
+        reply
+    };
+    let other = [&forward.query[..2], &upstream(&query("example.org", TYPE_A), 0)[2..]].concat();
+    for reply in [
+        Vec::new(),
+        good[..1].to_vec(),
+        good[..20].to_vec(),
+        changed(0, !good[0]),
+        changed(2, 1),
+        changed(5, 2),
+        other,
+    ] {
+        assert_eq!(resolver.reply(&reply, &mut Counters::default()), None);
+    }
+    let mut louder = good;
     louder[12..24].make_ascii_uppercase();
+    let (_, answer) = resolver.reply(&louder, &mut Counters::default()).unwrap();
+    assert_eq!(answer[3] & 0xf, 0, "case does not matter");
+}
+
+#[test]
+fn query_without_a_reply_fails() {
+    let mut resolver = resolver();
+    resolver.set_forwarding(true);
+    let mut counters = Counters::default();
+    ask(&mut resolver, &query("example.com", TYPE_A));
     let id = resolver.take_forward().unwrap().id;
-    let (_, reply) = resolver.reply(id, Some(&louder), &mut Counters::default()).unwrap();
-    assert_eq!(reply[3] & 0xf, 0, "case does not matter");
+    assert_eq!(resolver.fail(!id, &mut counters), None);
+    let (_, answer) = resolver.fail(id, &mut counters).unwrap();
+    assert_eq!((answer[3] & 0xf, counters.dns_failed), (2, 1));
+    // Over TCP half an answer is none.
+    resolver.ask(NOW, Asker::Tcp(3), &query("example.com", TYPE_A), &mut counters);
+    let mut half = upstream(&resolver.take_forward().unwrap().query, 0);
+    half[2] |= 2;
+    assert_eq!(resolver.reply(&half, &mut counters).unwrap().1[3] & 0xf, 2);
 }
 
 #[test]
@@ -236,8 +258,8 @@ fn outstanding_queries_are_bounded_and_end_after_four_seconds() {
 fn long_answers_are_cut_over_udp_only() {
     let long = |resolver: &mut Resolver, message: &[u8], asker: Asker, filler: usize| {
         resolver.ask(NOW, asker, message, &mut Counters::default());
-        let id = resolver.take_forward().unwrap().id;
-        resolver.reply(id, Some(&upstream(message, filler)), &mut Counters::default()).unwrap().1
+        let forward = resolver.take_forward().unwrap();
+        resolver.reply(&upstream(&forward.query, filler), &mut Counters::default()).unwrap().1
     };
     let mut resolver = resolver();
     resolver.set_forwarding(true);
@@ -269,7 +291,7 @@ fn guest_resolves_over_udp_and_tcp() {
                 if let Some(forward) = bench.service.take_forward() {
                     assert!(forward.tcp);
                     let long = upstream(&forward.query, 3000);
-                    bench.service.forward_reply(bench.now, forward.id, Some(&long));
+                    bench.service.forward_reply(bench.now, &long);
                 }
                 reply.extend(bench.received(handle));
                 framed(&reply).is_some()
@@ -303,8 +325,9 @@ proptest! {
             prop_assert_eq!(&answer[..2], &message[..2]);
         }
         if let Some(forward) = resolver.take_forward() {
-            let answer = resolver.reply(forward.id, Some(&reply), &mut Counters::default());
-            prop_assert_eq!(&answer.unwrap().1[..2], &message[..2]);
+            let reply = [&forward.query, &reply[..]].concat();
+            resolver.reply(&reply, &mut Counters::default());
+            resolver.reply(&reply[..reply.len() / 2], &mut Counters::default());
         }
     }
 }

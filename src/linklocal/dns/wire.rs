@@ -230,6 +230,11 @@ pub(super) enum Record<'a> {
     Name(&'a str),
 }
 
+/// Whether a message says that its sender had more to say.
+pub(super) fn is_truncated(message: &[u8]) -> bool {
+    message.get(2).is_some_and(|flags| flags & 0x02 != 0)
+}
+
 /// An answer to something that could not be read.
 pub(super) fn refusal(id: [u8; 2], code: Code) -> Vec<u8> {
     header(id, 0x80, code)

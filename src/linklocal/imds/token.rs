@@ -5,7 +5,7 @@
 //!    ├──────┼────┼───────────────────────────────────┤
 //!    │expiry│ no │ HMAC-SHA-256(key, first 8 bytes)  │   URL-safe base64: 56 characters
 //!    └──────┴────┴───────────────────────────────────┘
-//!    key = HMAC-SHA-256(seed of this boot, "kiln metadata token" 0 instance id)
+//!    key = HMAC-SHA-256(seed of this boot, "metadata token" 0 instance id)
 //! ```
 //!
 //! Any number may be valid at once and none costs memory. A token is worth nothing to another
@@ -16,8 +16,10 @@ use std::time::Duration;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE;
-use hmac::{Hmac, KeyInit, Mac};
+use hmac::{Hmac, Mac};
 use sha2::Sha256;
+
+use crate::secret::{derive, keyed};
 
 /// Longest life of a token in seconds: six hours.
 pub const MAX_TTL_SECONDS: u32 = 21_600;
@@ -35,10 +37,7 @@ pub(crate) struct TokenAuthority {
 
 impl TokenAuthority {
     pub(crate) fn new(seed: &[u8; 32], instance_id: &str) -> Self {
-        let mut derive = keyed(seed);
-        derive.update(b"kiln metadata token\0");
-        derive.update(instance_id.as_bytes());
-        let key: [u8; 32] = derive.finalize().into_bytes().into();
+        let key = derive(seed, "metadata token", instance_id.as_bytes());
         TokenAuthority { key: keyed(&key), issued: 0 }
     }
 
@@ -68,11 +67,6 @@ impl TokenAuthority {
         let expiry = Duration::from_millis(u64::from_be_bytes([0, 0, a, b, c, d, e, f]));
         expiry.checked_sub(uptime).filter(|left| !left.is_zero())
     }
-}
-
-fn keyed(key: &[u8; 32]) -> Hmac<Sha256> {
-    #[expect(clippy::expect_used, reason = "HMAC takes keys of any length (RFC 2104)")]
-    Hmac::<Sha256>::new_from_slice(key).expect("HMAC takes a key of 32 bytes")
 }
 
 #[cfg(test)]

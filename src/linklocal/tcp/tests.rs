@@ -48,13 +48,14 @@ fn slow_clients_do_not_hold_up_others_and_are_cut_off() {
     for &handle in &handles {
         bench.send(handle, b"GET /latest/meta-data/ HTTP/1.1\r\nX: ");
     }
-    for _ in 0..19 {
+    for _ in 0..4 {
         for &handle in &handles {
             bench.send(handle, b"y");
         }
         assert_eq!(bench.get("/latest").status, 200);
-        bench.run_until(SECOND, |_| false);
+        bench.run_until(4 * SECOND, |_| false);
     }
+    bench.run_until(3 * SECOND, |_| false);
     assert!(bench.service.connections() >= 100);
     bench.run_until(2 * SECOND, |_| false);
     assert_eq!(bench.service.counters().connections_timed_out, 100);
@@ -64,27 +65,27 @@ fn slow_clients_do_not_hold_up_others_and_are_cut_off() {
 #[test]
 fn more_slow_clients_than_places_only_displace_each_other() {
     let mut bench = Bench::new(metadata());
-    for _ in 0..3 * MAX_CONNECTIONS {
+    for _ in 0..MAX_CONNECTIONS + 40 {
         let handle = bench.connect(IMDS);
         bench.send(handle, b"GET /latest/meta-data/ HTTP/1.1\r\nX: ");
         bench.settle();
         bench.wait(Duration::from_millis(10));
     }
     assert_eq!(bench.service.connections(), MAX_CONNECTIONS);
-    assert_eq!(bench.service.counters().connections_evicted, 2 * MAX_CONNECTIONS as u64);
+    assert_eq!(bench.service.counters().connections_evicted, 40);
     assert_eq!(bench.get("/latest").status, 200);
 }
 
 #[test]
 fn half_open_flood_is_recycled() {
     let mut bench = Bench::new(metadata());
-    for number in 0..6_000u16 {
+    for number in 0..1_500u16 {
         bench.exchange(&segment(1_000 + number, TcpControl::Syn, i32::from(number), None, b""));
         bench.wait(Duration::from_millis(1));
     }
     assert!(bench.service.connections() <= MAX_CONNECTIONS);
     assert_eq!(bench.get("/latest").status, 200);
-    assert!(bench.service.counters().connections_evicted > 5_000);
+    assert!(bench.service.counters().connections_evicted > 1_000);
     bench.run_until(6 * SECOND, |_| false);
     assert!(bench.service.connections() <= 1, "half-open connections outlive their 5 s");
 }
@@ -291,7 +292,7 @@ fn megabyte_of_headers_gets_an_answer_and_a_reset() {
 #[test]
 fn guest_that_takes_no_frames_costs_no_more_than_the_buffers() {
     let mut bench = Bench::new(metadata());
-    for port in 1_000..60_000 {
+    for port in 1_000..8_000 {
         bench.service.transmit(
             bench.now,
             &segment_to((IMDS_V4, 81).into(), port, TcpControl::Syn, 5, None, b""),
@@ -299,7 +300,7 @@ fn guest_that_takes_no_frames_costs_no_more_than_the_buffers() {
         );
         bench.wait(Duration::from_millis(1));
     }
-    assert!(bench.service.counters().output_full > 10_000);
+    assert!(bench.service.counters().output_full > 1_000);
     let waiting: usize =
         std::iter::from_fn(|| bench.service.receive(bench.now)).map(|frame| frame.len()).sum();
     assert!(waiting <= 260 * 1024, "{waiting}");

@@ -397,3 +397,14 @@ fn switches_take_effect_on_a_running_guest() {
     guest.update_metadata(metadata());
     assert_eq!(status(), "401");
 }
+
+/// For a program that this suite does not know: `KILN_TEST_RUN='sh -c …'`.
+#[test]
+#[ignore = "runs the program that KILN_TEST_RUN names inside a guest"]
+fn any_program_inside_a_guest() {
+    let Some(guest) = Guest::new(metadata()) else { return };
+    let line = std::env::var("KILN_TEST_RUN").unwrap();
+    print!("{}", guest.run("sh", &["-c", &line]));
+    println!("{:?}", guest.counters());
+    guest.assert_nothing_leaked();
+}
