@@ -23,6 +23,8 @@ pub(crate) use Node::{File, Link};
 /// Runs a tool. `None`, with a note, when it is not installed.
 pub(crate) fn tool(program: &str, arguments: &[&str]) -> Option<()> {
     let output = Command::new(program)
+        // mtools go by the locale when they turn names into UTF-16.
+        .env("LC_ALL", "C.UTF-8")
         .args(arguments)
         .env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")
         .stdin(Stdio::null())
