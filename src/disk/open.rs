@@ -4,8 +4,9 @@ use std::fmt;
 use std::fs::File;
 use std::sync::Arc;
 
+use crate::lock::ImageFile;
 use crate::qcow2::Qcow2Disk;
-use crate::{Disk, DiskError, RawDisk, lock};
+use crate::{Disk, DiskError, RawDisk};
 
 /// Format of one image. Always declared, never guessed from the contents: a guest can write
 /// whatever header it likes into a raw disk.
@@ -57,19 +58,19 @@ pub fn open(layers: Vec<Layer>, read_only: bool) -> Result<Arc<dyn Disk>, DiskEr
             detail: format!("its chain of {} images is longer than {MAX_LAYERS}", layers.len()),
         });
     }
-    for (depth, layer) in layers.iter().enumerate() {
-        if depth == 0 && !read_only { lock::exclusive(&layer.file)? } else { lock::shared(&layer.file)? }
+    let mut locked = Vec::with_capacity(layers.len());
+    for (depth, Layer { file, format }) in layers.into_iter().enumerate() {
+        let write = depth == 0 && !read_only;
+        let file = if write { ImageFile::exclusive(file)? } else { ImageFile::shared(file)? };
+        locked.push((file, format));
     }
-    open_locked(layers.into_iter(), read_only)
-}
-
-fn open_locked(mut layers: std::vec::IntoIter<Layer>, read_only: bool) -> Result<Arc<dyn Disk>, DiskError> {
-    let Some(top) = layers.next() else {
+    let mut layers = locked.into_iter();
+    let Some((top, format)) = layers.next() else {
         return Err(DiskError::Format { format: "disk", detail: "its chain of images is empty".to_owned() });
     };
-    match top.format {
+    match format {
         Format::Raw if layers.len() > 0 => Err(DiskError::raw_overlay()),
-        Format::Raw => Ok(Arc::new(RawDisk::new(top.file, read_only)?)),
-        Format::Qcow2 => Ok(Arc::new(Qcow2Disk::open(top.file, layers, read_only)?)),
+        Format::Raw => Ok(Arc::new(RawDisk::over(top, read_only)?)),
+        Format::Qcow2 => Ok(Arc::new(Qcow2Disk::open(top, layers, read_only)?)),
     }
 }

@@ -9,6 +9,7 @@ use vm_memory::VolatileSlice;
 use vmm_sys_util::fallocate::{FallocateMode, fallocate};
 
 use crate::disk::{SECTOR_SIZE, check_range};
+use crate::lock::ImageFile;
 use crate::positioned;
 use crate::{Disk, DiskError, Extent};
 
@@ -21,15 +22,21 @@ static ZEROES: [u8; 64 * 1024] = [0; 64 * 1024];
 /// old size here.
 #[derive(Debug)]
 pub struct RawDisk {
-    file: File,
+    file: ImageFile,
     size: u64,
     read_only: bool,
 }
 
 impl RawDisk {
-    /// Takes an open file. Its size must be a multiple of 512: rounding down would hide the tail
-    /// of the image from the guest, rounding up would grow a file that may be a shared base.
+    /// Takes an open file that nobody else uses. Its size must be a multiple of 512: rounding down
+    /// would hide the tail of the image from the guest, rounding up would grow a file that may be a
+    /// shared base.
     pub fn new(file: File, read_only: bool) -> Result<Self, DiskError> {
+        Self::over(ImageFile::private(file), read_only)
+    }
+
+    /// The same for a file with its locks.
+    pub(crate) fn over(file: ImageFile, read_only: bool) -> Result<Self, DiskError> {
         let size = file_size(&file)?;
         if !size.is_multiple_of(SECTOR_SIZE) {
             return Err(DiskError::Format {
@@ -43,7 +50,7 @@ impl RawDisk {
     }
 
     /// The file and its size.
-    pub(crate) fn into_parts(self) -> (File, u64) {
+    pub(crate) fn into_parts(self) -> (ImageFile, u64) {
         (self.file, self.size)
     }
 

@@ -10,6 +10,7 @@ use super::entry::{Compressed, Corrupt, Entry, Kind};
 use super::header::{Geometry, Header, bad, clear_autoclear};
 use super::tables::{Residence, Tables};
 use crate::DiskError;
+use crate::lock::ImageFile;
 use crate::raw::file_size;
 
 /// A qcow2 file, without what lies below it.
@@ -17,7 +18,7 @@ use crate::raw::file_size;
 /// Locks, in the order in which they may be held together: `writer.flushing`, `state`,
 /// `writer.allocator`. No I/O happens under `state`.
 pub(super) struct Image {
-    pub file: File,
+    pub file: ImageFile,
     pub geometry: Geometry,
     /// Virtual size in bytes.
     pub size: u64,
@@ -74,7 +75,7 @@ pub(super) enum Place {
 }
 
 impl Image {
-    pub fn open(file: File, write: bool, has_lower: bool) -> Result<Self, DiskError> {
+    pub fn open(file: ImageFile, write: bool, has_lower: bool) -> Result<Self, DiskError> {
         let file_len = file_size(&file)?;
         let header = Header::read(&file, file_len)?;
         if header.has_backing && !has_lower {

@@ -38,7 +38,8 @@ use std::os::fd::{AsRawFd, RawFd};
 use vm_memory::VolatileSlice;
 
 use crate::disk::check_range;
-use crate::open::{Format, Layer};
+use crate::lock::ImageFile;
+use crate::open::Format;
 use crate::positioned::{self, part, total_len};
 use crate::{Disk, DiskError, Extent, PreparedWrite, RawDisk};
 use entry::Compressed;
@@ -55,7 +56,7 @@ pub(crate) struct Qcow2Disk {
 
 /// An image that is only read.
 enum Below {
-    Raw { file: File, size: u64 },
+    Raw { file: ImageFile, size: u64 },
     Qcow2(Box<Image>),
 }
 
@@ -75,22 +76,22 @@ enum Source<'d> {
 
 impl Qcow2Disk {
     pub(crate) fn open(
-        file: File,
-        below: impl ExactSizeIterator<Item = Layer>,
+        file: ImageFile,
+        below: impl ExactSizeIterator<Item = (ImageFile, Format)>,
         read_only: bool,
     ) -> Result<Self, DiskError> {
         let top = Image::open(file, !read_only, below.len() > 0)?;
         let mut left = below.len();
         let below = below
-            .map(|layer| {
+            .map(|(file, format)| {
                 left -= 1;
-                match layer.format {
+                match format {
                     Format::Raw if left > 0 => Err(DiskError::raw_overlay()),
                     Format::Raw => {
-                        let (file, size) = RawDisk::new(layer.file, true)?.into_parts();
+                        let (file, size) = RawDisk::over(file, true)?.into_parts();
                         Ok(Below::Raw { file, size })
                     }
-                    Format::Qcow2 => Ok(Below::Qcow2(Box::new(Image::open(layer.file, false, left > 0)?))),
+                    Format::Qcow2 => Ok(Below::Qcow2(Box::new(Image::open(file, false, left > 0)?))),
                 }
             })
             .collect::<Result<_, _>>()?;
