@@ -29,6 +29,8 @@ import tty
 from job import DIED, TIMED_OUT, Fail, Job, argument_parser, say
 
 LOGS_KEPT = 20
+# Seconds an L1 may take to start; it takes about ten.
+UP_LIMIT = 180
 # A disk is a whole number of sectors; the tar file is padded to this.
 JOB_DISK_ALIGN = 1 << 20
 
@@ -174,6 +176,7 @@ class Machine:
         self.logs = logs
         self.timeout = arguments.timeout
         self.started = time.monotonic()
+        self.up = False
         self.received = 0
         self.status: tuple[int, int] | None = None
         self.control_buffer = b""
@@ -228,6 +231,10 @@ class Machine:
         alive = {self.sockets["control"], stream}
         while alive and not self._finished():
             remaining = self.started + self.timeout - time.monotonic()
+            if not self.up:
+                remaining = min(remaining, self.started + UP_LIMIT - time.monotonic())
+            if remaining <= 0 and not self.up:
+                raise Fail(DIED, f"L1 did not come up in {UP_LIMIT} s; console and registers in {self.logs}")
             if remaining <= 0:
                 raise Fail(TIMED_OUT, f"timed out after {self.timeout:g} s; console and registers in {self.logs}")
             for key, _ in selector.select(remaining):
@@ -271,6 +278,7 @@ class Machine:
     def _on_message(self, line: str) -> None:
         word, _, rest = line.partition(" ")
         if word == "up":
+            self.up = True
             say(f"L1 is up after {time.monotonic() - self.started:.1f} s" + "\r" * self.job.interactive)
         elif word == "exit":
             status, count = rest.split()
