@@ -22,6 +22,7 @@ mod control;
 mod counters;
 mod features;
 mod header;
+mod limit;
 mod ring;
 mod rx;
 #[cfg(any(test, feature = "test-utils"))]
@@ -30,9 +31,10 @@ mod tx;
 mod worker;
 
 use std::io;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU16, Ordering};
+use std::sync::{Arc, Mutex};
 
+use kiln_disk::throttle::Throttle;
 use kiln_model::MacAddr;
 
 pub use backend::{FRAME_HEAD, NicBackend, NicQueue, Received, TxFrame, TxOutcome};
@@ -46,6 +48,7 @@ use super::{ActivateError, Activation, QueueWorker, VirtioDevice, Virtqueue};
 use control::Control;
 use counters::Counters;
 use features::Negotiated;
+use limit::{Limit, SharedThrottle};
 use ring::Ring;
 use rx::Rx;
 use tx::Tx;
@@ -86,6 +89,8 @@ pub struct Net {
     counters: Arc<Counters>,
     /// Pairs in use, 1 until the driver asks for more; outlives a pause.
     active_pairs: Arc<AtomicU16>,
+    tx_limit: Option<SharedThrottle>,
+    rx_limit: Option<SharedThrottle>,
 }
 
 impl Net {
@@ -106,7 +111,17 @@ impl Net {
             counters: Arc::new(Counters::default()),
             active_pairs: Arc::new(AtomicU16::new(1)),
             backend,
+            tx_limit: None,
+            rx_limit: None,
         }
+    }
+
+    /// The same with limits on frames and bytes from and to the guest. What is over a limit waits: in
+    /// the guest's ring, or with the backend.
+    #[must_use]
+    pub fn with_limits(self, tx: Option<Throttle>, rx: Option<Throttle>) -> Self {
+        let shared = |throttle: Option<Throttle>| throttle.map(|throttle| Arc::new(Mutex::new(throttle)));
+        Net { tx_limit: shared(tx), rx_limit: shared(rx), ..self }
     }
 
     /// Opens the backend and makes one worker per enabled queue pair.
@@ -165,8 +180,17 @@ impl Net {
                 name: format!("{}-q{pair}", self.name),
                 pair,
                 shared: Arc::clone(&shared),
-                rx: Rx::new(Ring::new(rx, negotiated.event_idx), negotiated, self.mtu),
-                tx: Tx::new(Ring::new(tx, negotiated.event_idx), negotiated.from_guest),
+                rx: Rx::new(
+                    Ring::new(rx, negotiated.event_idx),
+                    negotiated,
+                    self.mtu,
+                    Limit::new(self.rx_limit.clone()),
+                ),
+                tx: Tx::new(
+                    Ring::new(tx, negotiated.event_idx),
+                    negotiated.from_guest,
+                    Limit::new(self.tx_limit.clone()),
+                ),
                 control: control.take(),
                 queue,
                 poke,

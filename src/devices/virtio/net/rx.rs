@@ -10,7 +10,7 @@
 //! the ring index.
 
 use std::collections::VecDeque;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use smallvec::SmallVec;
 use vm_memory::{Bytes, GuestMemoryMmap, VolatileSlice};
@@ -20,6 +20,7 @@ use super::chain::{Direction, Malformed, Segment, resolve, walk};
 use super::counters::Counters;
 use super::features::{Negotiated, Offloads};
 use super::header::{HEADER_LEN, MAX_FRAME, NetHeader};
+use super::limit::Limit;
 use super::ring::Ring;
 
 /// Most frames delivered in one wake.
@@ -61,6 +62,7 @@ pub(super) struct Rx {
     waiting: Option<Waiting>,
     /// Storage of `waiting`; allocated when first needed.
     scratch: Vec<u8>,
+    limit: Limit,
     starved: bool,
     backlog: bool,
 }
@@ -70,11 +72,12 @@ enum Step {
     Delivered,
     Nothing,
     NoBuffers,
+    Throttled,
 }
 
 impl Rx {
     /// `mtu` bounds the frames while the guest accepts no segmentation.
-    pub fn new(ring: Ring, negotiated: Negotiated, mtu: u16) -> Self {
+    pub fn new(ring: Ring, negotiated: Negotiated, mtu: u16, limit: Limit) -> Self {
         let longest = if negotiated.to_guest.intersects(Offloads::SEGMENTATION) {
             MAX_FRAME
         } else {
@@ -90,6 +93,7 @@ impl Rx {
             capacity: 0,
             waiting: None,
             scratch: Vec::new(),
+            limit,
             // Until the first look there are none, and the driver may notify.
             starved: true,
             backlog: false,
@@ -104,6 +108,11 @@ impl Rx {
     /// Whether the last call of [`Rx::pump`] stopped for lack of budget.
     pub fn backlog(&self) -> bool {
         self.backlog
+    }
+
+    /// How long frames have to wait for the rate limit.
+    pub fn throttled(&self, now: Instant) -> Option<Duration> {
+        self.limit.wait(now)
     }
 
     /// Whether frames have to wait until the guest offers more buffers.
@@ -126,7 +135,7 @@ impl Rx {
         for _ in 0..RX_BUDGET {
             match self.deliver_one(mem, backend, counters, now)? {
                 Step::Delivered => {}
-                Step::Nothing => {
+                Step::Nothing | Step::Throttled => {
                     self.backlog = false;
                     break;
                 }
@@ -160,6 +169,9 @@ impl Rx {
         }
         if self.chains.is_empty() {
             return Ok(Step::NoBuffers);
+        }
+        if !self.limit.admit_next(now) {
+            return Ok(Step::Throttled);
         }
         if self.mergeable && self.capacity < self.longest && self.may_grow() {
             return self.receive_aside(mem, backend, counters, now);
@@ -338,6 +350,7 @@ impl Rx {
             self.ring.push_used(mem, chain.head, u32::try_from(used).unwrap_or(u32::MAX))?;
         }
         self.ring.publish(mem)?;
+        self.limit.passed(len);
         counters.rx_packets.add(1);
         counters.rx_bytes.add(len);
         if local {

@@ -296,8 +296,12 @@ impl Rig {
     }
 
     pub fn with_size(backend: Arc<FakeBackend>, without: u64, size: u16) -> Self {
-        let mem = memory();
         let net = device(backend.clone());
+        Self::around(net, backend, without, size)
+    }
+
+    pub fn around(net: Net, backend: Arc<FakeBackend>, without: u64, size: u16) -> Self {
+        let mem = memory();
         let count = u16::try_from(net.queue_max_sizes().len()).unwrap();
         let queues = (0..count).map(|i| DriverQueue::new(&mem, i, size)).collect();
         let fault = DeviceFault {

@@ -4,7 +4,7 @@
 //!  chain ──copy──▶ header + first bytes (private) ── check ──▶ backend: writev(copy, rest in place)
 //! ```
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use smallvec::SmallVec;
 use virtio_queue::DescriptorChain;
@@ -15,6 +15,7 @@ use super::chain::{Direction, Malformed, resolve, walk};
 use super::counters::Counters;
 use super::features::Offloads;
 use super::header::{HEADER_LEN, NetHeader};
+use super::limit::Limit;
 use super::ring::Ring;
 
 /// Most frames taken in one wake, so that a guest that refills its ring as fast as it is drained
@@ -32,13 +33,25 @@ type Rest<'m> = SmallVec<[VolatileSlice<'m>; 20]>;
 pub(super) struct Tx {
     ring: Ring,
     allowed: Offloads,
+    limit: Limit,
+    held: bool,
     backlog: bool,
 }
 
 impl Tx {
     /// `allowed`: what the guest may leave to the host.
-    pub fn new(ring: Ring, allowed: Offloads) -> Self {
-        Tx { ring, allowed, backlog: false }
+    pub fn new(ring: Ring, allowed: Offloads, limit: Limit) -> Self {
+        Tx { ring, allowed, limit, held: false, backlog: false }
+    }
+
+    /// Whether the last call of [`Tx::pump`] stopped for the rate limit.
+    pub fn held(&self) -> bool {
+        self.held
+    }
+
+    /// How long frames have to wait for the rate limit.
+    pub fn throttled(&self, now: Instant) -> Option<Duration> {
+        self.limit.wait(now)
     }
 
     /// The queue.
@@ -62,12 +75,18 @@ impl Tx {
         self.backlog = false;
         self.ring.disable_kicks(mem)?;
         let mut taken = 0;
-        loop {
+        self.held = self.throttled(now).is_some();
+        while !self.held {
             while let Some(chain) = self.ring.pop(mem)? {
                 let head = chain.head_index();
-                let limit = self.ring.size();
+                let frame = Frame::read(mem, chain, self.ring.size())?;
+                if !self.limit.admit(frame.total, now) {
+                    self.ring.unpop(1);
+                    self.held = true;
+                    break;
+                }
                 match backend.as_deref_mut() {
-                    Some(backend) => send(mem, chain, limit, self.allowed, backend, counters, now)?,
+                    Some(backend) => frame.send(self.allowed, backend, counters, now),
                     None => counters.tx_dropped.add(1),
                 }
                 self.ring.push_used(mem, head, 0)?;
@@ -81,7 +100,7 @@ impl Tx {
                 }
             }
             self.ring.publish(mem)?;
-            if self.backlog || !self.ring.enable_kicks(mem)? {
+            if self.backlog || self.held || !self.ring.enable_kicks(mem)? {
                 break;
             }
             self.ring.disable_kicks(mem)?;
@@ -95,60 +114,63 @@ impl Tx {
     }
 }
 
-/// Reads one chain and hands its frame to the backend.
-fn send(
-    mem: &GuestMemoryMmap,
-    chain: DescriptorChain<&GuestMemoryMmap>,
-    limit: u16,
-    allowed: Offloads,
-    backend: &mut dyn NicQueue,
-    counters: &Counters,
-    now: Instant,
-) -> Result<(), Malformed> {
-    let mut copy = [0u8; COPY];
-    let mut filled = 0;
-    let mut rest: Rest<'_> = SmallVec::new();
-    let mut total = 0usize;
-    walk(mem, chain, limit, |segment, direction| {
-        if direction != Direction::FromGuest {
-            return Err(Malformed::Direction);
-        }
-        resolve(mem, segment, |slice| {
-            total = total.saturating_add(slice.len());
-            let n = copy.get_mut(filled..).map_or(0, |room| slice.copy_to(room));
-            filled += n;
-            if let Ok(tail) = slice.offset(n)
-                && !tail.is_empty()
-            {
-                rest.push(tail);
-            }
-        })
-    })?;
+/// One chain, read.
+struct Frame<'m> {
+    /// Header and first bytes, copied.
+    copy: [u8; COPY],
+    /// Bytes of `copy` in use.
+    filled: usize,
+    /// What follows, in guest memory.
+    rest: Rest<'m>,
+    /// Length of header and frame.
+    total: usize,
+}
 
-    let Some((header, _)) = copy.split_first_chunk::<HEADER_LEN>().filter(|_| total >= HEADER_LEN) else {
-        counters.tx_malformed.add(1);
-        return Ok(());
-    };
-    let len = total - HEADER_LEN;
-    let header = match NetHeader::from_bytes(*header).from_guest(allowed, len) {
-        Ok(header) => header,
-        Err(error) => {
-            tracing::trace!(%error, "frame from the guest dropped");
-            counters.tx_malformed.add(1);
-            return Ok(());
-        }
-    };
-    copy[..HEADER_LEN].copy_from_slice(&header.to_bytes());
-    let frame = TxFrame { header, copy: copy.get(..filled).unwrap_or_default(), rest: &rest, len };
-    match backend.transmit(&frame, now) {
-        TxOutcome::Sent => {}
-        TxOutcome::Local => counters.tx_local.add(1),
-        TxOutcome::Dropped => {
-            counters.tx_dropped.add(1);
-            return Ok(());
-        }
+impl<'m> Frame<'m> {
+    fn read(
+        mem: &'m GuestMemoryMmap,
+        chain: DescriptorChain<&'m GuestMemoryMmap>,
+        limit: u16,
+    ) -> Result<Self, Malformed> {
+        let mut frame = Frame { copy: [0; COPY], filled: 0, rest: SmallVec::new(), total: 0 };
+        walk(mem, chain, limit, |segment, direction| {
+            if direction != Direction::FromGuest {
+                return Err(Malformed::Direction);
+            }
+            resolve(mem, segment, |slice| {
+                frame.total = frame.total.saturating_add(slice.len());
+                let n = frame.copy.get_mut(frame.filled..).map_or(0, |room| slice.copy_to(room));
+                frame.filled += n;
+                if let Ok(tail) = slice.offset(n)
+                    && !tail.is_empty()
+                {
+                    frame.rest.push(tail);
+                }
+            })
+        })?;
+        Ok(frame)
     }
-    counters.tx_packets.add(1);
-    counters.tx_bytes.add(len);
-    Ok(())
+
+    /// Checks the header and hands the frame to the backend.
+    fn send(mut self, allowed: Offloads, backend: &mut dyn NicQueue, counters: &Counters, now: Instant) {
+        let header = self.copy.first_chunk::<HEADER_LEN>().filter(|_| self.total >= HEADER_LEN);
+        let Some(header) = header else { return counters.tx_malformed.add(1) };
+        let len = self.total - HEADER_LEN;
+        let header = match NetHeader::from_bytes(*header).from_guest(allowed, len) {
+            Ok(header) => header,
+            Err(error) => {
+                tracing::trace!(%error, "frame from the guest dropped");
+                return counters.tx_malformed.add(1);
+            }
+        };
+        self.copy[..HEADER_LEN].copy_from_slice(&header.to_bytes());
+        let copy = self.copy.get(..self.filled).unwrap_or_default();
+        match backend.transmit(&TxFrame { header, copy, rest: &self.rest, len }, now) {
+            TxOutcome::Sent => {}
+            TxOutcome::Local => counters.tx_local.add(1),
+            TxOutcome::Dropped => return counters.tx_dropped.add(1),
+        }
+        counters.tx_packets.add(1);
+        counters.tx_bytes.add(len);
+    }
 }

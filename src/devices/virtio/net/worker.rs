@@ -89,8 +89,9 @@ impl PairWorker {
     }
 
     /// What of the backend to wait for: nothing while a frame would have nowhere to go.
-    fn wanted_fd(&self) -> Option<RawFd> {
-        if self.dead || self.rx.starved() || !self.active() { None } else { self.queue.readable_fd() }
+    fn wanted_fd(&self, now: Instant) -> Option<RawFd> {
+        let closed = self.dead || self.rx.starved() || self.rx.throttled(now).is_some() || !self.active();
+        if closed { None } else { self.queue.readable_fd() }
     }
 
     fn receive(&mut self, now: Instant) -> Result<(), Malformed> {
@@ -137,7 +138,7 @@ impl PairWorker {
                 if self.control.as_ref().is_some_and(Control::backlog) {
                     self.command()?;
                 }
-                if self.tx.backlog() {
+                if self.tx.backlog() || self.tx.held() {
                     self.transmit(now)?;
                 }
                 self.receive(now)
@@ -182,7 +183,7 @@ impl QueueWorker for PairWorker {
         if let Err(error) = result {
             self.fail(error);
         }
-        self.waits_on = self.wanted_fd();
+        self.waits_on = self.wanted_fd(now);
     }
 
     fn wake(&mut self, token: u32, now: Instant) -> Wake {
@@ -194,7 +195,7 @@ impl QueueWorker for PairWorker {
             self.waits_on = None;
             return Wake::SourcesChanged;
         }
-        let wanted = self.wanted_fd();
+        let wanted = self.wanted_fd(now);
         if wanted == self.waits_on {
             return Wake::Continue;
         }
@@ -209,11 +210,16 @@ impl QueueWorker for PairWorker {
         if self.tx.backlog() || self.control.as_ref().is_some_and(Control::backlog) {
             return Some(Duration::ZERO);
         }
-        if !self.active() || self.rx.starved() {
+        let outward = self.tx.throttled(now);
+        let inward = if !self.active() || self.rx.starved() {
             // Nothing could be delivered; a poke or the driver's next notification wakes us.
-            return None;
-        }
-        if self.rx.backlog() { Some(Duration::ZERO) } else { self.queue.deadline(now) }
+            None
+        } else if self.rx.backlog() {
+            Some(Duration::ZERO)
+        } else {
+            self.rx.throttled(now).or_else(|| self.queue.deadline(now))
+        };
+        outward.into_iter().chain(inward).min()
     }
 
     fn drain(self: Box<Self>) -> Vec<(u16, QueueState)> {

@@ -1,6 +1,7 @@
 //! The device against a driver over plain memory.
 
 mod hostile;
+mod limits;
 mod receive;
 mod transmit;
 
