@@ -4,7 +4,8 @@ use std::fs::File;
 use std::io::{self, Seek, SeekFrom};
 use std::os::unix::fs::FileExt;
 
-use vm_memory::{Bytes, GuestAddress, GuestMemoryError, GuestMemoryMmap};
+use kiln_disk::bootable::BootFile;
+use vm_memory::{Bytes, GuestAddress, GuestMemory, GuestMemoryError, GuestMemoryMmap, Permissions};
 
 /// A kernel or an initial RAM disk.
 #[derive(Clone, Copy)]
@@ -13,6 +14,8 @@ pub enum Blob<'a> {
     Bytes(&'a [u8]),
     /// In a regular file, copied from there without a buffer in between. Moves the file's offset.
     File(&'a File),
+    /// Inside a disk image, copied from there without a buffer in between.
+    Image(&'a BootFile),
 }
 
 impl Blob<'_> {
@@ -21,6 +24,7 @@ impl Blob<'_> {
         match self {
             Blob::Bytes(bytes) => Ok(bytes.len() as u64),
             Blob::File(file) => Ok(file.metadata()?.len()),
+            Blob::Image(file) => Ok(file.len()),
         }
     }
 
@@ -41,6 +45,7 @@ impl Blob<'_> {
                 Ok(())
             }
             Blob::File(file) => file.read_exact_at(out, offset),
+            Blob::Image(file) => file.read_exact_at(out, offset).map_err(io::Error::other),
         }
     }
 
@@ -67,6 +72,16 @@ impl Blob<'_> {
                 let mut file = *file;
                 file.seek(SeekFrom::Start(offset)).map_err(GuestMemoryError::IOError)?;
                 mem.read_exact_volatile_from(address, &mut file, count)
+            }
+            Blob::Image(file) => {
+                let mut at = offset;
+                for slice in mem.get_slices(address, count, Permissions::Write)? {
+                    let slice = slice?;
+                    let failed = |error| GuestMemoryError::IOError(io::Error::other(error));
+                    file.read_volatile_at(slice, at).map_err(failed)?;
+                    at += slice.len() as u64;
+                }
+                Ok(())
             }
         }
     }

@@ -2,7 +2,6 @@
 
 use std::fs::File;
 
-use kiln_disk::bootable::filesystem::FsError;
 use kiln_disk::bootable::{self, BootError, BootFile, Limits};
 use kiln_vmspec::{BootSource, VmSpec};
 
@@ -18,21 +17,12 @@ pub enum BootSourceError {
     /// See source.
     #[error("no kernel can be read from the root volume")]
     RootVolume(#[from] BootError),
-    /// A file of the boot entry that cannot be read after all.
-    #[error("{place} cannot be read")]
-    Read {
-        /// Path and partition.
-        place: String,
-        /// Why.
-        #[source]
-        source: FsError,
-    },
 }
 
-/// A file to load, read into memory or still open.
+/// A file to load.
 pub enum Contents<'a> {
-    /// Read out of the root volume.
-    Bytes(Vec<u8>),
+    /// On the root volume.
+    Image(BootFile),
     /// Handed in.
     File(&'a File),
 }
@@ -41,7 +31,7 @@ impl Contents<'_> {
     /// For the loader.
     pub fn blob(&self) -> Blob<'_> {
         match self {
-            Contents::Bytes(bytes) => Blob::Bytes(bytes),
+            Contents::Image(file) => Blob::Image(file),
             Contents::File(file) => Blob::File(file),
         }
     }
@@ -59,9 +49,6 @@ pub struct Kernel<'a> {
     pub description: String,
 }
 
-/// Command line for a kernel given by the user without one and without a boot entry to take it from.
-const DEFAULT_CMDLINE: &str = "console=ttyS0 root=/dev/vda1 ro";
-
 /// Finds the kernel of `spec`.
 pub fn find<'a>(spec: &VmSpec, host: &'a Host) -> Result<Kernel<'a>, BootSourceError> {
     let entry = || match host.disks.first() {
@@ -71,16 +58,11 @@ pub fn find<'a>(spec: &VmSpec, host: &'a Host) -> Result<Kernel<'a>, BootSourceE
     match &spec.boot {
         BootSource::RootVolume { cmdline } => {
             let entry = entry()?;
-            let limits = limits(spec);
-            let mut initrds = Vec::new();
-            for initrd in &entry.initrds {
-                initrds.push(read(initrd, limits.initrd)?);
-            }
             Ok(Kernel {
-                kernel: read(&entry.kernel, limits.kernel)?,
-                initrds,
-                cmdline: cmdline.clone().unwrap_or_else(|| entry.cmdline.clone()),
                 description: format!("{} ({}, {})", entry.kernel.place(), entry.title, entry.origin),
+                kernel: Contents::Image(entry.kernel),
+                initrds: entry.initrds.into_iter().map(Contents::Image).collect(),
+                cmdline: cmdline.clone().unwrap_or(entry.cmdline),
             })
         }
         BootSource::Files { cmdline, .. } => {
@@ -90,17 +72,17 @@ pub fn find<'a>(spec: &VmSpec, host: &'a Host) -> Result<Kernel<'a>, BootSourceE
             Ok(Kernel {
                 kernel: Contents::File(kernel),
                 initrds: host.initrd.iter().map(Contents::File).collect(),
-                cmdline: cmdline.unwrap_or_else(|| DEFAULT_CMDLINE.into()),
+                cmdline: cmdline.unwrap_or_else(|| default_cmdline(spec, host)),
                 description: "the given kernel".into(),
             })
         }
     }
 }
 
-fn read<'a>(file: &BootFile, limit: u64) -> Result<Contents<'a>, BootSourceError> {
-    let bytes = file.read(limit);
-    let bytes = bytes.map_err(|source| BootSourceError::Read { place: file.place().to_owned(), source })?;
-    Ok(Contents::Bytes(bytes))
+/// For a kernel given by the user without a command line and without a boot entry to take it from.
+fn default_cmdline(spec: &VmSpec, host: &Host) -> String {
+    let root = host.disks.first().and_then(|disk| bootable::default_cmdline(disk, &limits(spec)).ok());
+    root.unwrap_or_else(|| "console=ttyS0".into())
 }
 
 /// Nothing larger than guest memory is worth reading.
