@@ -17,14 +17,20 @@
 pub mod msr;
 mod topology;
 
+use std::arch::x86_64::__cpuid;
+use std::ops::Range;
+
 use kvm_bindings::{CpuId, KVM_CPUID_FLAG_SIGNIFCANT_INDEX, kvm_cpuid_entry2};
 
 use crate::firmware::smbios::ProcessorInfo;
 
 /// Frequency of KVM's local APIC timer: one cycle is one nanosecond.
 const APIC_BUS_KHZ: u32 = 1_000_000;
-/// For hosts whose KVM hides the name of the processor.
+/// For processors without a name.
 const GENERIC_BRAND: &str = "Virtual x86-64 processor";
+/// Leaves with the processor's name, 16 bytes each.
+const BRAND_LEAVES: Range<u32> = 0x8000_0002..0x8000_0005;
+const BRAND_LEN: usize = 48;
 
 /// Choices of the machine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -85,7 +91,7 @@ impl Cpuid {
         topology::shared(&mut leaves, vendor, spec.vcpus);
         hypervisor(&mut leaves, spec);
         tsc_frequency(&mut leaves, vendor, spec);
-        brand(&mut leaves);
+        brand(&mut leaves, host_brand());
         Ok(Cpuid { leaves, vcpus: spec.vcpus })
     }
 
@@ -211,18 +217,32 @@ fn tsc_frequency(leaves: &mut Leaves, vendor: Vendor, spec: &CpuidSpec) {
     }
 }
 
-/// Gives the processor a name where the host hides it.
-fn brand(leaves: &mut Leaves) {
-    if leaves.max_extended() < 0x8000_0004 || leaves.brand_bytes().iter().any(|b| *b != 0) {
+/// Gives the processor its name: KVM lists these leaves as zeroes.
+fn brand(leaves: &mut Leaves, host: [u8; BRAND_LEN]) {
+    if leaves.max_extended() < BRAND_LEAVES.end - 1 || leaves.brand_bytes().iter().any(|b| *b != 0) {
         return;
     }
-    let mut name = [0; 48];
-    name[..GENERIC_BRAND.len()].copy_from_slice(GENERIC_BRAND.as_bytes());
-    for (function, bytes) in (0x8000_0002..).zip(name.as_chunks::<16>().0) {
+    let mut name = host;
+    if name.iter().all(|b| *b == 0) {
+        name[..GENERIC_BRAND.len()].copy_from_slice(GENERIC_BRAND.as_bytes());
+    }
+    for (function, bytes) in BRAND_LEAVES.zip(name.as_chunks::<16>().0) {
         let word = |n: usize| u32::from_le_bytes([bytes[n], bytes[n + 1], bytes[n + 2], bytes[n + 3]]);
         let leaf = leaves.get_or_insert(function, 0);
         (leaf.eax, leaf.ebx, leaf.ecx, leaf.edx) = (word(0), word(4), word(8), word(12));
     }
+}
+
+/// The name of the processor that this runs on.
+fn host_brand() -> [u8; BRAND_LEN] {
+    let mut name = [0; BRAND_LEN];
+    if __cpuid(0x8000_0000).eax >= BRAND_LEAVES.end - 1 {
+        let words = BRAND_LEAVES.map(__cpuid).flat_map(|leaf| [leaf.eax, leaf.ebx, leaf.ecx, leaf.edx]);
+        for (to, word) in name.as_chunks_mut::<4>().0.iter_mut().zip(words) {
+            *to = word.to_le_bytes();
+        }
+    }
+    name
 }
 
 fn text(bytes: &[u8]) -> String {
@@ -305,7 +325,7 @@ impl Leaves {
     }
 
     fn brand_bytes(&self) -> Vec<u8> {
-        (0x8000_0002..=0x8000_0004)
+        BRAND_LEAVES
             .filter_map(|function| self.get(function, 0))
             .flat_map(|leaf| [leaf.eax, leaf.ebx, leaf.ecx, leaf.edx])
             .flat_map(u32::to_le_bytes)

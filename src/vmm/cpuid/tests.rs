@@ -188,13 +188,21 @@ fn tsc_leaf_gives_the_exact_frequency_on_intel_only() {
 }
 
 #[test]
-fn brand_is_the_hosts_or_a_generic_one() {
+fn brand_is_what_kvm_says_or_the_hosts_or_a_generic_one() {
     assert_eq!(Cpuid::new(&amd(), &SPEC).unwrap().processor_info().brand, "AMD EPYC");
-    let mut entries = amd().as_slice().to_vec();
-    entries.iter_mut().find(|e| e.function == 0x8000_0002).unwrap().eax = 0;
-    entries.iter_mut().find(|e| e.function == 0x8000_0002).unwrap().ebx = 0;
-    let info = Cpuid::new(&CpuId::from_entries(&entries).unwrap(), &SPEC).unwrap().processor_info();
-    assert_eq!((info.brand.as_str(), info.vendor.as_str(), info.cores), (GENERIC_BRAND, "AuthenticAMD", 4));
+    let nameless = || {
+        let mut leaves = Leaves::of(&amd());
+        BRAND_LEAVES.for_each(|leaf| leaves.zero(leaf));
+        leaves
+    };
+    let mut host = [0; BRAND_LEN];
+    host[..9].copy_from_slice(b"Some CPU\0");
+    for (host, wanted) in [(host, "Some CPU"), ([0; BRAND_LEN], GENERIC_BRAND)] {
+        let mut leaves = nameless();
+        brand(&mut leaves, host);
+        let info = Cpuid { leaves, vcpus: 4 }.processor_info();
+        assert_eq!((info.brand.as_str(), info.vendor.as_str(), info.cores), (wanted, "AuthenticAMD", 4));
+    }
 }
 
 #[test]

@@ -120,9 +120,8 @@ impl Tables {
                 .qword(CHARACTERISTICS)
                 .byte(0)
                 .byte(VIRTUAL_MACHINE)
-                .zeroes(2) // BIOS release; unlike the version string, a pair of numbers
-                .byte(0xff) // no embedded controller
-                .byte(0xff),
+                .bytes(&[0xff; 2]) // no release but the version string
+                .bytes(&[0xff; 2]), // no embedded controller
         );
     }
 

@@ -14,10 +14,10 @@
 
 use acpi_tables::Aml;
 use acpi_tables::aml::{
-    AddressSpace, AddressSpaceCacheable, And, Arg, CreateDWordField, Device, EISAName, Else, Equal, Field,
+    AddressSpace, AddressSpaceCacheable, And, Arg, CreateDWordField, Device, EISAName, Field,
     FieldAccessType, FieldEntry, FieldLockRule, FieldUpdateRule, IO, If, Interrupt, Local, Memory32Fixed,
-    Method, Name, Notify, ONE, OpRegion, OpRegionSpace, Or, Package, ResourceTemplate, Return, Scope, Store,
-    Uuid, ZERO,
+    Method, Name, NotEqual, Notify, ONE, OpRegion, OpRegionSpace, Or, Package, Path, ResourceTemplate,
+    Return, Scope, Store, Uuid, ZERO,
 };
 
 use super::AcpiSpec;
@@ -89,12 +89,17 @@ fn host_bridge(spec: &AcpiSpec, aml: &mut Vec<u8>) {
 }
 
 /// `_OSC` (PCI Firmware 3.2 §4.5.1): hands every PCI Express feature that is asked for to the
-/// operating system. Without the method Linux refuses extended configuration space for its own use.
+/// operating system, by returning the request as it came. Without the method Linux turns features
+/// off and says so.
 fn operating_system_capabilities() -> RawAml {
     const UNRECOGNIZED_UUID: u8 = 1 << 2;
     const UNRECOGNIZED_REVISION: u8 = 1 << 3;
-    /// Hot plug, SHPC hot plug, PME, AER, capability structure.
-    const GRANTED: u8 = 0x1f;
+    let is_host_bridge = Uuid::new("33DB4D5B-1FF7-401C-9657-7441C03DD766");
+    let complain = |error: u8| {
+        let mut aml = Vec::new();
+        Or::new(&NameRef("CDW1"), &NameRef("CDW1"), &error).to_aml_bytes(&mut aml);
+        RawAml(aml)
+    };
     let mut aml = Vec::new();
     Method::new(
         "_OSC".into(),
@@ -102,18 +107,8 @@ fn operating_system_capabilities() -> RawAml {
         false,
         vec![
             &CreateDWordField::new(&NameRef("CDW1"), &Arg(3), &ZERO),
-            &If::new(
-                &Equal::new(&Arg(0), &Uuid::new("33DB4D5B-1FF7-401C-9657-7441C03DD766")),
-                vec![
-                    &CreateDWordField::new(&NameRef("CDW3"), &Arg(3), &8u8),
-                    &And::new(&NameRef("CDW3"), &NameRef("CDW3"), &GRANTED),
-                    &If::new(
-                        &acpi_tables::aml::NotEqual::new(&Arg(1), &ONE),
-                        vec![&Or::new(&NameRef("CDW1"), &NameRef("CDW1"), &UNRECOGNIZED_REVISION)],
-                    ),
-                ],
-            ),
-            &Else::new(vec![&Or::new(&NameRef("CDW1"), &NameRef("CDW1"), &UNRECOGNIZED_UUID)]),
+            &If::new(&NotEqual::new(&Arg(0), &is_host_bridge), vec![&complain(UNRECOGNIZED_UUID)]),
+            &If::new(&NotEqual::new(&Arg(1), &ONE), vec![&complain(UNRECOGNIZED_REVISION)]),
             &Return::new(&Arg(3)),
         ],
     )
@@ -234,11 +229,8 @@ fn event_device(aml: &mut Vec<u8>) {
 /// `If (Local0 & bit) { Notify (device, 0x80) }`
 fn on_event(bit: u32, device: &str) -> RawAml {
     let mut aml = Vec::new();
-    If::new(
-        &And::new(&ZERO, &Local(0), &bit),
-        vec![&Notify::new(&acpi_tables::aml::Path::new(device), &NOTIFY_CHANGED)],
-    )
-    .to_aml_bytes(&mut aml);
+    If::new(&And::new(&ZERO, &Local(0), &bit), vec![&Notify::new(&Path::new(device), &NOTIFY_CHANGED)])
+        .to_aml_bytes(&mut aml);
     RawAml(aml)
 }
 
