@@ -1,11 +1,13 @@
 //! The command line as types. Doc comments are the help text.
 
+use std::net::Ipv4Addr;
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use kiln_controlplane::network::RuleSpec;
 use kiln_controlplane::state::dir;
 use kiln_model::size::{GIB, MIB};
-use kiln_model::{ByteSize, InstanceType};
+use kiln_model::{ByteSize, InstanceType, Ipv4Cidr, SecurityGroupRuleId};
 use kiln_vmspec::DiskFormat;
 
 /// Run AMI-style images as isolated microVMs on your own Linux host.
@@ -41,6 +43,15 @@ pub enum Command {
     Stop(StopArgs),
     /// End an instance for good: its machine, its volume, its address.
     Terminate(TerminateArgs),
+    /// Say who may talk to instances: security groups.
+    #[command(subcommand)]
+    Sg(SgCommand),
+    /// Work with VPCs: networks of their own address space.
+    #[command(subcommand)]
+    Vpc(VpcCommand),
+    /// Work with subnets of VPCs.
+    #[command(subcommand)]
+    Subnet(SubnetCommand),
     /// List instance types.
     Types(JsonArg),
     /// Say what this host offers, and what to do about each gap.
@@ -97,8 +108,22 @@ pub struct RunArgs {
     /// Append what the guest prints to this file.
     #[arg(long, value_name = "FILE")]
     pub console_log: Option<PathBuf>,
+    /// Put the instance into this security group; may be given several times. Without it and --allow:
+    /// the group `default`, and this host may connect to everything.
+    #[arg(long, value_name = "NAME")]
+    pub security_group: Vec<String>,
+    /// Let in what this rule says, PROTOCOL:PORTS:PEER, such as tcp:22:10.50.2.133/32, tcp:80:0.0.0.0/0,
+    /// icmp:web or tcp:22:host; may be given several times.
+    #[arg(long, value_name = "RULE")]
+    pub allow: Vec<RuleSpec>,
+    /// Subnet to be in, by id or name (see `kiln subnet ls`).
+    #[arg(long, value_name = "SUBNET")]
+    pub subnet: Option<String>,
+    /// Private address instead of the next free one.
+    #[arg(long, value_name = "ADDRESS")]
+    pub private_ip: Option<Ipv4Addr>,
     /// No way to other machines; DHCP, metadata, DNS and time still answer.
-    #[arg(long)]
+    #[arg(long, conflicts_with_all = ["security_group", "allow", "subnet", "private_ip"])]
     pub no_network: bool,
     /// Take the memory from the host's pool of 2 MiB pages.
     #[arg(long)]
@@ -153,6 +178,176 @@ pub struct PsArgs {
     /// Print JSON.
     #[arg(long)]
     pub json: bool,
+}
+
+/// Commands on security groups. Changes are in force at once, for running instances too.
+#[derive(Debug, Subcommand)]
+pub enum SgCommand {
+    /// Make a group that lets everything out and nothing in.
+    Create(SgCreateArgs),
+    /// Add rules to a group.
+    Authorize(SgRulesArgs),
+    /// Take rules out of a group.
+    Revoke(SgRevokeArgs),
+    /// List groups.
+    Ls(JsonArg),
+    /// Show the rules of a group with what they have let pass, and the instances in it.
+    Show(SgShowArgs),
+    /// Remove groups that nothing needs.
+    Rm(SgRemoveArgs),
+    /// Put an instance into these groups instead of those that it is in.
+    Assign(SgAssignArgs),
+    /// Say which rule lets a peer connect to an instance, or that none does.
+    Explain(SgExplainArgs),
+}
+
+/// Options of `kiln sg create`.
+#[derive(Debug, Args)]
+pub struct SgCreateArgs {
+    /// Name of the group, of its own in the VPC.
+    pub name: String,
+    /// What it is for.
+    #[arg(long, default_value = "made with kiln sg create")]
+    pub description: String,
+    /// VPC by id or name; by default the one that instances are in.
+    #[arg(long)]
+    pub vpc: Option<String>,
+}
+
+/// Options of `kiln sg authorize`.
+#[derive(Debug, Args)]
+pub struct SgRulesArgs {
+    /// Name or id.
+    pub group: String,
+    /// What is allowed, PROTOCOL:PORTS:PEER. The peer is a range, a group, or `host`.
+    #[arg(long, value_name = "RULE", required = true)]
+    pub allow: Vec<RuleSpec>,
+    /// The rules are about what members of the group begin, not about what is begun with them.
+    #[arg(long)]
+    pub egress: bool,
+    /// What the rules are for.
+    #[arg(long)]
+    pub description: Option<String>,
+    /// VPC by id or name; by default the one that instances are in.
+    #[arg(long)]
+    pub vpc: Option<String>,
+}
+
+/// Options of `kiln sg revoke`.
+#[derive(Debug, Args)]
+pub struct SgRevokeArgs {
+    /// Name or id.
+    pub group: String,
+    /// What is no longer allowed, as it was authorized.
+    #[arg(long, value_name = "RULE")]
+    pub allow: Vec<RuleSpec>,
+    /// Ids of rules (see `kiln sg show`).
+    #[arg(long, value_name = "SGR-ID", required_unless_present = "allow", conflicts_with = "allow")]
+    pub rule: Vec<SecurityGroupRuleId>,
+    /// The rules are about what members of the group begin.
+    #[arg(long)]
+    pub egress: bool,
+    /// VPC by id or name; by default the one that instances are in.
+    #[arg(long)]
+    pub vpc: Option<String>,
+}
+
+/// Options of `kiln sg show`.
+#[derive(Debug, Args)]
+pub struct SgShowArgs {
+    /// Name or id.
+    pub group: String,
+    /// VPC by id or name; by default the one that instances are in.
+    #[arg(long)]
+    pub vpc: Option<String>,
+    /// Print JSON.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Options of `kiln sg rm`.
+#[derive(Debug, Args)]
+pub struct SgRemoveArgs {
+    /// Names or ids.
+    #[arg(required = true)]
+    pub groups: Vec<String>,
+    /// VPC by id or name; by default the one that instances are in.
+    #[arg(long)]
+    pub vpc: Option<String>,
+}
+
+/// Options of `kiln sg assign`.
+#[derive(Debug, Args)]
+pub struct SgAssignArgs {
+    /// Id or name of the instance.
+    pub instance: String,
+    /// Names or ids of the groups.
+    #[arg(required = true)]
+    pub groups: Vec<String>,
+}
+
+/// Options of `kiln sg explain`.
+#[derive(Debug, Args)]
+pub struct SgExplainArgs {
+    /// Id or name of the instance.
+    pub instance: String,
+    /// Who connects: an address, or id or name of an instance.
+    pub peer: String,
+    /// To what: a TCP port such as 22, or tcp:22, udp:53, icmp (a ping) or proto:47.
+    pub port: String,
+    /// The other way round: the instance connects to the peer.
+    #[arg(long)]
+    pub egress: bool,
+}
+
+/// Commands on VPCs.
+#[derive(Debug, Subcommand)]
+pub enum VpcCommand {
+    /// Make a VPC. Its range may be that of another one: they never meet.
+    Create(VpcCreateArgs),
+    /// List VPCs.
+    Ls(JsonArg),
+    /// Remove an empty VPC.
+    Rm {
+        /// Id or name.
+        vpc: String,
+    },
+}
+
+/// Options of `kiln vpc create`.
+#[derive(Debug, Args)]
+pub struct VpcCreateArgs {
+    /// Range, /16 to /28, such as 10.50.0.0/16.
+    pub cidr: Ipv4Cidr,
+    /// What to call it.
+    #[arg(long)]
+    pub name: Option<String>,
+}
+
+/// Commands on subnets.
+#[derive(Debug, Subcommand)]
+pub enum SubnetCommand {
+    /// Make a subnet.
+    Create(SubnetCreateArgs),
+    /// List subnets.
+    Ls(JsonArg),
+    /// Remove a subnet that no instance is in.
+    Rm {
+        /// Id or name.
+        subnet: String,
+    },
+}
+
+/// Options of `kiln subnet create`.
+#[derive(Debug, Args)]
+pub struct SubnetCreateArgs {
+    /// VPC by id or name.
+    pub vpc: String,
+    /// Range inside of the VPC's, such as 10.50.2.0/24.
+    pub cidr: Ipv4Cidr,
+    /// What to call it.
+    #[arg(long)]
+    pub name: Option<String>,
 }
 
 /// Output for programs.

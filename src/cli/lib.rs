@@ -5,9 +5,11 @@
 mod args;
 mod console;
 mod error;
+mod groups;
 mod host;
 mod images;
 mod instances;
+mod networks;
 mod progress;
 mod run;
 mod table;
@@ -57,6 +59,9 @@ fn dispatch(cli: &Cli) -> Result<(), Failure> {
         Command::Console(args) => instances::console(state_dir, args),
         Command::Stop(args) => instances::stop(state_dir, args),
         Command::Terminate(args) => instances::terminate(state_dir, args),
+        Command::Sg(command) => groups::sg(state_dir, command),
+        Command::Vpc(command) => networks::vpc(state_dir, command),
+        Command::Subnet(command) => networks::subnet(state_dir, command),
         Command::Types(args) => host::types(args),
         Command::Doctor(args) => host::doctor(state_dir, args),
         Command::Completion { shell } => {

@@ -9,6 +9,7 @@ use kiln_controlplane::instances::{
     BootOverride, ControlPlane, Ending, Instance, LaunchRequest, NetworkMode, RunningInstance,
 };
 use kiln_controlplane::metadata::parse_options;
+use kiln_controlplane::network::Placement;
 use kiln_model::{SshPublicKey, UserData};
 use kiln_vmspec::MetadataOptions;
 
@@ -72,6 +73,12 @@ fn request(args: &RunArgs) -> Result<LaunchRequest, Failure> {
         hugepages: args.hugepages,
         volume_size: args.volume_size,
         network: if args.no_network { NetworkMode::LinkLocalOnly } else { NetworkMode::Vpc },
+        placement: Placement {
+            subnet: args.subnet.clone(),
+            address: args.private_ip,
+            groups: args.security_group.clone(),
+            allow: args.allow.clone(),
+        },
         user_data: args.user_data.as_deref().map(user_data).transpose()?,
         ssh_key: args.ssh_key.as_deref().map(ssh_key).transpose()?,
         metadata_options: parse_options(options, &args.metadata_options)?,

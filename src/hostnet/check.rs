@@ -4,20 +4,24 @@ use std::fs::OpenOptions;
 use std::net::Ipv4Addr;
 use std::process::Command;
 
-use kiln_model::{InterfaceId, MacAddr};
+use kiln_model::security::{Member, NetworkPolicy, Peer, Rule, Traffic};
+use kiln_model::{InterfaceId, MacAddr, SecurityGroupId, SecurityGroupRuleId};
 use nix::sched::{CloneFlags, unshare};
 
 use crate::error::HostNetError;
 use crate::netns::on_thread;
-use crate::nft::{self, Member, Outcome};
+use crate::nft::{self, Filter, Outcome, Rate};
 use crate::plan::MAX_QUEUES;
-use crate::policy::Policy;
-use crate::{sysctl, tap};
+use crate::{conntrack, sysctl, tap};
 
 /// Empties the filter of a namespace.
 const FLUSH: &str = "flush ruleset\n";
 /// What the packet filter needs.
 const NEEDS: &str = "needed are nftables 1.0 or later and a kernel with its conntrack, NAT and ARP parts (nft_ct, nft_masq, nf_tables)";
+
+/// What the filter on taps needs.
+const NEEDS_INGRESS: &str =
+    "needed is a kernel with the ingress hook and limits of nf_tables (nf_tables, nft_limit)";
 
 /// One thing that was looked at.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -59,6 +63,8 @@ pub fn check() -> Vec<Finding> {
         Ok(()) => vec![
             finding("taps", taps()),
             finding("packet filter", filter()),
+            finding("filter on taps", port_filter()),
+            finding("connection tracking", tracking()),
             finding("IPv4 forwarding", forwarding()),
         ],
         Err(error) => vec![finding(
@@ -81,20 +87,16 @@ fn taps() -> State {
 }
 
 fn filter() -> State {
-    let policy = Policy::from_host_only();
-    let member = Member {
-        interface: InterfaceId::from_bits(0),
-        mac: MacAddr::new([2, 0, 0, 0, 0, 1]),
-        address: Ipv4Addr::new(172, 31, 0, 4),
-        host: Ipv4Addr::new(172, 31, 0, 3),
-        policy: &policy,
-    };
+    let host = Ipv4Addr::new(172, 31, 0, 3);
+    let filter = Filter::of(&trial_policy(host));
+    let nothing = Filter::default();
     // They belong to different namespaces; here they are tried one after the other in the same.
     let scripts = [
         nft::vpc_base(),
-        nft::attach(&member),
+        nothing.script(&filter),
+        filter.script(&nothing),
         FLUSH.to_owned(),
-        nft::gateway_base(member.host),
+        nft::gateway_base(host),
         FLUSH.to_owned(),
         nft::host_base(true),
     ];
@@ -109,6 +111,48 @@ fn filter() -> State {
         }
     }
     State::Good
+}
+
+/// A policy with one of everything.
+fn trial_policy(host: Ipv4Addr) -> NetworkPolicy {
+    let group = SecurityGroupId::from_bits(0);
+    let id = SecurityGroupRuleId::from_bits;
+    let list = kiln_model::PrefixListId::from_bits(0);
+    let member = Member {
+        mac: MacAddr::new([2, 0, 0, 0, 0, 1]),
+        addresses: vec![Ipv4Addr::new(172, 31, 0, 4)],
+        groups: [group].into(),
+        host: Some(host),
+        source_dest_check: true,
+        connections: 1,
+    };
+    let listed =
+        Rule { peer: Peer::PrefixList(list), traffic: Traffic::Protocol(47), ..Rule::all_egress(id(2)) };
+    NetworkPolicy {
+        interfaces: [(InterfaceId::from_bits(0), member)].into(),
+        groups: [(group, vec![Rule::from_itself(id(0), group), Rule::all_egress(id(1)), listed])].into(),
+        prefix_lists: [(list, vec![])].into(),
+    }
+}
+
+/// Frames are filtered on the tap itself, before all else.
+fn port_filter() -> State {
+    let interface = InterfaceId::from_bits(0);
+    let tried = tap::create(&crate::names::tap(interface), 1)
+        .and_then(|_queues| nft::run(&nft::make_port(interface, Rate::default()), "a tap for trying"));
+    match tried {
+        Ok(Outcome::Done) => State::Good,
+        Ok(Outcome::Exists | Outcome::Missing) => State::Bad(NEEDS_INGRESS.to_owned()),
+        Err(error) => State::Bad(format!("{}; {NEEDS_INGRESS}", told(&error))),
+    }
+}
+
+/// Connections are listed and deleted when an address moves or a rule goes.
+fn tracking() -> State {
+    match conntrack::forget(Ipv4Addr::UNSPECIFIED) {
+        Ok(_) => State::Good,
+        Err(error) => State::Bad(format!("{}; load the kernel module nf_conntrack_netlink", told(&error))),
+    }
 }
 
 /// Looks for a filter that drops what the host forwards, as Docker and some firewalls set it up. No

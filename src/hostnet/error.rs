@@ -71,6 +71,9 @@ pub enum HostNetError {
         /// What nft said, on one line.
         message: String,
     },
+    /// Nobody could tell what the filter shall be.
+    #[error("the rules of the network could not be read")]
+    Policy(#[source] Box<dyn std::error::Error + Send + Sync>),
     /// No transit addresses are left.
     #[error("all {0} addresses between host and gateways are in use")]
     NoTransit(u32),

@@ -16,16 +16,18 @@
 use std::net::Ipv4Addr;
 use std::path::Path;
 
+use kiln_model::security::NetworkPolicy;
 use kiln_model::{InterfaceId, Ipv4Cidr, VpcId};
 
+use crate::enforce::{Enforced, forget_connections, place_addresses};
 use crate::error::HostNetError;
 use crate::names;
 use crate::netlink::{Link, Netlink, Via};
 use crate::netns::{NetNs, on_thread};
-use crate::nft::{self, Member, Outcome};
+use crate::nft::{self, Outcome};
 use crate::plan::{MTU_RANGE, Nic, NicPlan};
 use crate::record::{Record, Records};
-use crate::{conntrack, sysctl, tap};
+use crate::{sysctl, tap};
 
 /// Gateway's end of its link to the VPC.
 const GATEWAY_INSIDE: Ipv4Addr = Ipv4Addr::new(169, 254, 255, 1);
@@ -40,13 +42,18 @@ const LINK_MTU: u16 = *MTU_RANGE.end();
 /// All addresses.
 const ANYWHERE: Ipv4Addr = Ipv4Addr::UNSPECIFIED;
 
+/// Tells the policy of a VPC as it is now. Called under the lock of the host's network, so that of
+/// two processes that change something the later one applies what both have changed.
+pub type PolicySource<'a> =
+    dyn Fn() -> Result<NetworkPolicy, Box<dyn std::error::Error + Send + Sync>> + Sync + 'a;
+
 /// Connects an interface and opens its tap queues. What an earlier attempt left is replaced; a tap
 /// that a running VMM holds open is refused with [`HostNetError::InUse`].
 ///
 /// Blocks, for some tens of milliseconds and while another process attaches or detaches; the calling
 /// thread's network namespace is the host. `dir` keeps the lock and the records and must be the same
 /// for all processes of a host.
-pub fn attach(dir: &Path, plan: &NicPlan) -> Result<Nic, HostNetError> {
+pub fn attach(dir: &Path, plan: &NicPlan, policy: &PolicySource<'_>) -> Result<Nic, HostNetError> {
     let host = plan.check()?;
     let records = Records::lock(dir)?;
     if let Some(left_over) = records.get(plan.interface)? {
@@ -57,7 +64,7 @@ pub fn attach(dir: &Path, plan: &NicPlan) -> Result<Nic, HostNetError> {
     }
     let record = Record { interface: plan.interface, vpc: plan.vpc, address: plan.address, mac: plan.mac };
     records.put(record)?;
-    let result = connect(&records, plan, host);
+    let result = connect(&records, plan, host, policy);
     if let Err(error) = &result
         && let Err(second) = remove_interface(&records, record)
     {
@@ -74,6 +81,26 @@ pub fn detach(dir: &Path, interface: InterfaceId) -> Result<(), HostNetError> {
         Some(record) => remove_interface(&records, record),
         None => Ok(()),
     }
+}
+
+/// Makes the policy of a VPC hold for those of its interfaces that are attached. False if there was
+/// nothing to do. What is allowed before and after passes all the while; what was allowed without
+/// tracking, and is not any more, ends.
+pub fn apply(dir: &Path, vpc: VpcId, policy: &PolicySource<'_>) -> Result<bool, HostNetError> {
+    let records = Records::lock(dir)?;
+    let Some(namespace) = NetNs::open(&names::vpc_namespace(vpc))? else { return Ok(false) };
+    let mut enforced = Enforced::open(dir, vpc)?;
+    let target = attached(&records, vpc, policy)?;
+    namespace.run(|| enforced.change(target))
+}
+
+/// The policy of a VPC as far as it is about interfaces that are here.
+fn attached(records: &Records, vpc: VpcId, policy: &PolicySource<'_>) -> Result<NetworkPolicy, HostNetError> {
+    let mut policy = policy().map_err(HostNetError::Policy)?;
+    let here: std::collections::BTreeSet<_> =
+        records.list()?.into_iter().filter(|r| r.vpc == vpc).map(|r| r.interface).collect();
+    policy.interfaces.retain(|id, _| here.contains(id));
+    Ok(policy)
 }
 
 /// Removes all interfaces that are not in `known`, and namespaces that no interface uses. Returns
@@ -108,12 +135,18 @@ fn is_up(record: Record) -> Result<bool, HostNetError> {
     }
 }
 
-fn connect(records: &Records, plan: &NicPlan, host: Ipv4Addr) -> Result<Nic, HostNetError> {
+fn connect(
+    records: &Records,
+    plan: &NicPlan,
+    host: Ipv4Addr,
+    policy: &PolicySource<'_>,
+) -> Result<Nic, HostNetError> {
+    let policy = attached(records, plan.vpc, policy)?;
     let vpc = ensure_namespace(&names::vpc_namespace(plan.vpc))?;
     let gateway = ensure_namespace(&names::gateway_namespace(plan.vpc))?;
     let transit = on_thread(|| join_host(plan.vpc, &gateway, host))?;
     gateway.run(|| set_up_gateway(plan, &vpc, transit, host))?;
-    let queues = vpc.run(|| set_up_interface(plan, host))?;
+    let queues = vpc.run(|| set_up_interface(records, plan, host, policy))?;
     on_thread(|| open_host(records, plan, transit, host))?;
     Ok(Nic { tap: names::tap(plan.interface), queues })
 }
@@ -194,22 +227,21 @@ fn set_up_gateway(plan: &NicPlan, vpc: &NetNs, transit: Transit, host: Ipv4Addr)
 }
 
 /// VPC namespace: router, filter, and the tap of this interface.
-fn set_up_interface(plan: &NicPlan, host: Ipv4Addr) -> Result<Vec<std::os::fd::OwnedFd>, HostNetError> {
+fn set_up_interface(
+    records: &Records,
+    plan: &NicPlan,
+    host: Ipv4Addr,
+    policy: NetworkPolicy,
+) -> Result<Vec<std::os::fd::OwnedFd>, HostNetError> {
     let netlink = Netlink::open()?;
-    let member = Member {
-        interface: plan.interface,
-        mac: plan.mac,
-        address: plan.address,
-        host,
-        policy: &plan.policy,
+    let Some(member) = policy.interfaces.get(&plan.interface).cloned() else {
+        return Err(HostNetError::Plan(format!("the policy knows nothing of {}", plan.interface)));
     };
-    // The filter stands before there is anything to filter.
-    let place = "the VPC";
-    let attach = nft::attach(&member);
-    if nft::run(&attach, place)? != Outcome::Done {
-        // The first interface of the VPC.
-        nft::apply(&(nft::vpc_base() + &attach), place)?;
+    if (member.mac, member.addresses.first()) != (plan.mac, Some(&plan.address)) {
+        return Err(HostNetError::Plan(format!("the policy has other addresses for {}", plan.interface)));
     }
+    // The filter stands before there is anything to filter.
+    Enforced::open(records.dir(), plan.vpc)?.change(policy)?;
     set_up_router(&netlink, plan.vpc_cidr, plan.router, host)?;
 
     let name = names::tap(plan.interface);
@@ -217,13 +249,12 @@ fn set_up_interface(plan: &NicPlan, host: Ipv4Addr) -> Result<Vec<std::os::fd::O
     let link = netlink.require(&name)?;
     netlink.set(link, plan.router_mac, plan.mtu)?;
     quiet(&name)?;
+    nft::apply(&nft::make_port(plan.interface, plan.rate), "the tap")?;
     // Answers ARP for neighbours, which are reached through this router.
     sysctl::set(&format!("ipv4/conf/{name}/proxy_arp"), "1")?;
     sysctl::set(&format!("ipv4/neigh/{name}/proxy_delay"), "0")?;
-    sysctl::set(&format!("ipv4/conf/{name}/rp_filter"), "1")?;
     netlink.up(link)?;
-    netlink.ensure_neighbour(link, plan.address, plan.mac)?;
-    netlink.ensure_route(plan.address, 32, Via::Link(link))?;
+    place_addresses(&netlink, plan.interface, &member)?;
     Ok(queues)
 }
 
@@ -238,6 +269,8 @@ fn set_up_router(
     router_settings()?;
     netlink.up(lo)?;
     netlink.ensure_address(lo, router, 32)?;
+    // Whoever comes from outside with an address of the VPC does not come in: groups go by addresses.
+    sysctl::set(&format!("ipv4/conf/{}/rp_filter", names::UPLINK), "1")?;
     netlink.ensure_address(up, VPC_OUTSIDE, 30)?;
     netlink.up(up)?;
     let outside = Via::Router { link: up, router: GATEWAY_INSIDE, source: None };
@@ -281,11 +314,16 @@ fn remove_interface(records: &Records, record: Record) -> Result<(), HostNetErro
     let last_of_vpc = !others.iter().any(|other| other.vpc == record.vpc);
     if let Some(vpc) = NetNs::open(&names::vpc_namespace(record.vpc))? {
         vpc.run(|| {
+            remove_port(record.interface)?;
             // By name and not by closing descriptors: a VMM may have kept its tap alive.
             Netlink::open()?.remove(&names::tap(record.interface))?;
             if !last_of_vpc {
-                nft::run(&nft::detach(record.interface, record.mac, record.address), "the VPC")?;
-                forget_connections(record.address);
+                let mut enforced = Enforced::open(records.dir(), record.vpc)?;
+                let mut policy = enforced.policy().clone();
+                let member = policy.interfaces.remove(&record.interface);
+                enforced.change(policy)?;
+                let addresses = member.map_or(vec![record.address], |member| member.addresses);
+                addresses.into_iter().for_each(forget_connections);
             }
             Ok(())
         })?;
@@ -305,6 +343,7 @@ fn remove_interface(records: &Records, record: Record) -> Result<(), HostNetErro
     })?;
     if last_of_vpc {
         remove_vpc(record.vpc)?;
+        Enforced::open(records.dir(), record.vpc)?.forget()?;
     }
     if others.is_empty() {
         on_thread(|| close_host(records))?;
@@ -313,13 +352,15 @@ fn remove_interface(records: &Records, record: Record) -> Result<(), HostNetErro
     records.remove(record.interface)
 }
 
-/// Leaves nothing of the address's connections to whoever gets it next. A kernel without this part
-/// of conntrack is no reason to keep the rest.
-fn forget_connections(address: Ipv4Addr) {
-    match conntrack::forget(address) {
-        Ok(count) => tracing::debug!(%address, count, "forgot connections"),
-        Err(error) => tracing::warn!(%address, %error, "connections of the address may outlive it"),
+/// Removes the filter on the tap. Older kernels have removed it with a tap that is gone, and so may
+/// an earlier attempt.
+fn remove_port(interface: InterfaceId) -> Result<(), HostNetError> {
+    let chain = nft::remove_chain(interface);
+    let counters = nft::remove_counters(interface);
+    if nft::run(&(chain + &counters), "the tap")? == Outcome::Missing {
+        nft::run(&counters, "the tap")?;
     }
+    Ok(())
 }
 
 /// Removes a VPC's namespaces and its link to the host.

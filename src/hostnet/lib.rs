@@ -9,20 +9,24 @@
 
 mod check;
 mod conntrack;
+mod counters;
+mod elements;
+mod enforce;
 mod error;
 mod fabric;
 mod names;
 mod netlink;
 mod netns;
+mod nfnetlink;
 mod nft;
 mod plan;
-mod policy;
 mod record;
 mod sysctl;
 mod tap;
 
 pub use check::{Finding, State, check};
+pub use counters::{Count, Counters, InterfaceCounters, counters};
 pub use error::HostNetError;
-pub use fabric::{attach, detach, sweep};
-pub use plan::{MAX_QUEUES, MTU_RANGE, Nic, NicPlan};
-pub use policy::{Allow, Peer, Policy, Ports, Traffic};
+pub use fabric::{PolicySource, apply, attach, detach, sweep};
+pub use nft::Rate;
+pub use plan::{MAX_QUEUES, MTU_RANGE, Nic, NicPlan, host_address};

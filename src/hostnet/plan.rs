@@ -6,7 +6,7 @@ use std::os::fd::OwnedFd;
 use kiln_model::{InterfaceId, Ipv4Cidr, MacAddr, VpcId};
 
 use crate::error::HostNetError;
-use crate::policy::Policy;
+use crate::nft::Rate;
 
 /// Most queues of one tap.
 pub const MAX_QUEUES: u16 = 8;
@@ -36,21 +36,21 @@ pub struct NicPlan {
     pub queue_pairs: u16,
     /// Largest IP packet in bytes, in [`MTU_RANGE`].
     pub mtu: u16,
-    /// Who may talk to it and whom it may talk to.
-    pub policy: Policy,
+    /// How much it may send.
+    pub rate: Rate,
+}
+
+/// The host's own address in a VPC of this range: what instances see when the host connects to them,
+/// and where they reach the host.
+pub fn host_address(vpc_cidr: Ipv4Cidr) -> Option<Ipv4Addr> {
+    vpc_cidr.nth(HOST_OFFSET)
 }
 
 impl NicPlan {
-    /// The host's own address in the VPC: what instances see when the host connects to them, and
-    /// where they reach the host.
-    pub fn host_address(&self) -> Option<Ipv4Addr> {
-        self.vpc_cidr.nth(HOST_OFFSET)
-    }
-
     /// Refuses what could not work or would harm others.
     pub(crate) fn check(&self) -> Result<Ipv4Addr, HostNetError> {
         let refuse = |what: String| Err(HostNetError::Plan(what));
-        let host = match self.host_address() {
+        let host = match host_address(self.vpc_cidr) {
             Some(host) if (16..=28).contains(&self.vpc_cidr.prefix_len()) => host,
             _ => return refuse(format!("VPC range {} is not between /16 and /28", self.vpc_cidr)),
         };
@@ -103,7 +103,7 @@ mod tests {
             address: Ipv4Addr::new(172, 31, 0, 4),
             queue_pairs: 1,
             mtu: 1500,
-            policy: Policy::from_host_only(),
+            rate: Rate::default(),
         }
     }
 

@@ -3,6 +3,7 @@
 //! ```text
 //!  <dir>/lock              held while the host's network is changed
 //!  <dir>/nic/<interface>   "<vpc> <mac> <address>": written before the first effect, removed after the last
+//!  <dir>/vpc/<vpc>         policy of a VPC as it is in the kernel (see [`crate::enforce`])
 //!  <dir>/forwarding        there while IPv4 forwarding of the host is on because of us
 //! ```
 //! The kernel holds no trace of an interface whose tap has vanished with its VMM; the record does.
@@ -51,6 +52,11 @@ impl Records {
         let lock = Flock::lock(file, FlockArg::LockExclusive)
             .map_err(|(_, errno)| failed("locking", &path)(errno.into()))?;
         Ok(Records { dir: dir.to_owned(), _lock: lock })
+    }
+
+    /// The directory.
+    pub fn dir(&self) -> &Path {
+        &self.dir
     }
 
     fn path(&self, interface: InterfaceId) -> PathBuf {

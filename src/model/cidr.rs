@@ -14,19 +14,22 @@ pub struct Ipv4Cidr {
     prefix_len: u8,
 }
 
-/// The text is not an IPv4 network.
+/// The text is not an address range.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ParseCidrError {
     /// Not `a.b.c.d/n`.
     #[error("{0:?} is not an IPv4 network (expected a.b.c.d/n such as 172.31.0.0/16)")]
     Malformed(String),
+    /// Not an IPv6 address and a prefix length.
+    #[error("{0:?} is not an IPv6 network (expected address/n such as 2001:db8::/32)")]
+    MalformedIpv6(String),
     /// Bits below the prefix are set.
     #[error("{text:?} has host bits set (did you mean {network}?)")]
     HostBits {
         /// As given.
         text: String,
         /// With the host bits cleared.
-        network: Ipv4Cidr,
+        network: String,
     },
 }
 
@@ -117,7 +120,7 @@ impl FromStr for Ipv4Cidr {
         if network.network() == address {
             Ok(network)
         } else {
-            Err(ParseCidrError::HostBits { text: text.to_owned(), network })
+            Err(ParseCidrError::HostBits { text: text.to_owned(), network: network.to_string() })
         }
     }
 }

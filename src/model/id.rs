@@ -120,6 +120,18 @@ id!(
     VolumeId, "vol-", "a", "volume"
 );
 id!(
+    /// A named list of rules that interfaces are under.
+    SecurityGroupId, "sg-", "a", "security group"
+);
+id!(
+    /// One rule of a security group.
+    SecurityGroupRuleId, "sgr-", "a", "security group rule"
+);
+id!(
+    /// A named list of address ranges.
+    PrefixListId, "pl-", "a", "prefix list"
+);
+id!(
     /// One launch request, which may make several instances.
     ReservationId, "r-", "a", "reservation"
 );

@@ -9,7 +9,9 @@ mod clock;
 mod id;
 mod instance_state;
 mod instance_type;
+mod ipv6_cidr;
 mod mac;
+pub mod security;
 pub mod size;
 mod ssh_key;
 mod suggest;
@@ -19,9 +21,13 @@ mod utc;
 
 pub use cidr::{Ipv4Cidr, ParseCidrError};
 pub use clock::Clock;
-pub use id::{ImageId, InstanceId, InterfaceId, ParseIdError, ReservationId, SubnetId, VolumeId, VpcId};
+pub use id::{
+    ImageId, InstanceId, InterfaceId, ParseIdError, PrefixListId, ReservationId, SecurityGroupId,
+    SecurityGroupRuleId, SubnetId, VolumeId, VpcId,
+};
 pub use instance_state::{IllegalTransition, InstanceEvent, InstanceState};
 pub use instance_type::{InstanceType, UnknownInstanceType};
+pub use ipv6_cidr::Ipv6Cidr;
 pub use mac::{MacAddr, ParseMacError};
 pub use size::{ByteSize, ParseSizeError};
 pub use ssh_key::{ParseSshKeyError, SshPublicKey};

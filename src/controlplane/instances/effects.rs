@@ -5,7 +5,7 @@ use std::time::Duration;
 use kiln_model::InstanceEvent;
 
 use super::{Instance, NetworkMode, Parts};
-use crate::network::{FabricError, release};
+use crate::network::{FabricError, Networks};
 use crate::state::{StoreError, transact};
 
 /// A killed VMM frees its memory before it is gone.
@@ -99,7 +99,7 @@ fn undo_rows(parts: &Parts, instance: &Instance, stays: bool) -> Result<(), Stor
             row.vmm = None;
             tx.put(&row)
         } else {
-            release(tx, &row.interface);
+            Networks::give_back(tx, &row.interface)?;
             tx.remove::<Instance>(&row.id);
             Ok(())
         }

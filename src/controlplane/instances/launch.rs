@@ -25,7 +25,7 @@ use super::{
 use crate::host::ProcessIdentity;
 use crate::images::{Image, ImageError, Images, Source, SourceError};
 use crate::metadata::BuildError;
-use crate::network::{FabricError, NetworkError, NicRequest, ensure_default_subnet, reserve};
+use crate::network::{FabricError, NetworkError, Networks, NicRequest, ensure_default_subnet, policy_source};
 use crate::state::dir::Lock;
 use crate::state::{StoreError, transact};
 use crate::vmm_process::{StartedVmm, VmmError, VmmLaunch};
@@ -244,7 +244,7 @@ fn insert_rows(
                 base: base.image.clone(),
                 base_format: base.format,
             },
-            interface: reserve(tx, &subnet)?,
+            interface: Networks::place(tx, &subnet, id, &request.placement)?,
             network: request.network,
             user_data: request.user_data.clone(),
             ssh_key: request.ssh_key.clone(),
@@ -324,7 +324,8 @@ impl Plan<'_> {
         };
         if instance.network == NetworkMode::Vpc {
             self.done.push(Effect::Network);
-            opened.taps = self.parts.fabric.attach(&nic_request(instance))?;
+            let policy = policy_source(self.parts.store.as_ref(), instance.interface.subnet.vpc);
+            opened.taps = self.parts.fabric.attach(&nic_request(instance), &policy)?;
         }
         let metadata = facts::snapshot(instance, self.parts.clock.unix_seconds())?;
         let (spec, fds) = spec::build(instance, metadata, opened);

@@ -12,7 +12,7 @@ use super::request::HostMemory;
 use super::{Instance, LaunchError, LaunchRequest, RunningInstance, UndoError, launch};
 use crate::host::{SystemClock, host_ranges};
 use crate::images::Images;
-use crate::network::{NetworkFabric, choose_range};
+use crate::network::{NetworkFabric, Networks, choose_range};
 use crate::state::dir;
 use crate::state::{SqliteStore, StateDir, Store, StoreError, transact};
 use crate::vmm_process::{Commands, ControlConnection, ProcessLauncher, VmmError, VmmLauncher};
@@ -149,6 +149,12 @@ impl ControlPlane {
         self.parts.images()
     }
 
+    /// The networks.
+    pub fn networks(&self) -> Networks<'_> {
+        let Parts { store, fabric, vpc_range, .. } = self.parts.as_ref();
+        Networks { store: store.as_ref(), fabric: fabric.as_ref(), range: *vpc_range }
+    }
+
     /// Time, as this control plane sees it.
     pub fn clock(&self) -> &dyn Clock {
         self.parts.clock.as_ref()
@@ -260,6 +266,7 @@ impl ControlPlane {
             }
         }
         self.sweep_directories();
+        self.networks().apply_all();
     }
 
     fn sweep_one(&self, id: InstanceId) -> Result<(), InstanceError> {

@@ -6,6 +6,7 @@ use kiln_model::{ByteSize, InstanceType, InvalidTag, SshPublicKey, Tag, UnknownI
 use kiln_vmspec::{DiskFormat, MetadataOptions};
 
 use super::{BootOverride, NetworkMode};
+use crate::network::Placement;
 
 /// Least memory a Linux guest of today comes up in.
 pub const MIN_MEMORY_MIB: u64 = 64;
@@ -33,6 +34,8 @@ pub struct LaunchRequest {
     pub volume_size: Option<ByteSize>,
     /// What the interface reaches.
     pub network: NetworkMode,
+    /// Where the interface is and what it is open to.
+    pub placement: Placement,
     /// User data.
     pub user_data: Option<UserData>,
     /// Key that may log in.
@@ -184,6 +187,7 @@ pub(super) mod tests {
             hugepages: false,
             volume_size: None,
             network: NetworkMode::Vpc,
+            placement: Placement::default(),
             user_data: None,
             ssh_key: None,
             metadata_options: MetadataOptions::default(),

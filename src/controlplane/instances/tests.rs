@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use kiln_model::{ByteSize, Clock, InstanceState, InterfaceId, MacAddr};
+use kiln_model::{ByteSize, Clock, InstanceState, InterfaceId, MacAddr, VpcId};
 use kiln_vmspec::{BootSource, Command, DiskFormat, ExitReason, Reply, VmSpec};
 use tokio::sync::mpsc;
 
@@ -14,7 +14,7 @@ use super::request::tests::{HOST, request};
 use super::*;
 use crate::host::ProcessIdentity;
 use crate::images::{ImportRequest, SourceError};
-use crate::network::{FabricError, NetworkFabric, NicRequest};
+use crate::network::{Counters, FabricError, NetworkFabric, NicRequest, PolicySource};
 use crate::progress::Silent;
 use crate::state::{SqliteStore, StateDir, Store};
 use crate::vmm_process::{
@@ -49,7 +49,16 @@ impl Fake {
 }
 
 impl NetworkFabric for Fake {
-    fn attach(&self, nic: &NicRequest) -> Result<Vec<OwnedFd>, FabricError> {
+    fn apply(&self, _vpc: VpcId, _policy: &PolicySource<'_>) -> Result<(), FabricError> {
+        Ok(())
+    }
+
+    fn counters(&self, _vpc: VpcId) -> Result<Counters, FabricError> {
+        Ok(Counters::default())
+    }
+
+    fn attach(&self, nic: &NicRequest, policy: &PolicySource<'_>) -> Result<Vec<OwnedFd>, FabricError> {
+        assert!(policy().unwrap().interfaces.contains_key(&nic.interface));
         self.world(|w| {
             // A failure after half of the work.
             w.attached.insert(nic.interface);

@@ -8,6 +8,8 @@ use std::net::Ipv4Addr;
 use kiln_model::{InterfaceId, Ipv4Cidr, MacAddr, SubnetId, VpcId};
 use serde::{Deserialize, Serialize};
 
+use super::NetworkError;
+use super::groups::ensure_default_group;
 use crate::state::{Row, Store, StoreError, Transaction, transact};
 
 /// Ranges tried for the default VPC, EC2's own first. Others for hosts that are themselves in it.
@@ -19,7 +21,7 @@ const VPC_PREFIX: u8 = 16;
 /// Size of EC2's default subnets.
 const SUBNET_PREFIX: u8 = 20;
 /// Name under which the default subnet is found.
-const DEFAULT_NAME: &str = "subnet";
+pub(super) const DEFAULT_NAME: &str = "subnet";
 
 /// A network of its own address space.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -28,6 +30,16 @@ pub struct Vpc {
     pub id: VpcId,
     /// Its range.
     pub cidr: Ipv4Cidr,
+    /// What people call it.
+    #[serde(default)]
+    pub name: Option<String>,
+}
+
+impl Vpc {
+    /// The host's own address in it.
+    pub fn host_address(&self) -> Option<Ipv4Addr> {
+        kiln_hostnet::host_address(self.cidr)
+    }
 }
 
 impl Row for Vpc {
@@ -50,6 +62,9 @@ pub struct Subnet {
     pub vpc_cidr: Ipv4Cidr,
     /// Its own range.
     pub cidr: Ipv4Cidr,
+    /// What people call it.
+    #[serde(default)]
+    pub name: Option<String>,
 }
 
 impl Subnet {
@@ -70,8 +85,8 @@ impl Row for Subnet {
 
 /// Points to the subnet that instances get when none is named.
 #[derive(Debug, Serialize, Deserialize)]
-struct DefaultSubnet {
-    subnet: SubnetId,
+pub(super) struct DefaultSubnet {
+    pub subnet: SubnetId,
 }
 
 impl Row for DefaultSubnet {
@@ -117,22 +132,6 @@ pub struct Interface {
     pub address: Ipv4Addr,
 }
 
-/// Why no address could be had.
-#[derive(Debug, thiserror::Error)]
-pub enum NetworkError {
-    /// All are taken.
-    #[error("no address is free in subnet {subnet} ({cidr}); terminate an instance (see `kiln ps`)")]
-    SubnetFull {
-        /// Which subnet.
-        subnet: SubnetId,
-        /// Its range.
-        cidr: Ipv4Cidr,
-    },
-    /// The store failed.
-    #[error(transparent)]
-    Store(#[from] StoreError),
-}
-
 /// The default subnet, made on first use in a VPC of this range.
 pub fn ensure_default_subnet(store: &dyn Store, range: Ipv4Cidr) -> Result<Subnet, StoreError> {
     transact(store, |tx| {
@@ -141,10 +140,16 @@ pub fn ensure_default_subnet(store: &dyn Store, range: Ipv4Cidr) -> Result<Subne
         {
             return Ok(subnet);
         }
-        let vpc = Vpc { id: VpcId::from_bits(rand::random()), cidr: range };
+        let vpc = Vpc { id: VpcId::from_bits(rand::random()), cidr: range, name: None };
         let cidr = Ipv4Cidr::containing(vpc.cidr.network(), SUBNET_PREFIX).unwrap_or(vpc.cidr);
-        let subnet =
-            Subnet { id: SubnetId::from_bits(rand::random()), vpc: vpc.id, vpc_cidr: vpc.cidr, cidr };
+        let subnet = Subnet {
+            id: SubnetId::from_bits(rand::random()),
+            vpc: vpc.id,
+            vpc_cidr: vpc.cidr,
+            cidr,
+            name: None,
+        };
+        ensure_default_group(tx, vpc.id)?;
         tx.put(&vpc)?;
         tx.put(&subnet)?;
         tx.put(&DefaultSubnet { subnet: subnet.id })?;
@@ -170,23 +175,47 @@ pub fn choose_range(host_routes: &[Ipv4Cidr], scatter: Option<u16>) -> Ipv4Cidr 
     free.or_else(|| range((a, b))).expect("16 is a prefix length")
 }
 
-/// Takes the lowest free address of `subnet` for a new interface, as part of `tx`.
-pub fn reserve(tx: &mut Transaction<'_>, subnet: &Subnet) -> Result<Interface, NetworkError> {
+/// Takes an address of `subnet` for a new interface, as part of `tx`: the one that is wanted, or the
+/// lowest that is free.
+pub(super) fn reserve(
+    tx: &mut Transaction<'_>,
+    subnet: &Subnet,
+    wanted: Option<Ipv4Addr>,
+) -> Result<Interface, NetworkError> {
     let id = InterfaceId::from_bits(rand::random());
+    let interface = |address| Interface { id, subnet: subnet.clone(), mac: new_mac(address), address };
+    if let Some(address) = wanted {
+        check_assignable(subnet, address)?;
+        return match tx.insert(&Address { subnet: subnet.id, address, interface: id })? {
+            true => Ok(interface(address)),
+            false => Err(NetworkError::AddressInUse(address)),
+        };
+    }
     let taken: std::collections::BTreeSet<_> =
         tx.list::<Address>()?.into_iter().filter(|a| a.subnet == subnet.id).map(|a| a.address).collect();
-    let full = || NetworkError::SubnetFull { subnet: subnet.id, cidr: subnet.cidr };
     for address in subnet.cidr.assignable().filter(|a| !taken.contains(a)) {
         // Usually the first: taken meanwhile is possible, the list was of a moment ago.
         if tx.insert(&Address { subnet: subnet.id, address, interface: id })? {
-            return Ok(Interface { id, subnet: subnet.clone(), mac: new_mac(address), address });
+            return Ok(interface(address));
         }
     }
-    Err(full())
+    Err(NetworkError::SubnetFull { subnet: subnet.id, cidr: subnet.cidr })
+}
+
+fn check_assignable(subnet: &Subnet, address: Ipv4Addr) -> Result<(), NetworkError> {
+    let cidr = subnet.cidr;
+    if !cidr.contains(address) {
+        return Err(NetworkError::AddressOutside { address, subnet: subnet.id, cidr });
+    }
+    let offset = u64::from(address.to_bits().saturating_sub(cidr.network().to_bits()));
+    if !(4..cidr.size().saturating_sub(1)).contains(&offset) {
+        return Err(NetworkError::AddressReserved { address, cidr });
+    }
+    Ok(())
 }
 
 /// Gives the address back, as part of `tx`.
-pub fn release(tx: &mut Transaction<'_>, interface: &Interface) {
+pub(super) fn release(tx: &mut Transaction<'_>, interface: &Interface) {
     tx.remove::<Address>(&address_key(interface.subnet.id, interface.address));
 }
 
@@ -213,7 +242,7 @@ mod tests {
     }
 
     fn reserve_one(store: &dyn Store, subnet: &Subnet) -> Result<Interface, NetworkError> {
-        transact(store, |tx| reserve(tx, subnet))
+        transact(store, |tx| reserve(tx, subnet, None))
     }
 
     #[test]
@@ -250,6 +279,21 @@ mod tests {
         })
         .unwrap();
         assert_eq!(reserve_one(&store, &subnet).unwrap().address, first.address);
+    }
+
+    #[test]
+    fn wanted_address_is_given_unless_it_cannot_be() {
+        let (_dir, store) = store();
+        let subnet = ensure_default_subnet(&store, range()).unwrap();
+        let reserve_at = |address: [u8; 4]| {
+            transact(&store, |tx| reserve(tx, &subnet, Some(address.into()))).map_err(|e| e.code())
+        };
+        assert_eq!(reserve_at([172, 31, 0, 9]).unwrap().address, Ipv4Addr::new(172, 31, 0, 9));
+        assert_eq!(reserve_at([172, 31, 0, 9]), Err("InvalidIPAddress.InUse"));
+        for address in [[172, 31, 16, 4], [172, 31, 0, 3], [172, 31, 0, 0], [172, 31, 15, 255]] {
+            assert_eq!(reserve_at(address), Err("InvalidParameterValue"), "{address:?}");
+        }
+        assert!(reserve_at([172, 31, 15, 254]).is_ok());
     }
 
     #[test]

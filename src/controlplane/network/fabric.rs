@@ -3,6 +3,7 @@
 use std::net::Ipv4Addr;
 use std::os::fd::OwnedFd;
 
+use kiln_hostnet::{Counters, PolicySource};
 use kiln_model::{InterfaceId, Ipv4Cidr, MacAddr, VpcId};
 
 /// What an interface needs from the host.
@@ -35,11 +36,18 @@ pub struct NicRequest {
 )]
 pub struct FabricError(#[source] pub Box<dyn std::error::Error + Send + Sync>);
 
-/// Connects interfaces. Both methods are idempotent: a crashed launch is undone by `detach` alone.
+/// Connects interfaces. All methods are idempotent: a crashed launch is undone by `detach` alone.
 /// They may block.
 pub trait NetworkFabric: Send + Sync {
     /// Sets up the host's side and returns one open tap queue per queue pair.
-    fn attach(&self, nic: &NicRequest) -> Result<Vec<OwnedFd>, FabricError>;
+    /// `policy` tells what holds in its VPC.
+    fn attach(&self, nic: &NicRequest, policy: &PolicySource<'_>) -> Result<Vec<OwnedFd>, FabricError>;
+
+    /// Makes the policy of a VPC hold for what is attached of it.
+    fn apply(&self, vpc: VpcId, policy: &PolicySource<'_>) -> Result<(), FabricError>;
+
+    /// What the filter of a VPC has counted.
+    fn counters(&self, vpc: VpcId) -> Result<Counters, FabricError>;
 
     /// Removes everything that `attach` made for this interface; succeeds when nothing is there.
     fn detach(&self, interface: InterfaceId) -> Result<(), FabricError>;

@@ -4,8 +4,8 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
-use kiln_hostnet::{HostNetError, NicPlan, Policy};
-use kiln_model::InterfaceId;
+use kiln_hostnet::{Counters, HostNetError, NicPlan, PolicySource, Rate};
+use kiln_model::{InterfaceId, VpcId};
 
 use super::{FabricError, NetworkFabric, NicRequest};
 
@@ -33,7 +33,7 @@ fn means_nothing_there(error: &HostNetError) -> bool {
 }
 
 impl NetworkFabric for HostFabric {
-    fn attach(&self, nic: &NicRequest) -> Result<Vec<OwnedFd>, FabricError> {
+    fn attach(&self, nic: &NicRequest, policy: &PolicySource<'_>) -> Result<Vec<OwnedFd>, FabricError> {
         let plan = NicPlan {
             interface: nic.interface,
             vpc: nic.vpc,
@@ -44,9 +44,24 @@ impl NetworkFabric for HostFabric {
             address: nic.address,
             queue_pairs: nic.queue_pairs,
             mtu: nic.mtu,
-            policy: Policy::from_host_only(),
+            rate: Rate::default(),
         };
-        kiln_hostnet::attach(&self.records, &plan).map(|nic| nic.queues).map_err(|e| FabricError(e.into()))
+        let nic = kiln_hostnet::attach(&self.records, &plan, policy).map_err(|e| FabricError(e.into()))?;
+        Ok(nic.queues)
+    }
+
+    fn apply(&self, vpc: VpcId, policy: &PolicySource<'_>) -> Result<(), FabricError> {
+        match kiln_hostnet::apply(&self.records, vpc, policy) {
+            Err(e) if !means_nothing_there(&e) => Err(FabricError(e.into())),
+            _ => Ok(()),
+        }
+    }
+
+    fn counters(&self, vpc: VpcId) -> Result<Counters, FabricError> {
+        match kiln_hostnet::counters(&self.records, vpc) {
+            Err(e) if means_nothing_there(&e) => Ok(Counters::default()),
+            result => result.map_err(|e| FabricError(e.into())),
+        }
     }
 
     fn detach(&self, interface: InterfaceId) -> Result<(), FabricError> {

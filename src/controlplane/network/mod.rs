@@ -1,11 +1,28 @@
-//! Networks of instances: address plans in the store, links through the [`NetworkFabric`].
+//! Networks of instances: VPCs, subnets, addresses and security groups in the store, in force
+//! through the [`NetworkFabric`].
+//!
+//! [`Networks`] is the service: what the command line and an API call. Its errors name their EC2
+//! codes ([`NetworkError::code`]).
 
 mod addresses;
+mod error;
 mod fabric;
+mod groups;
 mod host_fabric;
+mod prefix_lists;
+mod rule_spec;
+mod service;
 
-pub use addresses::{
-    Interface, NetworkError, Subnet, Vpc, choose_range, ensure_default_subnet, release, reserve,
-};
+pub use addresses::{Interface, Subnet, Vpc, choose_range, ensure_default_subnet};
+pub use error::NetworkError;
 pub use fabric::{FabricError, NetworkFabric, NicRequest};
+pub use groups::{DEFAULT_GROUP, MAX_GROUPS_PER_INTERFACE, MAX_RULES, Membership, SecurityGroup};
 pub use host_fabric::HostFabric;
+pub use kiln_hostnet::{Count, Counters, InterfaceCounters, PolicySource};
+pub use prefix_lists::PrefixList;
+pub use rule_spec::{PeerSpec, RuleSpec};
+pub(crate) use service::policy_source;
+pub use service::{Explanation, Networks, Placement, Reason};
+
+#[cfg(test)]
+mod tests;

@@ -278,8 +278,12 @@ mod tests {
         let Some(store) = child_store() else { return };
         let subnet = crate::network::ensure_default_subnet(&store, "172.31.0.0/16".parse().unwrap()).unwrap();
         for _ in 0..20 {
-            let interface =
-                crate::state::transact(&store, |tx| crate::network::reserve(tx, &subnet)).unwrap();
+            let instance = kiln_model::InstanceId::from_bits(rand::random());
+            let placement = crate::network::Placement::default();
+            let interface = crate::state::transact(&store, |tx| {
+                crate::network::Networks::place(tx, &subnet, instance, &placement)
+            })
+            .unwrap();
             println!("got {}", interface.address);
         }
     }

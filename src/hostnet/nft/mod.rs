@@ -1,23 +1,34 @@
 //! The packet filter, as text for the program `nft`.
 //!
 //! ```text
-//!  render: base (once per namespace) · attach · detach ──text──▶ run: one nft process, one transaction
+//!  base (once per namespace) · filter: from one state to another ──text──▶ run: one nft process, one transaction
 //! ```
 //! Base chains are created once and never replaced: replacing one loses packets between the old and
 //! the new. Everything that changes later is in regular chains, sets and maps.
 
+mod filter;
 mod gateway;
 mod host;
+mod port;
 mod vpc;
 
-use std::io::{self, Write};
+use std::fs::File;
+use std::io::{self, Seek, Write};
 use std::process::{Command, Stdio};
 
+pub(crate) use filter::{
+    Element, Family, Filter, Moves, Place, allowance_counter, host_counter, rule_counter, spoof_counter,
+};
 pub(crate) use gateway::base as gateway_base;
 pub(crate) use host::{base as host_base, remove as host_remove};
-pub(crate) use vpc::{Member, attach, base as vpc_base, detach};
+pub use port::Rate;
+pub(crate) use port::{kind_counter, make as make_port, rate_counter, remove_chain, remove_counters};
+pub(crate) use vpc::base as vpc_base;
+
+use nix::sys::memfd::{MFdFlags, memfd_create};
 
 use crate::error::HostNetError;
+use crate::names;
 
 /// The program.
 const PROGRAM: &str = "nft";
@@ -38,10 +49,12 @@ pub(crate) enum Outcome {
 /// Carries out `script` as one transaction in the calling thread's network namespace.
 pub(crate) fn run(script: &str, place: &str) -> Result<Outcome, HostNetError> {
     let filter = |message: String| HostNetError::Filter { place: place.to_owned(), message };
-    let mut child = Command::new(PROGRAM)
+    // A file and not a pipe: whatever ends this process while it writes, nft never reads half a script.
+    let input = whole(script).map_err(|error| filter(format!("no memory for the script: {error}")))?;
+    let child = Command::new(PROGRAM)
         .args(["-f", "-"])
         .env("LC_ALL", "C")
-        .stdin(Stdio::piped())
+        .stdin(input)
         .stdout(Stdio::null())
         .stderr(Stdio::piped())
         .spawn()
@@ -49,11 +62,9 @@ pub(crate) fn run(script: &str, place: &str) -> Result<Outcome, HostNetError> {
             io::ErrorKind::NotFound => HostNetError::NoNft(source),
             _ => filter(format!("nft did not start: {source}")),
         })?;
-    let written = child.stdin.take().map(|mut stdin| stdin.write_all(script.as_bytes()));
     let output = child.wait_with_output().map_err(|error| filter(format!("nft was lost: {error}")))?;
     if output.status.success() {
-        // A write that failed although nft was content cannot have been part of the script.
-        return written.unwrap_or(Ok(())).map(|()| Outcome::Done).map_err(|error| filter(error.to_string()));
+        return Ok(Outcome::Done);
     }
     let complaint = String::from_utf8_lossy(&output.stderr);
     if complaint.contains("File exists") {
@@ -65,6 +76,26 @@ pub(crate) fn run(script: &str, place: &str) -> Result<Outcome, HostNetError> {
     tracing::debug!(place, script, %complaint, "nft refused");
     let line = complaint.lines().find(|line| !line.trim().is_empty()).unwrap_or("no reason given");
     Err(filter(line.chars().take(MAX_MESSAGE).collect()))
+}
+
+/// An unnamed file with this text, at its start.
+fn whole(script: &str) -> io::Result<File> {
+    let mut file = File::from(memfd_create("nft", MFdFlags::MFD_CLOEXEC)?);
+    file.write_all(script.as_bytes())?;
+    file.rewind()?;
+    Ok(file)
+}
+
+/// Lists the named counters of a family in the calling thread's network namespace, as JSON.
+pub(crate) fn list_counters(family: &str) -> Result<Vec<u8>, HostNetError> {
+    let output = Command::new(PROGRAM)
+        .args(["-j", "list", "counters", "table", family, names::TABLE])
+        .env("LC_ALL", "C")
+        .stdin(Stdio::null())
+        .output()
+        .map_err(HostNetError::NoNft)?;
+    // A table that is not there has no counters.
+    Ok(if output.status.success() { output.stdout } else { Vec::new() })
 }
 
 /// As [`run`], for what may be there already.

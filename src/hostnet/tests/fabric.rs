@@ -8,8 +8,8 @@ use std::io::{Read, Write};
 use std::net::{Ipv4Addr, SocketAddrV4, TcpListener, TcpStream};
 use std::thread;
 
-use kiln_hostnet::{HostNetError, State, attach, check, detach, sweep};
-use support::{DEADLINE, Guest, QUIET, TapDevice, host_state, on_own_host, packets, plan, sh};
+use kiln_hostnet::{HostNetError, State, check, detach, sweep};
+use support::{DEADLINE, Guest, QUIET, TapDevice, attach, host_state, on_own_host, packets, plan, sh};
 
 /// A server in the calling thread's namespace that tells each client its address; ends with the
 /// test's process.

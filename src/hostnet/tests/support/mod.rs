@@ -4,14 +4,16 @@ use std::fs::File;
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
 use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use kiln_hostnet::{NicPlan, Policy};
-use kiln_model::{InterfaceId, MacAddr, VpcId};
+use kiln_hostnet::{HostNetError, Nic, NicPlan, Rate};
+use kiln_model::security::{Member, NetworkPolicy, Rule};
+use kiln_model::{InterfaceId, MacAddr, SecurityGroupId, SecurityGroupRuleId, VpcId};
 use nix::mount::{MsFlags, mount};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sched::{CloneFlags, unshare};
@@ -96,8 +98,41 @@ pub fn plan(vpc: u64, last: u8) -> NicPlan {
         address: Ipv4Addr::new(172, 31, 0, last),
         queue_pairs: 1,
         mtu: 1500,
-        policy: Policy::from_host_only(),
+        rate: Rate::default(),
     }
+}
+
+/// Where the host is in the VPC of [`plan`].
+pub const HOST: Ipv4Addr = Ipv4Addr::new(172, 31, 0, 3);
+
+/// The interface of a plan in the given groups, without access for the host.
+pub fn member(plan: &NicPlan, groups: &[SecurityGroupId]) -> Member {
+    Member {
+        mac: plan.mac,
+        addresses: vec![plan.address],
+        groups: groups.iter().copied().collect(),
+        host: None,
+        source_dest_check: true,
+        connections: 1000,
+    }
+}
+
+/// The host may connect, nobody else; every interface may connect anywhere.
+pub fn host_only(of: &NicPlan) -> NetworkPolicy {
+    let group = SecurityGroupId::from_bits(1);
+    let mut policy = NetworkPolicy::default();
+    policy.groups.insert(group, vec![Rule::all_egress(SecurityGroupRuleId::from_bits(1))]);
+    let vpc = u64::from_str_radix(&of.vpc.short(), 16).unwrap();
+    for plan in (4..10).map(|last| plan(vpc, last)).chain([of.clone()]) {
+        let member = Member { host: Some(HOST), ..member(&plan, &[group]) };
+        policy.interfaces.insert(plan.interface, member);
+    }
+    policy
+}
+
+/// Attaches with the policy [`host_only`].
+pub fn attach(dir: &Path, plan: &NicPlan) -> Result<Nic, HostNetError> {
+    kiln_hostnet::attach(dir, plan, &|| Ok(host_only(plan)))
 }
 
 /// A value of a named counter in a namespace.

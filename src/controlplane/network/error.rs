@@ -1,0 +1,237 @@
+//! Why a request about networks is refused, with the code that EC2 has for it.
+
+use std::net::Ipv4Addr;
+
+use kiln_model::security::InvalidTraffic;
+use kiln_model::{
+    InterfaceId, Ipv4Cidr, ParseCidrError, PrefixListId, SecurityGroupId, SecurityGroupRuleId, SubnetId,
+    VpcId,
+};
+
+use super::FabricError;
+use crate::state::StoreError;
+
+/// A request about networks cannot be carried out. Nothing was changed, but for
+/// [`NetworkError::Fabric`].
+#[derive(Debug, thiserror::Error)]
+pub enum NetworkError {
+    /// All addresses are taken.
+    #[error("no address is free in subnet {subnet} ({cidr}); terminate an instance (see `kiln ps`)")]
+    SubnetFull {
+        /// Which subnet.
+        subnet: SubnetId,
+        /// Its range.
+        cidr: Ipv4Cidr,
+    },
+    /// Another interface has it.
+    #[error("address {0} is in use (see `kiln ps`)")]
+    AddressInUse(Ipv4Addr),
+    /// Not in the subnet.
+    #[error("address {address} is outside of subnet {subnet} ({cidr})")]
+    AddressOutside {
+        /// Asked for.
+        address: Ipv4Addr,
+        /// Which subnet.
+        subnet: SubnetId,
+        /// Its range.
+        cidr: Ipv4Cidr,
+    },
+    /// The first four and the last address of a subnet are never given.
+    #[error("address {address} is reserved: the first four and the last of {cidr} are")]
+    AddressReserved {
+        /// Asked for.
+        address: Ipv4Addr,
+        /// Range of the subnet.
+        cidr: Ipv4Cidr,
+    },
+    /// No such VPC.
+    #[error("there is no VPC {0:?} (see `kiln vpc ls`)")]
+    NoVpc(String),
+    /// No such subnet.
+    #[error("there is no subnet {0:?} (see `kiln subnet ls`)")]
+    NoSubnet(String),
+    /// Not a possible range.
+    #[error("{0} cannot be the range of a VPC (expected /16 to /28)")]
+    VpcRange(Ipv4Cidr),
+    /// Not a possible range, or outside of the VPC's.
+    #[error("{cidr} cannot be the range of a subnet of {vpc} (expected /16 to /28 inside of {vpc_cidr})")]
+    SubnetRange {
+        /// Asked for.
+        cidr: Ipv4Cidr,
+        /// The VPC.
+        vpc: VpcId,
+        /// Its range.
+        vpc_cidr: Ipv4Cidr,
+    },
+    /// Overlaps another subnet.
+    #[error("{cidr} overlaps subnet {other} ({other_cidr})")]
+    SubnetConflict {
+        /// Asked for.
+        cidr: Ipv4Cidr,
+        /// Which one is there.
+        other: SubnetId,
+        /// Its range.
+        other_cidr: Ipv4Cidr,
+    },
+    /// Something is in it.
+    #[error("{what} is in use by {by}")]
+    InUse {
+        /// What should have gone.
+        what: String,
+        /// What needs it.
+        by: String,
+    },
+    /// No such group.
+    #[error("there is no security group {wanted:?} in {vpc} ({})", hint(suggestions))]
+    NoGroup {
+        /// As given.
+        wanted: String,
+        /// Where it was looked for.
+        vpc: VpcId,
+        /// Names that look similar.
+        suggestions: Vec<String>,
+    },
+    /// No group has this id.
+    #[error("there is no security group {0} (see `kiln sg ls`)")]
+    GroupGone(SecurityGroupId),
+    /// The name is taken.
+    #[error("security group {name:?} exists already in {vpc}")]
+    GroupExists {
+        /// The name.
+        name: String,
+        /// Where.
+        vpc: VpcId,
+    },
+    /// Neither names nor descriptions may be like that.
+    #[error("{text:?} cannot be {what}: {why}")]
+    BadText {
+        /// As given.
+        text: String,
+        /// What it should have been.
+        what: &'static str,
+        /// What is wrong.
+        why: &'static str,
+    },
+    /// Every VPC keeps its default group.
+    #[error("the default security group {0} cannot be deleted")]
+    DefaultGroup(SecurityGroupId),
+    /// The group belongs to one instance.
+    #[error("security group {0} was made for one instance and goes with it")]
+    OwnedGroup(SecurityGroupId),
+    /// The rule is there.
+    #[error("the rule {rule} exists already in {group}")]
+    RuleExists {
+        /// The rule.
+        rule: String,
+        /// The group.
+        group: String,
+    },
+    /// The rule is not there.
+    #[error("there is no rule {rule} in {group} (see `kiln sg show {group}`)")]
+    NoRule {
+        /// The rule.
+        rule: String,
+        /// The group.
+        group: String,
+    },
+    /// No such rule id.
+    #[error("there is no security group rule {0}")]
+    NoRuleId(SecurityGroupRuleId),
+    /// No such prefix list.
+    #[error("there is no prefix list {0}")]
+    NoPrefixList(PrefixListId),
+    /// No such interface.
+    #[error("there is no network interface {0}")]
+    NoInterface(InterfaceId),
+    /// Not a rule.
+    #[error("{text:?} is not a rule: {why} (expected PROTOCOL:PORTS:PEER such as tcp:22:10.0.0.0/8)")]
+    BadRule {
+        /// As given.
+        text: String,
+        /// What is wrong.
+        why: String,
+    },
+    /// Not a traffic.
+    #[error(transparent)]
+    Traffic(#[from] InvalidTraffic),
+    /// Not a range.
+    #[error(transparent)]
+    Cidr(#[from] ParseCidrError),
+    /// As many rules as a group may have.
+    #[error("security group {group} would have more than {limit} {which} rules")]
+    TooManyRules {
+        /// The group.
+        group: SecurityGroupId,
+        /// Which of them.
+        which: &'static str,
+        /// How many there may be.
+        limit: usize,
+    },
+    /// As many groups as an interface may have.
+    #[error("an interface is in 1 to {limit} security groups, not {count}")]
+    TooManyGroups {
+        /// Asked for.
+        count: usize,
+        /// How many there may be.
+        limit: usize,
+    },
+    /// As many of something as there may be.
+    #[error("there are {limit} {what} already, as many as there may be")]
+    Limit {
+        /// What.
+        what: &'static str,
+        /// How many.
+        limit: usize,
+    },
+    /// The store failed.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The rules are noted but not in force.
+    #[error(transparent)]
+    Fabric(#[from] FabricError),
+}
+
+fn hint(suggestions: &[String]) -> String {
+    if suggestions.is_empty() {
+        "see `kiln sg ls`".to_owned()
+    } else {
+        format!("did you mean {}? See `kiln sg ls`", suggestions.join(", "))
+    }
+}
+
+impl NetworkError {
+    /// What EC2 calls it.
+    pub fn code(&self) -> &'static str {
+        use NetworkError as E;
+        match self {
+            E::SubnetFull { .. } => "InsufficientFreeAddressesInSubnet",
+            E::AddressInUse(_) => "InvalidIPAddress.InUse",
+            E::AddressOutside { .. } | E::AddressReserved { .. } | E::BadText { .. } => {
+                "InvalidParameterValue"
+            }
+            E::BadRule { .. } | E::Traffic(_) | E::Cidr(_) => "InvalidParameterValue",
+            E::NoVpc(_) => "InvalidVpcID.NotFound",
+            E::NoSubnet(_) => "InvalidSubnetID.NotFound",
+            E::VpcRange(_) => "InvalidVpc.Range",
+            E::SubnetRange { .. } => "InvalidSubnet.Range",
+            E::SubnetConflict { .. } => "InvalidSubnet.Conflict",
+            E::InUse { .. } => "DependencyViolation",
+            E::NoGroup { .. } | E::GroupGone(_) => "InvalidGroup.NotFound",
+            E::GroupExists { .. } => "InvalidGroup.Duplicate",
+            E::DefaultGroup(_) => "CannotDelete",
+            E::OwnedGroup(_) => "InvalidGroup.InUse",
+            E::RuleExists { .. } => "InvalidPermission.Duplicate",
+            E::NoRule { .. } => "InvalidPermission.NotFound",
+            E::NoRuleId(_) => "InvalidSecurityGroupRuleId.NotFound",
+            E::NoPrefixList(_) => "InvalidPrefixListID.NotFound",
+            E::NoInterface(_) => "InvalidNetworkInterfaceID.NotFound",
+            E::TooManyRules { .. } => "RulesPerSecurityGroupLimitExceeded",
+            E::TooManyGroups { .. } => "SecurityGroupsPerInterfaceLimitExceeded",
+            E::Limit { what: "security groups", .. } => "SecurityGroupLimitExceeded",
+            E::Limit { what: "VPCs", .. } => "VpcLimitExceeded",
+            E::Limit { what: "subnets", .. } => "SubnetLimitExceeded",
+            E::Limit { .. } => "ResourceLimitExceeded",
+            E::Store(_) | E::Fabric(_) => "InternalError",
+        }
+    }
+}

@@ -1,0 +1,429 @@
+//! What can be asked of networks: the way in for the command line and for an API.
+//!
+//! ```text
+//!  request ─▶ one transaction on the rows ─▶ apply: the policy, read anew under the host's lock ─▶ kernel
+//! ```
+//! A change is in force when its method returns, for running instances of all processes. Should the
+//! last step fail, the rows stay, and the next `kiln` of whatever kind applies them.
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, Ipv4Addr};
+
+use kiln_hostnet::Counters;
+use kiln_model::security::{Decision, Direction, Member, Message, NetworkPolicy, Packet, Rule};
+use kiln_model::{InstanceId, InterfaceId, Ipv4Cidr, SecurityGroupId, SecurityGroupRuleId, SubnetId, VpcId};
+
+use super::addresses::{DEFAULT_NAME, DefaultSubnet, ensure_default_subnet, release, reserve};
+use super::groups::{self, Membership, SecurityGroup, touch, touch_last};
+use super::{Interface, NetworkError, NetworkFabric, PrefixList, RuleSpec, Subnet, Vpc};
+use crate::state::{Store, StoreError, Transaction, transact};
+
+/// VPCs in one state directory.
+pub const MAX_VPCS: usize = 100;
+/// Subnets in one VPC.
+pub const MAX_SUBNETS: usize = 200;
+/// Conversations that an interface may have begun, and as many that others may have begun with it.
+/// An eighth of what the host's kernel tracks by default.
+const CONNECTIONS: u32 = 32_768;
+/// Sizes of VPCs and subnets.
+const PREFIXES: std::ops::RangeInclusive<u8> = 16..=28;
+
+/// Networks of a state directory. Methods block.
+#[derive(Clone, Copy)]
+pub struct Networks<'a> {
+    pub(crate) store: &'a dyn Store,
+    pub(crate) fabric: &'a dyn NetworkFabric,
+    /// Range of the default VPC, should it have to be made.
+    pub(crate) range: Ipv4Cidr,
+}
+
+/// Where a new interface shall be and what it is open to.
+#[derive(Debug, Clone, Default)]
+pub struct Placement {
+    /// Subnet by id or name; the default one if not said.
+    pub subnet: Option<String>,
+    /// Address; any if not said.
+    pub address: Option<Ipv4Addr>,
+    /// Groups by name or id.
+    pub groups: Vec<String>,
+    /// Ingress rules for this interface alone.
+    pub allow: Vec<RuleSpec>,
+}
+
+/// Why a packet would pass or not.
+#[derive(Debug, Clone)]
+pub struct Explanation {
+    /// The packet.
+    pub packet: Packet,
+    /// What the sender's end says, and what the receiver's.
+    pub egress: Reason,
+    /// What the receiver's end says.
+    pub ingress: Reason,
+}
+
+/// What one end says, with names.
+#[derive(Debug, Clone)]
+pub struct Reason {
+    /// The decision.
+    pub decision: Decision,
+    /// The group and rule that decide, with what the rule has let pass so far, if it is in force.
+    pub rule: Option<(SecurityGroup, Rule, Option<kiln_hostnet::Count>)>,
+}
+
+impl<'a> Networks<'a> {
+    /// The default subnet, made if need be.
+    pub fn default_subnet(&self) -> Result<Subnet, NetworkError> {
+        Ok(ensure_default_subnet(self.store, self.range)?)
+    }
+
+    /// All VPCs.
+    pub fn vpcs(&self) -> Result<Vec<Vpc>, NetworkError> {
+        Ok(transact(self.store, |tx| tx.list::<Vpc>())?)
+    }
+
+    /// All subnets.
+    pub fn subnets(&self) -> Result<Vec<Subnet>, NetworkError> {
+        Ok(transact(self.store, |tx| tx.list::<Subnet>())?)
+    }
+
+    /// The VPC that an id or a name stands for; the default one if nothing is said.
+    pub fn find_vpc(&self, wanted: Option<&str>) -> Result<Vpc, NetworkError> {
+        let Some(wanted) = wanted else {
+            let subnet = self.default_subnet()?;
+            let vpc = transact(self.store, |tx| tx.get::<Vpc>(&subnet.vpc))?;
+            return vpc.ok_or_else(|| NetworkError::NoVpc(subnet.vpc.to_string()));
+        };
+        let id = wanted.parse().ok();
+        let mut found =
+            self.vpcs()?.into_iter().filter(|v| Some(v.id) == id || v.name.as_deref() == Some(wanted));
+        found.next().ok_or_else(|| NetworkError::NoVpc(wanted.to_owned()))
+    }
+
+    /// Makes a VPC with its default group. Ranges may overlap those of others: each VPC is a world
+    /// of its own.
+    pub fn create_vpc(&self, cidr: Ipv4Cidr, name: Option<&str>) -> Result<Vpc, NetworkError> {
+        if !PREFIXES.contains(&cidr.prefix_len()) {
+            return Err(NetworkError::VpcRange(cidr));
+        }
+        let vpc = Vpc { id: VpcId::from_bits(rand::random()), cidr, name: name.map(str::to_owned) };
+        transact(self.store, |tx| {
+            if tx.list::<Vpc>()?.len() >= MAX_VPCS {
+                return Err(NetworkError::Limit { what: "VPCs", limit: MAX_VPCS });
+            }
+            groups::ensure_default_group(tx, vpc.id)?;
+            tx.put(&vpc)?;
+            Ok(vpc.clone())
+        })
+    }
+
+    /// Removes a VPC that has no subnets, and no groups but its default one.
+    pub fn delete_vpc(&self, id: VpcId) -> Result<(), NetworkError> {
+        transact(self.store, |tx| {
+            tx.get::<Vpc>(&id)?.ok_or_else(|| NetworkError::NoVpc(id.to_string()))?;
+            touch_last(tx, &id)?;
+            let in_use = |by: String| NetworkError::InUse { what: id.to_string(), by };
+            if let Some(subnet) = tx.list::<Subnet>()?.iter().find(|subnet| subnet.vpc == id) {
+                return Err(in_use(subnet.id.to_string()));
+            }
+            let groups: Vec<_> = tx.list::<SecurityGroup>()?.into_iter().filter(|g| g.vpc == id).collect();
+            if let Some(group) = groups.iter().find(|group| group.name != groups::DEFAULT_GROUP) {
+                return Err(in_use(format!("security group {group}")));
+            }
+            for group in &groups {
+                groups::remove(tx, group)?;
+            }
+            tx.remove::<Vpc>(&id);
+            Ok(())
+        })
+    }
+
+    /// Makes a subnet.
+    pub fn create_subnet(
+        &self,
+        vpc: VpcId,
+        cidr: Ipv4Cidr,
+        name: Option<&str>,
+    ) -> Result<Subnet, NetworkError> {
+        let id = SubnetId::from_bits(rand::random());
+        transact(self.store, |tx| {
+            let row = tx.get::<Vpc>(&vpc)?.ok_or_else(|| NetworkError::NoVpc(vpc.to_string()))?;
+            touch(tx, &vpc)?;
+            let inside = row.cidr.contains(cidr.network()) && cidr.prefix_len() >= row.cidr.prefix_len();
+            if !inside || !PREFIXES.contains(&cidr.prefix_len()) {
+                return Err(NetworkError::SubnetRange { cidr, vpc, vpc_cidr: row.cidr });
+            }
+            let others: Vec<_> = tx.list::<Subnet>()?.into_iter().filter(|s| s.vpc == vpc).collect();
+            if let Some(other) = others.iter().find(|other| other.cidr.overlaps(cidr)) {
+                return Err(NetworkError::SubnetConflict { cidr, other: other.id, other_cidr: other.cidr });
+            }
+            if others.len() >= MAX_SUBNETS {
+                return Err(NetworkError::Limit { what: "subnets", limit: MAX_SUBNETS });
+            }
+            let subnet = Subnet { id, vpc, vpc_cidr: row.cidr, cidr, name: name.map(str::to_owned) };
+            tx.put(&subnet)?;
+            Ok(subnet)
+        })
+    }
+
+    /// Removes a subnet that no interface is in.
+    pub fn delete_subnet(&self, wanted: &str) -> Result<(), NetworkError> {
+        transact(self.store, |tx| {
+            let subnet = find_subnet(tx, wanted)?;
+            touch_last(tx, &subnet.id)?;
+            // Others may look for overlaps at this moment.
+            touch(tx, &subnet.vpc)?;
+            if let Some(user) = tx.list::<Membership>()?.iter().find(|m| m.interface.subnet.id == subnet.id) {
+                let (what, by) = (subnet.id.to_string(), user.instance.to_string());
+                return Err(NetworkError::InUse { what, by });
+            }
+            if tx.get::<DefaultSubnet>(&DEFAULT_NAME.to_owned())?.is_some_and(|d| d.subnet == subnet.id) {
+                tx.remove::<DefaultSubnet>(&DEFAULT_NAME.to_owned());
+            }
+            tx.remove::<Subnet>(&subnet.id);
+            Ok(())
+        })
+    }
+
+    /// All groups, by VPC and name.
+    pub fn groups(&self) -> Result<Vec<SecurityGroup>, NetworkError> {
+        let mut all = transact(self.store, |tx| tx.list::<SecurityGroup>())?;
+        all.sort_by(|a, b| (a.vpc, &a.name).cmp(&(b.vpc, &b.name)));
+        Ok(all)
+    }
+
+    /// All interfaces with their groups.
+    pub fn memberships(&self) -> Result<Vec<Membership>, NetworkError> {
+        Ok(transact(self.store, |tx| tx.list::<Membership>())?)
+    }
+
+    /// The group of a VPC that a name or an id stands for. An id is found in any VPC.
+    pub fn find_group(&self, vpc: VpcId, wanted: &str) -> Result<SecurityGroup, NetworkError> {
+        transact(self.store, |tx| match wanted.parse::<SecurityGroupId>() {
+            Ok(id) => match tx.get::<SecurityGroup>(&id)? {
+                Some(group) => Ok(group),
+                None => groups::find(tx, vpc, wanted),
+            },
+            Err(_) => groups::find(tx, vpc, wanted),
+        })
+    }
+
+    /// Makes a group that lets everything out and nothing in.
+    pub fn create_group(
+        &self,
+        vpc: VpcId,
+        name: &str,
+        description: &str,
+    ) -> Result<SecurityGroup, NetworkError> {
+        transact(self.store, |tx| {
+            tx.get::<Vpc>(&vpc)?.ok_or_else(|| NetworkError::NoVpc(vpc.to_string()))?;
+            groups::create(tx, vpc, name, description, None)
+        })
+    }
+
+    /// Deletes a group that no interface is in and no rule of another group refers to.
+    pub fn delete_group(&self, id: SecurityGroupId) -> Result<(), NetworkError> {
+        transact(self.store, |tx| {
+            let group = get_group(tx, id)?;
+            if group.owner.is_some() {
+                return Err(NetworkError::OwnedGroup(id));
+            }
+            groups::delete(tx, &group)
+        })
+    }
+
+    /// Adds rules: all of them, or none if one cannot be.
+    pub fn authorize(
+        &self,
+        id: SecurityGroupId,
+        direction: Direction,
+        rules: &[RuleSpec],
+    ) -> Result<Vec<Rule>, NetworkError> {
+        self.change_group(id, |tx, group| groups::authorize(tx, group, direction, rules))
+    }
+
+    /// Removes rules by what they mean: all of them, or none if one is not there.
+    pub fn revoke(
+        &self,
+        id: SecurityGroupId,
+        direction: Direction,
+        rules: &[RuleSpec],
+    ) -> Result<Vec<Rule>, NetworkError> {
+        self.change_group(id, |tx, group| groups::revoke(tx, group, direction, rules))
+    }
+
+    /// Removes rules by their ids: all of them, or none if one is not there.
+    pub fn revoke_ids(
+        &self,
+        id: SecurityGroupId,
+        rules: &[SecurityGroupRuleId],
+    ) -> Result<Vec<Rule>, NetworkError> {
+        self.change_group(id, |tx, group| groups::revoke_ids(tx, group, rules))
+    }
+
+    fn change_group<T>(
+        &self,
+        id: SecurityGroupId,
+        mut change: impl FnMut(&mut Transaction<'_>, &mut SecurityGroup) -> Result<T, NetworkError>,
+    ) -> Result<T, NetworkError> {
+        let (vpc, result) = transact(self.store, |tx| {
+            let mut group = get_group(tx, id)?;
+            Ok::<_, NetworkError>((group.vpc, change(tx, &mut group)?))
+        })?;
+        self.apply(vpc)?;
+        Ok(result)
+    }
+
+    /// Puts an interface into other groups. Its own group, if it has one, stays.
+    pub fn set_groups(&self, interface: InterfaceId, wanted: &[String]) -> Result<(), NetworkError> {
+        let vpc = transact(self.store, |tx| {
+            let mut row = tx.get::<Membership>(&interface)?.ok_or(NetworkError::NoInterface(interface))?;
+            let vpc = row.interface.subnet.vpc;
+            let mut groups = groups::find_for_interface(tx, vpc, wanted)?;
+            for id in &row.groups {
+                if tx.get::<SecurityGroup>(id)?.is_some_and(|group| group.owner == Some(row.instance)) {
+                    groups.insert(*id);
+                }
+            }
+            groups::check_count(groups.len())?;
+            row.groups = groups;
+            tx.put(&row)?;
+            Ok::<_, NetworkError>(vpc)
+        })?;
+        self.apply(vpc)
+    }
+
+    /// Reserves an interface for a new instance, as part of `tx`.
+    pub(crate) fn place(
+        tx: &mut Transaction<'_>,
+        default: &Subnet,
+        instance: InstanceId,
+        placement: &Placement,
+    ) -> Result<Interface, NetworkError> {
+        let subnet = match &placement.subnet {
+            Some(wanted) => find_subnet(tx, wanted)?,
+            None => default.clone(),
+        };
+        touch(tx, &subnet.id)?;
+        let vpc = subnet.vpc;
+        let mut groups = match placement.groups.as_slice() {
+            [] if placement.allow.is_empty() => [groups::ensure_default_group(tx, vpc)?].into(),
+            [] => std::collections::BTreeSet::new(),
+            wanted => groups::find_for_interface(tx, vpc, wanted)?,
+        };
+        if !placement.allow.is_empty() {
+            let name = instance.to_string();
+            let description = "rules given with kiln run --allow";
+            let mut own = groups::create(tx, vpc, &name, description, Some(instance))?;
+            groups::authorize(tx, &mut own, Direction::Ingress, &placement.allow)?;
+            groups.insert(own.id);
+        }
+        groups::check_count(groups.len())?;
+        let interface = reserve(tx, &subnet, placement.address)?;
+        // Who says nothing of groups means a machine of his own that he can reach.
+        let host_access = placement.groups.is_empty() && placement.allow.is_empty();
+        tx.put(&Membership { interface: interface.clone(), instance, groups, host_access })?;
+        Ok(interface)
+    }
+
+    /// Gives an interface's address back, as part of `tx`.
+    pub(crate) fn give_back(tx: &mut Transaction<'_>, interface: &Interface) -> Result<(), StoreError> {
+        release(tx, interface);
+        groups::forget_interface(tx, interface)
+    }
+
+    /// Makes the kernel's rules those of the rows.
+    pub fn apply(&self, vpc: VpcId) -> Result<(), NetworkError> {
+        Ok(self.fabric.apply(vpc, &policy_source(self.store, vpc))?)
+    }
+
+    /// As [`Networks::apply`], for all VPCs; what a killed process left half-done is finished.
+    /// Errors are logged.
+    pub fn apply_all(&self) {
+        for vpc in self.vpcs().unwrap_or_default() {
+            if let Err(error) = self.apply(vpc.id) {
+                tracing::warn!(vpc = %vpc.id, %error, "the rules of the network could not be applied");
+            }
+        }
+    }
+
+    /// What the filter of a VPC has counted.
+    pub fn counters(&self, vpc: VpcId) -> Result<Counters, NetworkError> {
+        Ok(self.fabric.counters(vpc)?)
+    }
+
+    /// Who decides about a packet, by the reference evaluator.
+    pub fn explain(
+        &self,
+        vpc: VpcId,
+        source: IpAddr,
+        destination: IpAddr,
+        message: Message,
+    ) -> Result<Explanation, NetworkError> {
+        let packet = Packet { source, destination, message };
+        let verdict = policy(self.store, vpc)?.verdict(packet);
+        let counters = self.counters(vpc)?;
+        let groups: BTreeMap<_, _> = self.groups()?.into_iter().map(|group| (group.id, group)).collect();
+        let reason = |decision| {
+            let rule = match decision {
+                Decision::Rule(group, id) => groups.get(&group).and_then(|group| {
+                    let rule = group.rules.iter().find(|rule| rule.id == id)?;
+                    Some((group.clone(), rule.clone(), counters.rule(rule)))
+                }),
+                _ => None,
+            };
+            Reason { decision, rule }
+        };
+        Ok(Explanation { packet, egress: reason(verdict.egress), ingress: reason(verdict.ingress) })
+    }
+}
+
+fn get_group(tx: &mut Transaction<'_>, id: SecurityGroupId) -> Result<SecurityGroup, NetworkError> {
+    tx.get::<SecurityGroup>(&id)?.ok_or(NetworkError::GroupGone(id))
+}
+
+fn find_subnet(tx: &mut Transaction<'_>, wanted: &str) -> Result<Subnet, NetworkError> {
+    let id = match wanted.parse::<SubnetId>() {
+        Ok(id) => Some(id),
+        Err(_) => {
+            let all = tx.list::<Subnet>()?;
+            all.into_iter().find(|subnet| subnet.name.as_deref() == Some(wanted)).map(|subnet| subnet.id)
+        }
+    };
+    let subnet = match id {
+        Some(id) => tx.get::<Subnet>(&id)?,
+        None => None,
+    };
+    subnet.ok_or_else(|| NetworkError::NoSubnet(wanted.to_owned()))
+}
+
+/// Tells the policy of a VPC from the rows.
+pub(crate) fn policy_source(
+    store: &dyn Store,
+    vpc: VpcId,
+) -> impl Fn() -> Result<NetworkPolicy, Box<dyn std::error::Error + Send + Sync>> + Sync {
+    move || Ok(policy(store, vpc)?)
+}
+
+fn policy(store: &dyn Store, vpc: VpcId) -> Result<NetworkPolicy, StoreError> {
+    transact(store, |tx| {
+        let groups = tx.list::<SecurityGroup>()?.into_iter().filter(|group| group.vpc == vpc);
+        let members = tx.list::<Membership>()?.into_iter().filter(|m| m.interface.subnet.vpc == vpc);
+        let member = |row: Membership| {
+            let host = kiln_hostnet::host_address(row.interface.subnet.vpc_cidr);
+            let member = Member {
+                mac: row.interface.mac,
+                addresses: vec![row.interface.address],
+                groups: row.groups,
+                host: host.filter(|_| row.host_access),
+                source_dest_check: true,
+                connections: CONNECTIONS,
+            };
+            (row.interface.id, member)
+        };
+        Ok(NetworkPolicy {
+            interfaces: members.map(member).collect(),
+            groups: groups.map(|group| (group.id, group.rules)).collect(),
+            prefix_lists: tx.list::<PrefixList>()?.into_iter().map(|list| (list.id, list.ranges)).collect(),
+        })
+    })
+}

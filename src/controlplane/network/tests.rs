@@ -1,0 +1,276 @@
+//! The service on a real store, with a fabric that only remembers.
+
+use std::sync::Mutex;
+
+use kiln_model::security::{Direction, NetworkPolicy};
+use kiln_model::{InstanceId, InterfaceId, VpcId};
+
+use super::*;
+use crate::state::{SqliteStore, Store, StoreError, transact};
+
+/// Remembers the last policy of all.
+#[derive(Default)]
+struct Fake(Mutex<NetworkPolicy>);
+
+impl NetworkFabric for Fake {
+    fn attach(&self, _: &NicRequest, _: &PolicySource<'_>) -> Result<Vec<std::os::fd::OwnedFd>, FabricError> {
+        unreachable!("nothing is launched here")
+    }
+
+    fn apply(&self, _: VpcId, policy: &PolicySource<'_>) -> Result<(), FabricError> {
+        *self.0.lock().unwrap() = policy().map_err(FabricError)?;
+        Ok(())
+    }
+
+    fn counters(&self, _: VpcId) -> Result<Counters, FabricError> {
+        Ok(Counters::default())
+    }
+
+    fn detach(&self, _: InterfaceId) -> Result<(), FabricError> {
+        Ok(())
+    }
+}
+
+struct Bench {
+    _dir: tempfile::TempDir,
+    store: SqliteStore,
+    fabric: Fake,
+}
+
+impl Bench {
+    fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let store = SqliteStore::open(&dir.path().join("kiln.db")).unwrap();
+        Bench { _dir: dir, store, fabric: Fake::default() }
+    }
+
+    fn networks(&self) -> Networks<'_> {
+        Networks { store: &self.store, fabric: &self.fabric, range: "10.50.0.0/16".parse().unwrap() }
+    }
+
+    fn vpc(&self) -> VpcId {
+        self.networks().default_subnet().unwrap().vpc
+    }
+
+    fn group(&self, name: &str) -> SecurityGroup {
+        self.networks().create_group(self.vpc(), name, "for a test").unwrap()
+    }
+
+    fn place(&self, instance: u64, groups: &[&str], allow: &[&str]) -> Result<Interface, NetworkError> {
+        let subnet = self.networks().default_subnet()?;
+        let placement = Placement {
+            groups: groups.iter().map(ToString::to_string).collect(),
+            allow: allow.iter().map(|rule| rule.parse().unwrap()).collect(),
+            ..Placement::default()
+        };
+        let id = InstanceId::from_bits(instance);
+        transact(&self.store, |tx| Networks::place(tx, &subnet, id, &placement))
+    }
+
+    fn policy(&self) -> NetworkPolicy {
+        self.fabric.0.lock().unwrap().clone()
+    }
+}
+
+fn rules(texts: &[&str]) -> Vec<RuleSpec> {
+    texts.iter().map(|text| text.parse().unwrap()).collect()
+}
+
+fn code<T>(result: Result<T, NetworkError>) -> &'static str {
+    result.err().map_or("no error", |error| error.code())
+}
+
+const IN: Direction = Direction::Ingress;
+
+#[test]
+fn new_group_lets_everything_out_and_nothing_in() {
+    let bench = Bench::new();
+    let group = bench.group("web");
+    let shown: Vec<_> = group.rules.iter().map(|rule| format!("{} {rule}", rule.direction)).collect();
+    assert_eq!(shown, ["egress all:0.0.0.0/0"]);
+    let default = bench.networks().find_group(bench.vpc(), "default").unwrap();
+    let shown: Vec<_> = default.rules.iter().map(|rule| format!("{} {rule}", rule.direction)).collect();
+    assert_eq!(shown, [format!("ingress all:{}", default.id), "egress all:0.0.0.0/0".into()]);
+}
+
+#[test]
+fn rules_are_in_force_when_the_call_returns() {
+    let bench = Bench::new();
+    let group = bench.group("web");
+    let added = bench.networks().authorize(group.id, IN, &rules(&["tcp:80:0.0.0.0/0"])).unwrap();
+    assert!(bench.policy().groups[&group.id].contains(&added[0]));
+    bench.networks().revoke_ids(group.id, &[added[0].id]).unwrap();
+    assert!(!bench.policy().groups[&group.id].contains(&added[0]));
+}
+
+#[test]
+fn refusals_have_the_codes_of_ec2_and_change_nothing() {
+    let bench = Bench::new();
+    let networks = bench.networks();
+    let (web, ssh) = (bench.group("web"), bench.group("ssh"));
+    networks.authorize(web.id, IN, &rules(&["tcp:80:0.0.0.0/0"])).unwrap();
+    networks.authorize(ssh.id, IN, &rules(&["tcp:22:web"])).unwrap();
+    let before = networks.groups().unwrap();
+
+    let create = |name: &str| code(networks.create_group(bench.vpc(), name, "x"));
+    assert_eq!(create("web"), "InvalidGroup.Duplicate");
+    assert_eq!(create("default"), "InvalidGroup.Duplicate");
+    for name in ["", "sg-web", "a\nb", &"x".repeat(256), "é"] {
+        assert_eq!(create(name), "InvalidParameterValue", "{name:?}");
+    }
+    let authorize = |texts: &[&str]| code(networks.authorize(web.id, IN, &rules(texts)));
+    // All or none.
+    assert_eq!(authorize(&["tcp:81:0.0.0.0/0", "tcp:80:0.0.0.0/0"]), "InvalidPermission.Duplicate");
+    assert_eq!(authorize(&["tcp:81:wbe"]), "InvalidGroup.NotFound");
+    assert_eq!(authorize(&["tcp:81:pl-00000000000000001"]), "InvalidPrefixListID.NotFound");
+    assert_eq!(code(networks.revoke(web.id, IN, &rules(&["tcp:8:0.0.0.0/0"]))), "InvalidPermission.NotFound");
+    assert_eq!(code(networks.delete_group(web.id)), "DependencyViolation", "ssh refers to it");
+    let default = networks.find_group(bench.vpc(), "default").unwrap();
+    assert_eq!(code(networks.delete_group(default.id)), "CannotDelete");
+    assert_eq!(code(networks.find_group(bench.vpc(), "wbe")), "InvalidGroup.NotFound");
+    let error = networks.find_group(bench.vpc(), "wbe").unwrap_err().to_string();
+    assert!(error.contains("did you mean web?"), "{error}");
+    assert_eq!(networks.groups().unwrap(), before);
+}
+
+#[test]
+fn quotas_end_with_one_clear_error() {
+    let bench = Bench::new();
+    let networks = bench.networks();
+    let group = bench.group("web");
+    let many: Vec<_> = (0..MAX_RULES).map(|n| format!("tcp:{n}:0.0.0.0/0")).collect();
+    let many: Vec<_> = many.iter().map(String::as_str).collect();
+    networks.authorize(group.id, IN, &rules(&many)).unwrap();
+    assert_eq!(
+        code(networks.authorize(group.id, IN, &rules(&["udp:1:0.0.0.0/0"]))),
+        "RulesPerSecurityGroupLimitExceeded"
+    );
+    // The other family and the other direction are counted apart.
+    networks.authorize(group.id, IN, &rules(&["udp:1:::/0"])).unwrap();
+    networks.authorize(group.id, Direction::Egress, &rules(&["udp:1:10.0.0.0/8"])).unwrap();
+
+    let list = networks.create_prefix_list("offices", 61, &["10.0.0.0/8".parse().unwrap()]).unwrap();
+    let reference = format!("tcp:1:{}", list.id);
+    assert_eq!(
+        code(networks.authorize(group.id, Direction::Egress, &rules(&[&reference]))),
+        "RulesPerSecurityGroupLimitExceeded",
+        "a prefix list counts as all that it may hold"
+    );
+    for n in 0..6 {
+        bench.group(&format!("g{n}"));
+    }
+    assert_eq!(
+        code(bench.place(1, &["g0", "g1", "g2", "g3", "g4", "g5"], &[])),
+        "SecurityGroupsPerInterfaceLimitExceeded"
+    );
+    assert_eq!(
+        code(bench.place(1, &["g0", "g1", "g2", "g3", "g4"], &["tcp:22:host"])),
+        "SecurityGroupsPerInterfaceLimitExceeded"
+    );
+    assert!(networks.memberships().unwrap().is_empty());
+}
+
+#[test]
+fn group_with_members_stays_until_they_are_gone() {
+    let bench = Bench::new();
+    let group = bench.group("web");
+    let interface = bench.place(1, &["web"], &[]).unwrap();
+    assert_eq!(code(bench.networks().delete_group(group.id)), "DependencyViolation");
+    bench.networks().set_groups(interface.id, &["default".to_owned()]).unwrap();
+    bench.networks().delete_group(group.id).unwrap();
+    assert_eq!(code(bench.networks().set_groups(interface.id, &["web".into()])), "InvalidGroup.NotFound");
+    assert_eq!(
+        code(bench.networks().set_groups(interface.id, &[])),
+        "SecurityGroupsPerInterfaceLimitExceeded"
+    );
+}
+
+#[test]
+fn rules_of_one_instance_live_and_end_with_it() {
+    let bench = Bench::new();
+    let interface = bench.place(7, &[], &["tcp:22:10.50.2.133/32"]).unwrap();
+    let row = bench.networks().memberships().unwrap().remove(0);
+    assert!(!row.host_access, "whoever says what may come in means nothing else");
+    let own = *row.groups.first().unwrap();
+    assert_eq!(code(bench.place(8, &[&own.to_string()], &[])), "InvalidGroup.InUse");
+    assert_eq!(code(bench.networks().delete_group(own)), "InvalidGroup.InUse");
+    transact(&bench.store, |tx| Networks::give_back(tx, &interface)).unwrap();
+    assert!(bench.networks().groups().unwrap().iter().all(|group| group.id != own));
+    assert_eq!(bench.place(9, &[], &[]).unwrap().address, interface.address);
+    assert!(bench.networks().memberships().unwrap().remove(0).host_access);
+}
+
+#[test]
+fn ranges_of_networks_are_checked() {
+    let bench = Bench::new();
+    let networks = bench.networks();
+    let cidr = |text: &str| text.parse().unwrap();
+    for range in ["10.0.0.0/15", "10.0.0.0/29"] {
+        assert_eq!(code(networks.create_vpc(cidr(range), None)), "InvalidVpc.Range");
+    }
+    let vpc = networks.create_vpc(cidr("10.50.0.0/16"), Some("blue")).unwrap();
+    let twin = networks.create_vpc(cidr("10.50.0.0/16"), Some("green")).unwrap();
+    let subnet = networks.create_subnet(vpc.id, cidr("10.50.2.0/24"), Some("blue-2")).unwrap();
+    networks.create_subnet(twin.id, cidr("10.50.2.0/24"), None).unwrap();
+    let create = |range: &str| code(networks.create_subnet(vpc.id, cidr(range), None));
+    assert_eq!(create("10.50.2.128/25"), "InvalidSubnet.Conflict");
+    assert_eq!(create("10.50.0.0/16"), "InvalidSubnet.Conflict");
+    assert_eq!(create("10.51.0.0/24"), "InvalidSubnet.Range");
+    assert_eq!(create("10.50.3.0/29"), "InvalidSubnet.Range");
+    assert_eq!(code(networks.delete_vpc(vpc.id)), "DependencyViolation");
+    assert_eq!(code(networks.find_vpc(Some("red"))), "InvalidVpcID.NotFound");
+
+    // Groups of one VPC mean nothing in another.
+    networks.create_group(twin.id, "web", "x").unwrap();
+    let placement =
+        Placement { subnet: Some("blue-2".into()), groups: vec!["web".into()], ..Placement::default() };
+    let default = networks.default_subnet().unwrap();
+    let place = |placement: &Placement| {
+        transact(&bench.store, |tx| Networks::place(tx, &default, InstanceId::from_bits(1), placement))
+    };
+    assert_eq!(code(place(&placement)), "InvalidGroup.NotFound");
+    let address = Some([10, 50, 2, 133].into());
+    let placed = place(&Placement { groups: vec![], address, ..placement.clone() }).unwrap();
+    assert_eq!((placed.address.octets(), placed.subnet.id), ([10, 50, 2, 133], subnet.id));
+    assert_eq!(code(networks.delete_subnet("blue-2")), "DependencyViolation");
+    assert_eq!(code(place(&Placement { subnet: Some("x".into()), ..placement })), "InvalidSubnetID.NotFound");
+    transact(&bench.store, |tx| Networks::give_back(tx, &placed)).unwrap();
+    networks.delete_subnet("blue-2").unwrap();
+    networks.delete_vpc(vpc.id).unwrap();
+    assert_eq!(networks.vpcs().unwrap().len(), 2);
+}
+
+#[test]
+fn group_deleted_while_it_is_put_to_use_is_one_or_the_other() {
+    let bench = Bench::new();
+    for round in 0..8 {
+        let group = bench.group("web");
+        let (deleted, placed) = std::thread::scope(|scope| {
+            let delete = scope.spawn(|| bench.networks().delete_group(group.id).is_ok());
+            let place = scope.spawn(|| bench.place(round, &["web"], &[]).ok());
+            (delete.join().unwrap(), place.join().unwrap())
+        });
+        assert_ne!(deleted, placed.is_some());
+        if let Some(interface) = placed {
+            transact(&bench.store, |tx| Networks::give_back(tx, &interface)).unwrap();
+            bench.networks().delete_group(group.id).unwrap();
+        }
+    }
+    let touches = bench.store.list("touch/").unwrap();
+    assert!(touches.iter().all(|entry| !entry.key.contains("sg-")), "{touches:?}");
+}
+
+#[test]
+fn prefix_list_in_use_is_not_deleted_and_changes_at_once() -> Result<(), StoreError> {
+    let bench = Bench::new();
+    let networks = bench.networks();
+    let list = networks.create_prefix_list("offices", 2, &["10.0.0.0/8".parse().unwrap()]).unwrap();
+    let group = bench.group("web");
+    networks.authorize(group.id, IN, &rules(&[&format!("tcp:22:{}", list.id)])).unwrap();
+    assert_eq!(code(networks.delete_prefix_list(list.id)), "DependencyViolation");
+    let ranges = ["10.0.0.0/8", "192.0.2.0/24", "198.51.100.0/24"].map(|range| range.parse().unwrap());
+    assert_eq!(code(networks.set_prefix_list(list.id, &ranges)), "ResourceLimitExceeded");
+    networks.set_prefix_list(list.id, &ranges[..2]).unwrap();
+    assert_eq!(bench.policy().prefix_lists[&list.id], ranges[..2]);
+    Ok(())
+}
