@@ -256,12 +256,24 @@ impl Filter {
                 text.line(format_args!("add rule inet {TABLE} {chain} {rule}"));
             }
         }
-        for (place, element) in self.elements.difference(&to.elements) {
+        // Ranges refuse neighbours that overlap them, even those that go in the same transaction.
+        let range = |(_, element): &&(Place, Element)| matches!(element, Element::Range(_));
+        let rewritten: BTreeSet<_> =
+            self.elements.symmetric_difference(&to.elements).filter(range).map(|(place, _)| place).collect();
+        for place in &rewritten {
+            text.line(format_args!("flush set {} {TABLE} {}", place.family, place.set));
+        }
+        for (place, element) in to.elements.iter().filter(|(place, _)| rewritten.contains(place)) {
+            let Place { family, set } = place;
+            text.line(format_args!("add element {family} {TABLE} {set} {{ {element} }}"));
+        }
+        let plain = |(place, _): &&(Place, Element)| !rewritten.contains(place);
+        for (place, element) in self.elements.difference(&to.elements).filter(plain) {
             let Place { family, set } = place;
             text.line(format_args!("add element {family} {TABLE} {set} {{ {element} }}"));
             text.line(format_args!("delete element {family} {TABLE} {set} {{ {element} }}"));
         }
-        for (place, element) in to.elements.difference(&self.elements) {
+        for (place, element) in to.elements.difference(&self.elements).filter(plain) {
             let Place { family, set } = place;
             text.line(format_args!("add element {family} {TABLE} {set} {{ {element} }}"));
         }

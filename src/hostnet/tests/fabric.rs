@@ -9,7 +9,9 @@ use std::net::{Ipv4Addr, SocketAddrV4, TcpListener, TcpStream};
 use std::thread;
 
 use kiln_hostnet::{HostNetError, State, check, detach, sweep};
-use support::{DEADLINE, Guest, QUIET, TapDevice, attach, host_state, on_own_host, packets, plan, sh};
+use support::{
+    DEADLINE, Guest, QUIET, TapDevice, attach, host_state, inside, on_own_host, packets, plan, sh,
+};
 
 /// A server in the calling thread's namespace that tells each client its address; ends with the
 /// test's process.
@@ -35,18 +37,6 @@ fn outside() {
         ip -n outside link set eth0 up
         ip -n outside link set lo up
         ip -n outside route add 172.31.0.0/16 via 198.51.100.1");
-}
-
-/// Runs `f` on a thread inside a named namespace.
-fn inside<R: Send>(namespace: &str, f: impl FnOnce() -> R + Send) -> R {
-    let file = std::fs::File::open(format!("/run/netns/{namespace}")).unwrap();
-    thread::scope(|scope| {
-        let run = scope.spawn(move || {
-            nix::sched::setns(file, nix::sched::CloneFlags::CLONE_NEWNET).unwrap();
-            f()
-        });
-        run.join().unwrap()
-    })
 }
 
 /// The guest loses its first answer while it asks for the router's hardware address.

@@ -1,5 +1,9 @@
 //! A host of its own for each test, and a guest made of a tap queue and a small TCP/IP stack.
 
+#![allow(dead_code, reason = "each test file uses its own part")]
+
+pub mod packets;
+
 use std::fs::File;
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, SocketAddrV4};
@@ -60,6 +64,18 @@ pub fn on_own_host(test: impl FnOnce() + Send) {
             std::panic::resume_unwind(panic);
         }
     });
+}
+
+/// Runs `f` on a thread inside a named namespace.
+pub fn inside<R: Send>(namespace: &str, f: impl FnOnce() -> R + Send) -> R {
+    let file = File::open(format!("/run/netns/{namespace}")).unwrap();
+    std::thread::scope(|scope| {
+        let run = scope.spawn(move || {
+            nix::sched::setns(file, CloneFlags::CLONE_NEWNET).unwrap();
+            f()
+        });
+        run.join().unwrap()
+    })
 }
 
 /// Runs a command line and returns what it prints.
@@ -163,6 +179,10 @@ impl TapDevice {
         let mut bytes = vec![0; 70_000];
         let len = self.file.read(&mut bytes).ok()?;
         Some(bytes[12..len].to_vec())
+    }
+
+    pub fn fd(&self) -> std::os::fd::BorrowedFd<'_> {
+        self.file.as_fd()
     }
 
     /// Waits for a frame, at most for `timeout`.
