@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::process::Command;
 
 /// Crates of this workspace that each may use.
-const ALLOWED: [(&str, &[&str]); 11] = [
+const ALLOWED: [(&str, &[&str]); 12] = [
     ("kiln-model", &[]),
     ("kiln-vmspec", &["kiln-model"]),
     ("kiln-disk", &[]),
@@ -22,12 +22,14 @@ const ALLOWED: [(&str, &[&str]); 11] = [
     ),
     ("kiln-hostnet", &["kiln-model"]),
     ("kiln-controlplane", &["kiln-disk", "kiln-hostnet", "kiln-model", "kiln-sandbox", "kiln-vmspec"]),
-    ("kiln-cli", &["kiln-controlplane", "kiln-disk", "kiln-model", "kiln-vmspec"]),
+    ("kiln-sts", &["kiln-controlplane", "kiln-model"]),
+    ("kiln-cli", &["kiln-controlplane", "kiln-disk", "kiln-model", "kiln-sts", "kiln-vmspec"]),
     ("kiln", &["kiln-cli", "kiln-disk", "kiln-sandbox", "kiln-vmm", "kiln-vmspec"]),
 ];
 
 /// What must not be linked into the process that a guest may break into.
-const BANNED_UNDER_VMM: [&str; 6] = ["tokio", "axum", "hyper", "reqwest", "rusqlite", "kiln-controlplane"];
+const BANNED_UNDER_VMM: [&str; 7] =
+    ["tokio", "axum", "hyper", "reqwest", "rusqlite", "aws-lc-rs", "kiln-controlplane"];
 
 /// Direct dependencies of every workspace member, and of every package in the tree, by name. Only
 /// what is linked into the product: no dependencies of tests or build scripts.

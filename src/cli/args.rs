@@ -4,11 +4,16 @@ use std::net::Ipv4Addr;
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use kiln_controlplane::credentials::RoleName;
 use kiln_controlplane::network::RuleSpec;
 use kiln_controlplane::state::dir;
 use kiln_model::size::{GIB, MIB};
-use kiln_model::{ByteSize, InstanceType, Ipv4Cidr, SecurityGroupRuleId};
+use kiln_model::{ByteSize, InstanceType, Ipv4Cidr, SecurityGroupRuleId, Tag};
 use kiln_vmspec::DiskFormat;
+
+use crate::metadata_args::{
+    IdentityCommand, MetadataArgs, PasswordArgs, RoleCommand, TagArgs, role_name, tag,
+};
 
 /// Run AMI-style images as isolated microVMs on your own Linux host.
 #[derive(Debug, Parser)]
@@ -52,6 +57,18 @@ pub enum Command {
     /// Work with subnets of VPCs.
     #[command(subcommand)]
     Subnet(SubnetCommand),
+    /// Work with roles: where instances get credentials from.
+    #[command(subcommand)]
+    Role(RoleCommand),
+    /// Show what a running instance reads from its metadata service, or change how it may.
+    Metadata(MetadataArgs),
+    /// Set or remove tags of an instance.
+    Tag(TagArgs),
+    /// Print the password that a Windows guest reported, encrypted for the instance's key.
+    Password(PasswordArgs),
+    /// What others need to check the identity of instances and their credentials.
+    #[command(subcommand)]
+    Identity(IdentityCommand),
     /// List instance types.
     Types(JsonArg),
     /// Say what this host offers, and what to do about each gap.
@@ -90,6 +107,12 @@ pub struct RunArgs {
     /// Name of the instance.
     #[arg(long)]
     pub name: Option<String>,
+    /// Tag of the instance; may be given again.
+    #[arg(long = "tag", value_name = "KEY=VALUE", value_parser = tag)]
+    pub tags: Vec<Tag>,
+    /// Role whose credentials the instance gets (see `kiln role create`).
+    #[arg(long, value_name = "NAME", value_parser = role_name)]
+    pub role: Option<RoleName>,
     /// Keep the instance when it powers off: `kiln start` runs it again.
     #[arg(long)]
     pub keep: bool,
@@ -129,7 +152,7 @@ pub struct RunArgs {
     #[arg(long)]
     pub hugepages: bool,
     /// Metadata options: http-tokens=required|optional, hop-limit=1..64, http-endpoint=enabled|disabled,
-    /// instance-metadata-tags=enabled|disabled; separated by commas.
+    /// http-protocol-ipv6=enabled|disabled, instance-metadata-tags=enabled|disabled; separated by commas.
     #[arg(long, value_name = "OPTIONS", default_value = "http-tokens=required,hop-limit=2")]
     pub metadata_options: String,
     /// Pass standard input to the console even where it is not a terminal.

@@ -7,10 +7,14 @@ mod console;
 mod error;
 mod groups;
 mod host;
+mod identity;
 mod images;
 mod instances;
+mod metadata;
+mod metadata_args;
 mod networks;
 mod progress;
+mod roles;
 mod run;
 mod table;
 
@@ -23,6 +27,7 @@ use std::sync::Arc;
 use clap::{CommandFactory, Parser};
 use kiln_controlplane::instances::ControlPlane;
 use kiln_controlplane::network::HostFabric;
+use kiln_sts::Sts;
 use serde::Serialize;
 use tracing_subscriber::EnvFilter;
 
@@ -62,6 +67,11 @@ fn dispatch(cli: &Cli) -> Result<(), Failure> {
         Command::Sg(command) => groups::sg(state_dir, command),
         Command::Vpc(command) => networks::vpc(state_dir, command),
         Command::Subnet(command) => networks::subnet(state_dir, command),
+        Command::Role(command) => roles::role(state_dir, command),
+        Command::Metadata(args) => metadata::metadata(state_dir, args),
+        Command::Tag(args) => metadata::tag(state_dir, args),
+        Command::Password(args) => metadata::password(state_dir, args),
+        Command::Identity(command) => identity::identity(state_dir, *command),
         Command::Types(args) => host::types(args),
         Command::Doctor(args) => host::doctor(state_dir, args),
         Command::Completion { shell } => {
@@ -87,7 +97,7 @@ fn log(verbose: u8) {
 
 /// Opens the state directory; clears away what killed processes left.
 fn open(state_dir: &Path) -> Result<ControlPlane, Failure> {
-    Ok(ControlPlane::open(state_dir, Arc::new(HostFabric::default()))?)
+    Ok(ControlPlane::open(state_dir, Arc::new(HostFabric::default()), Arc::new(Sts))?)
 }
 
 #[derive(Debug, thiserror::Error)]

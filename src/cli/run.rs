@@ -12,6 +12,7 @@ use kiln_controlplane::metadata::parse_options;
 use kiln_controlplane::network::Placement;
 use kiln_model::{SshPublicKey, UserData};
 use kiln_vmspec::MetadataOptions;
+use rustix::process::DumpableBehavior;
 
 use crate::args::{RunArgs, StartArgs};
 use crate::console::{Events, Input, Quit, Session};
@@ -89,6 +90,8 @@ fn request(args: &RunArgs) -> Result<LaunchRequest, Failure> {
         },
         console_log: args.console_log.as_deref().map(absolute).transpose()?,
         name: args.name.clone(),
+        tags: args.tags.clone(),
+        profile: args.role.clone(),
         keep: args.keep,
     })
 }
@@ -116,6 +119,8 @@ fn foreground(
     console_input: bool,
     launch: impl FnOnce(&ControlPlane) -> Result<RunningInstance, Failure>,
 ) -> Result<(), Failure> {
+    // Credentials and keys are in this memory: no core dump, and no debugger of other users.
+    rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable)?;
     let runtime = crate::runtime()?;
     // From here on SIGINT and its like are noted instead of ending this process half-way through a
     // launch; the session sees them when it begins.
@@ -125,11 +130,15 @@ fn foreground(
     introduce(run.instance());
     let title = title(run.instance());
     let commands = run.commands();
+    let keeper = run.keeper();
     let result = runtime.block_on(async {
         let input = Input::choose(console_input);
-        Session::new(&title, commands, Events::Own(&mut run), input, Quit::Machine)?
-            .run(session_signals)
-            .await
+        let session = Session::new(&title, commands, Events::Own(&mut run), input, Quit::Machine)?;
+        // Dropped with the runtime; until then metadata follow what is said of the instance elsewhere.
+        if let Some(keeper) = keeper {
+            tokio::spawn(keeper.run());
+        }
+        session.run(session_signals).await
     });
     // Whatever the session met, the machine ends and its traces go.
     let (instance, ending) = run.finish()?;

@@ -14,7 +14,9 @@
 
 #![forbid(unsafe_code)]
 
+pub mod credentials;
 pub mod host;
+pub mod identity;
 pub mod images;
 pub mod instances;
 pub mod metadata;

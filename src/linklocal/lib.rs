@@ -48,5 +48,6 @@ mod time;
 pub use classify::{CLASSIFY_PREFIX, Classifier, Verdict};
 pub use counters::Counters;
 pub use dns::DnsForward;
+pub use imds::read_metadata;
 pub use stack::LinkLocal;
 pub use time::Time;

@@ -48,6 +48,49 @@ impl Utc {
         }
     }
 
+    /// Unix seconds of an RFC 3339 time (§5.6); fractions of a second are cut off. `None` for anything
+    /// else, and for moments before 1970.
+    pub fn parse_rfc3339(text: &str) -> Option<u64> {
+        let text = text.is_ascii().then_some(text)?;
+        let (date, rest) = text.split_at_checked(10)?;
+        let (time, rest) = rest.strip_prefix(['T', 't', ' '])?.split_at_checked(8)?;
+        let zone = match rest.strip_prefix('.') {
+            None => rest,
+            Some(fraction) => {
+                let zone = fraction.trim_start_matches(|c: char| c.is_ascii_digit());
+                (zone.len() < fraction.len()).then_some(zone)?
+            }
+        };
+        let offset = match zone {
+            "Z" | "z" => 0,
+            _ => {
+                let sign = if zone.starts_with('-') { -1 } else { 1 };
+                let [hours, minutes] = numbers(zone.strip_prefix(['+', '-'])?, ':', [2, 2])?;
+                (hours < 24 && minutes < 60).then_some(sign * (hours * 3600 + minutes * 60))?
+            }
+        };
+        let [year, month, day] = numbers(date, '-', [4, 2, 2])?;
+        let [hour, minute, second] = numbers(time, ':', [2, 2, 2])?;
+        let leap = year % 4 == 0 && (year % 100 != 0 || year % 400 == 0);
+        let days_of_month = match month {
+            2 => 28 + i64::from(leap),
+            4 | 6 | 9 | 11 => 30,
+            1 | 3 | 5 | 7 | 8 | 10 | 12 => 31,
+            _ => return None,
+        };
+        // A leap second reads as the second after it.
+        if !(1..=days_of_month).contains(&day) || hour > 23 || minute > 59 || second > 60 {
+            return None;
+        }
+        // The inverse of `from_unix`, by the same calendar that begins in March.
+        let (year, from_march) = if month > 2 { (year, month - 3) } else { (year - 1, month + 9) };
+        let (era, year_of_era) = (year.div_euclid(400), year.rem_euclid(400));
+        let of_year = (153 * from_march + 2) / 5 + day - 1;
+        let of_era = year_of_era * 365 + year_of_era / 4 - year_of_era / 100 + of_year;
+        let days = era * 146_097 + of_era - 719_468;
+        u64::try_from(days * 86_400 + hour * 3600 + minute * 60 + second - offset).ok()
+    }
+
     /// RFC 3339 in whole seconds: `2023-06-30T19:06:42Z`.
     pub fn rfc3339(self) -> String {
         let Utc { year, month, day, hour, minute, second, .. } = self;
@@ -66,9 +109,56 @@ impl Utc {
     }
 }
 
+/// Numbers of exactly `widths` digits, with `separator` between them and nothing around.
+fn numbers<const N: usize>(text: &str, separator: char, widths: [usize; N]) -> Option<[i64; N]> {
+    let mut parts = text.split(separator);
+    let mut found = [0; N];
+    for (number, width) in found.iter_mut().zip(widths) {
+        let part = parts.next()?;
+        let digits = part.len() == width && part.bytes().all(|b| b.is_ascii_digit());
+        *number = digits.then(|| part.parse().ok())??;
+    }
+    parts.next().is_none().then_some(found)
+}
+
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
+
+    #[test]
+    fn times_with_zones_and_fractions_are_read() {
+        for (text, unix) in [
+            ("1970-01-01T00:00:00Z", Some(0)),
+            ("2023-07-01T01:25:35Z", Some(1_688_174_735)),
+            ("2023-07-01t01:25:35.999z", Some(1_688_174_735)),
+            ("2023-07-01 03:25:35+02:00", Some(1_688_174_735)),
+            ("2023-06-30T19:55:35-05:30", Some(1_688_174_735)),
+            ("2024-02-29T00:00:00Z", Some(1_709_164_800)),
+            ("2023-02-29T00:00:00Z", None),
+            ("2023-13-01T00:00:00Z", None),
+            ("2023-00-01T00:00:00Z", None),
+            ("2023-07-01T24:00:00Z", None),
+            ("2023-07-01T01:25:35", None),
+            ("2023-07-01T01:25:35.Z", None),
+            ("2023-07-01T01:25:35+2:00", None),
+            ("2023-07-01T01:25:35Zx", None),
+            ("1969-12-31T23:59:59Z", None),
+            ("20230701T012535Z", None),
+            ("", None),
+            ("ä023-07-01T01:25:35Z", None),
+        ] {
+            assert_eq!(Utc::parse_rfc3339(text), unix, "{text}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_written_is_read_back(unix in 0..=END_OF_9999) {
+            prop_assert_eq!(Utc::parse_rfc3339(&Utc::from_unix(unix).rfc3339()), Some(unix));
+        }
+    }
 
     #[test]
     fn known_moments_in_both_forms() {

@@ -18,7 +18,7 @@ use std::sync::mpsc::{Receiver, channel};
 
 use kiln_devices::virtio::WorkerHost;
 use kiln_vmspec::frame::{Connection, FrameError};
-use kiln_vmspec::{Command, Event, ExitReason, Reply, Request, Stats, VmSpec};
+use kiln_vmspec::{Command, Event, ExitReason, MetadataSnapshot, Reply, Request, Stats, VmSpec};
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::console::Console;
@@ -79,6 +79,8 @@ pub fn run(listener: UnixListener) -> Result<ExitReason, ProcessError> {
 struct Process {
     server: ControlServer,
     spec: VmSpec,
+    /// What the link-local services say now.
+    metadata: Arc<MetadataSnapshot>,
     console: Console,
     log: Option<ConsoleLog>,
     events: MachineEvents,
@@ -107,6 +109,7 @@ impl Process {
         let console = Console::new(Arc::clone(&console_wake));
         Ok(Process {
             server,
+            metadata: Arc::new(spec.metadata.clone()),
             spec,
             console,
             log: None,
@@ -249,14 +252,31 @@ impl Process {
                 stats.counters.insert("console.dropped_bytes".into(), self.console.dropped());
                 Reply::Stats(Box::new(stats))
             }
-            Command::UpdateMetadata(snapshot) => {
-                let snapshot = Arc::new(*snapshot);
-                host.nics.iter().for_each(|nic| nic.update_metadata(Arc::clone(&snapshot)));
-                Reply::Ok
+            Command::UpdateMetadata(snapshot) => match self.update_metadata(host, *snapshot) {
+                Ok(()) => Reply::Ok,
+                Err(message) => Reply::Error { message },
+            },
+            Command::ReadMetadata { path } => {
+                Reply::Metadata { found: kiln_linklocal::read_metadata(&self.metadata, &path) }
             }
         };
         self.server.reply(client, request.id, reply);
         None
+    }
+
+    /// Swaps the metadata of all interfaces, unless a newer snapshot is there already or the new one
+    /// holds what could not be served.
+    fn update_metadata(&mut self, host: &Host, snapshot: MetadataSnapshot) -> Result<(), String> {
+        if snapshot.generation <= self.metadata.generation {
+            return Err(format!(
+                "metadata of generation {} come after those of generation {}",
+                snapshot.generation, self.metadata.generation
+            ));
+        }
+        snapshot.check().map_err(|e| e.to_string())?;
+        self.metadata = Arc::new(snapshot);
+        host.nics.iter().for_each(|nic| nic.update_metadata(Arc::clone(&self.metadata)));
+        Ok(())
     }
 
     /// Carries what the guest printed to the log and to attached clients.

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::{MetadataSnapshot, VmSpec};
+use crate::{LeafValue, MetadataSnapshot, VmSpec};
 
 /// What a client may ask of a VMM.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -35,6 +35,11 @@ pub enum Command {
     Stats,
     /// Swap the metadata whole.
     UpdateMetadata(Box<MetadataSnapshot>),
+    /// Ask for `Reply::Metadata`: what the metadata service would answer a guest with a good token.
+    ReadMetadata {
+        /// Path of the request, version first, such as `/latest/meta-data/`.
+        path: String,
+    },
 }
 
 /// One command with the number its reply repeats.
@@ -59,6 +64,11 @@ pub enum Reply {
     },
     /// Answer to `Command::Stats`.
     Stats(Box<Stats>),
+    /// Answer to `Command::ReadMetadata`.
+    Metadata {
+        /// The body; `None` where a guest would get 404.
+        found: Option<LeafValue>,
+    },
 }
 
 /// What the VMM says.
@@ -137,7 +147,14 @@ mod tests {
             Event::Exited(failed),
         ];
         let stats = Stats { counters: [("blk0.read_bytes".to_owned(), 512)].into() };
-        let replies = [Reply::Ok, Reply::Error { message: "no".into() }, Reply::Stats(Box::new(stats))];
+        let found = Reply::Metadata { found: Some(vec![0, 0xff].into()) };
+        let replies = [
+            Reply::Ok,
+            Reply::Error { message: "no".into() },
+            Reply::Stats(Box::new(stats)),
+            found,
+            Reply::Metadata { found: None },
+        ];
         let events = events.into_iter().map(Message::Event);
         let replies = replies.into_iter().map(|reply| Message::Reply { id: 7, reply });
         for message in events.chain(replies) {

@@ -5,6 +5,7 @@ use std::time::Duration;
 use kiln_model::InstanceEvent;
 
 use super::{Instance, NetworkMode, Parts};
+use crate::credentials::CredentialStatus;
 use crate::network::{FabricError, Networks};
 use crate::state::{StoreError, transact};
 
@@ -92,6 +93,7 @@ fn undo_one(parts: &Parts, instance: &Instance, effect: Effect, stays: bool) -> 
 fn undo_rows(parts: &Parts, instance: &Instance, stays: bool) -> Result<(), StoreError> {
     transact(parts.store.as_ref(), |tx| {
         let Some(mut row) = tx.get::<Instance>(&instance.id)? else { return Ok(()) };
+        tx.remove::<CredentialStatus>(&row.id);
         if stays {
             // Whatever it was about to do, its machine is gone.
             row.state = row.state.next(InstanceEvent::MachineEnded, true).unwrap_or(row.state);

@@ -2,26 +2,43 @@
 
 use std::collections::BTreeMap;
 
-use kiln_vmspec::MetadataSnapshot;
+use kiln_vmspec::{LeafValue, MetadataSnapshot};
 
 use super::{BaseImage, Instance};
 use crate::metadata::{
-    self, BuildError, InstanceFacts, InterfaceDescription, KeyPair, Placement, private_domain,
-    private_host_name,
+    self, ACCOUNT, BuildError, InstanceFacts, InstanceRole, InterfaceDescription, KeyPair, Placement,
+    private_domain, private_host_name,
 };
 
 /// Where this host is said to be. SDKs in the guest need some region they know.
 const REGION: &str = "us-east-1";
 const ZONE: &str = "us-east-1a";
 const ZONE_ID: &str = "use1-az1";
-/// There are no accounts on a host of one's own.
-const ACCOUNT: &str = "000000000000";
 /// Name under which the key given with `--ssh-key` is listed.
 const KEY_NAME: &str = "kiln";
 
-/// The answers of one start.
-pub(super) fn snapshot(instance: &Instance, now: u64) -> Result<MetadataSnapshot, BuildError> {
-    metadata::build(&facts(instance, now))
+/// What of an instance's metadata is not in its row.
+#[derive(Debug, Clone)]
+pub(super) struct Live {
+    /// Grows with each snapshot.
+    pub generation: u64,
+    /// Time of publication, Unix seconds.
+    pub published: u64,
+    /// The role in its profile, with the credentials of the moment.
+    pub role: Option<InstanceRole>,
+    /// Credentials of its own.
+    pub own: Option<LeafValue>,
+}
+
+/// What the instance's metadata say.
+pub(super) fn snapshot(instance: &Instance, live: Live) -> Result<MetadataSnapshot, BuildError> {
+    metadata::build(&facts(instance, live))
+}
+
+/// The identity document of the instance's last start.
+pub(super) fn identity_document(instance: &Instance) -> String {
+    let live = Live { generation: 0, published: 0, role: None, own: None };
+    metadata::identity_document(&facts(instance, live))
 }
 
 /// Domain that DHCP hands out.
@@ -29,7 +46,7 @@ pub(super) fn domain() -> String {
     private_domain(REGION)
 }
 
-fn facts(instance: &Instance, now: u64) -> InstanceFacts {
+fn facts(instance: &Instance, live: Live) -> InstanceFacts {
     let interface = &instance.interface;
     let subnet = &interface.subnet;
     let ami_id = match instance.root.base {
@@ -37,8 +54,8 @@ fn facts(instance: &Instance, now: u64) -> InstanceFacts {
         BaseImage::InPlace { .. } => None,
     };
     InstanceFacts {
-        generation: instance.starts,
-        published: now,
+        generation: live.generation,
+        published: live.published,
         options: instance.metadata_options,
         instance_id: instance.id,
         ami_id,
@@ -74,9 +91,9 @@ fn facts(instance: &Instance, now: u64) -> InstanceFacts {
         key: instance.ssh_key.clone().map(|public_key| KeyPair { name: KEY_NAME.to_owned(), public_key }),
         tags: instance.tags.clone(),
         user_data: instance.user_data.clone(),
-        role: None,
-        instance_credentials: None,
-        identity: None,
+        role: live.role,
+        instance_credentials: live.own,
+        identity: instance.identity.clone(),
         monitoring: false,
         host_names: BTreeMap::new(),
     }

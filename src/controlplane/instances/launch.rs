@@ -16,13 +16,17 @@ use kiln_model::{ByteSize, InstanceId, InstanceState, ReservationId, VolumeId};
 use kiln_vmspec::DiskFormat;
 
 use super::effects::{Effect, undo};
+use super::keeper::Held;
+use super::modify::associate;
 use super::request::HostMemory;
 use super::spec::{self, OpenError, Opened};
 use super::{
-    BaseImage, Instance, LaunchRequest, NetworkMode, Parts, RequestError, RootVolume, RunningInstance, facts,
-    smbios,
+    BaseImage, Instance, LaunchRequest, MetadataState, NetworkMode, Parts, RequestError, RootVolume,
+    RunningInstance, facts, smbios,
 };
+use crate::credentials::RoleError;
 use crate::host::ProcessIdentity;
+use crate::identity::KeyError;
 use crate::images::{Image, ImageError, Images, Source, SourceError};
 use crate::metadata::BuildError;
 use crate::network::{FabricError, NetworkError, Networks, NicRequest, ensure_default_subnet, policy_source};
@@ -68,6 +72,12 @@ pub enum LaunchError {
     /// The metadata tree cannot be built from what was given.
     #[error("the instance's metadata cannot be served")]
     Metadata(#[from] BuildError),
+    /// The wished-for profile cannot be used.
+    #[error(transparent)]
+    Role(#[from] RoleError),
+    /// Its identity cannot be signed.
+    #[error(transparent)]
+    Keys(#[from] KeyError),
     /// No VMM.
     #[error(transparent)]
     Vmm(#[from] VmmError),
@@ -195,6 +205,8 @@ pub(super) fn start(
         row.state = InstanceState::Pending;
         row.launched = now;
         row.starts += 1;
+        // Signed anew below: it says when the instance was started.
+        row.identity = None;
         row.owner = ProcessIdentity::current();
     })?;
     Plan { parts, done: vec![Effect::Rows], fresh: false }.run(&instance, kvm, base, lock)
@@ -249,6 +261,9 @@ fn insert_rows(
             user_data: request.user_data.clone(),
             ssh_key: request.ssh_key.clone(),
             metadata_options: request.metadata_options,
+            profile: request.profile.as_ref().map(|name| associate(tx, name.as_str(), now)).transpose()?,
+            identity: None,
+            metadata: MetadataState::default(),
             boot: request.boot.clone(),
             console_log: request.console_log.clone(),
             uuid: uuid.clone(),
@@ -285,7 +300,7 @@ impl Plan<'_> {
         lock: Lock,
     ) -> Result<RunningInstance, LaunchError> {
         match self.steps(instance, kvm, base) {
-            Ok((instance, vmm)) => Ok(RunningInstance::new(self.parts, instance, vmm, lock)),
+            Ok((instance, vmm, held)) => Ok(RunningInstance::new(self.parts, instance, vmm, held, lock)),
             Err(e) => {
                 tracing::debug!(instance = %instance.id, done = ?self.done, "launch failed, undoing");
                 // What cannot be undone now was logged; the rows are left for the next sweep.
@@ -302,7 +317,7 @@ impl Plan<'_> {
         instance: &Instance,
         kvm: OwnedFd,
         base: Base,
-    ) -> Result<(Instance, StartedVmm), LaunchError> {
+    ) -> Result<(Instance, StartedVmm, Held), LaunchError> {
         let dir = self.parts.dir.instance(instance.id);
         // Noted before the step: an undo takes care of a step that was done in part.
         self.done.push(Effect::Files);
@@ -327,13 +342,16 @@ impl Plan<'_> {
             let policy = policy_source(self.parts.store.as_ref(), instance.interface.subnet.vpc);
             opened.taps = self.parts.fabric.attach(&nic_request(instance), &policy)?;
         }
-        let metadata = facts::snapshot(instance, self.parts.clock.unix_seconds())?;
-        let (spec, fds) = spec::build(instance, metadata, opened);
+        let document = facts::identity_document(instance);
+        let identity = self.parts.keys()?.sign_identity(document)?;
+        let instance = &self.parts.update(instance.id, |row| row.identity = Some(identity.clone()))?;
+        let held = Held::new(self.parts, instance)?;
+        let (spec, fds) = spec::build(instance, held.published().clone(), opened);
         self.done.push(Effect::Process);
         let vmm = self.parts.launcher.start(VmmLaunch { dir, spec, fds })?;
         let process = vmm.handle.process();
         match self.parts.update(instance.id, |row| row.vmm = process) {
-            Ok(instance) => Ok((instance, vmm)),
+            Ok(instance) => Ok((instance, vmm, held)),
             Err(e) => {
                 vmm.handle.end(std::time::Duration::ZERO);
                 Err(e.into())

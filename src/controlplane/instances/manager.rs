@@ -1,7 +1,7 @@
 //! The control plane as one object: the way in for the command line and, later, for the daemon.
 
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use kiln_model::{Clock, IllegalTransition, InstanceEvent, InstanceId, InstanceState, Ipv4Cidr, nearest};
@@ -10,11 +10,13 @@ use kiln_vmspec::Command;
 use super::effects::{Effect, undo};
 use super::request::HostMemory;
 use super::{Instance, LaunchError, LaunchRequest, RunningInstance, UndoError, launch};
+use crate::credentials::{AssumeRole, Issuer, Opener, Roles};
 use crate::host::{SystemClock, host_ranges};
+use crate::identity::{InstallationKeys, KeyError};
 use crate::images::Images;
 use crate::network::{NetworkFabric, Networks, choose_range};
 use crate::state::dir;
-use crate::state::{SqliteStore, StateDir, Store, StoreError, transact};
+use crate::state::{SqliteStore, StateDir, Store, StoreError, Vault, transact};
 use crate::vmm_process::{Commands, ControlConnection, ProcessLauncher, VmmError, VmmLauncher};
 
 /// What the control plane is made of. Each can be replaced for tests.
@@ -29,9 +31,17 @@ pub struct Parts {
     pub launcher: Arc<dyn VmmLauncher>,
     /// Time.
     pub clock: Arc<dyn Clock>,
+    /// STS.
+    pub sts: Arc<dyn AssumeRole>,
+    /// Keys of the installation.
+    pub keys: KeyRing,
     /// Range of the default VPC, should it have to be made.
     pub vpc_range: Ipv4Cidr,
 }
+
+/// Keys of the installation, opened when they are first needed.
+#[derive(Debug, Default)]
+pub struct KeyRing(Mutex<Option<Arc<InstallationKeys>>>);
 
 impl std::fmt::Debug for Parts {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -43,6 +53,29 @@ impl Parts {
     /// The images.
     pub(super) fn images(&self) -> Images<'_> {
         Images { store: self.store.as_ref(), dir: &self.dir }
+    }
+
+    /// The keys of the installation. Blocks; the first time ever it makes them.
+    pub(super) fn keys(&self) -> Result<Arc<InstallationKeys>, KeyError> {
+        let mut ring = self.keys.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(keys) = ring.as_ref() {
+            return Ok(Arc::clone(keys));
+        }
+        let vault = Vault::open(self.store.as_ref(), &self.dir)?;
+        let keys = Arc::new(InstallationKeys::open(&vault, self.clock.unix_seconds())?);
+        *ring = Some(Arc::clone(&keys));
+        Ok(keys)
+    }
+
+    /// What opens credential sources.
+    pub(super) fn opener(&self) -> Result<Opener, KeyError> {
+        Ok(Opener { issuer: Issuer::new(self.keys()?), sts: Arc::clone(&self.sts) })
+    }
+
+    /// The row of an instance.
+    pub(super) fn find(&self, id: InstanceId) -> Result<Instance, StoreError> {
+        let row = transact(self.store.as_ref(), |tx| tx.get::<Instance>(&id))?;
+        row.ok_or_else(|| StoreError::Missing(id.to_string()))
     }
 
     /// Changes the row of an instance; answers it as it is now.
@@ -118,12 +151,16 @@ const OWNER_POLL: Duration = Duration::from_millis(50);
 /// An open state directory with everything that acts on it. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct ControlPlane {
-    parts: Arc<Parts>,
+    pub(super) parts: Arc<Parts>,
 }
 
 impl ControlPlane {
     /// Opens a state directory, makes it if need be, and clears away what killed processes left.
-    pub fn open(state_dir: &Path, fabric: Arc<dyn NetworkFabric>) -> Result<Self, StoreError> {
+    pub fn open(
+        state_dir: &Path,
+        fabric: Arc<dyn NetworkFabric>,
+        sts: Arc<dyn AssumeRole>,
+    ) -> Result<Self, StoreError> {
         let dir = StateDir::create(state_dir)?;
         let scatter = (dir.root() != Path::new(dir::DEFAULT)).then(rand::random);
         let store = SqliteStore::open(&dir.database())?;
@@ -133,6 +170,8 @@ impl ControlPlane {
             fabric,
             launcher: Arc::new(ProcessLauncher),
             clock: Arc::new(SystemClock),
+            sts,
+            keys: KeyRing::default(),
             vpc_range: choose_range(&host_ranges(), scatter),
         }))
     }
@@ -153,6 +192,17 @@ impl ControlPlane {
     pub fn networks(&self) -> Networks<'_> {
         let Parts { store, fabric, vpc_range, .. } = self.parts.as_ref();
         Networks { store: store.as_ref(), fabric: fabric.as_ref(), range: *vpc_range }
+    }
+
+    /// Roles and instance profiles.
+    pub fn roles(&self) -> Roles<'_> {
+        Roles { store: self.parts.store.as_ref(), now: self.parts.clock.unix_seconds() }
+    }
+
+    /// Keys of this installation: what verifiers need, and the issuer of session credentials. Blocks;
+    /// the first time ever it makes them.
+    pub fn keys(&self) -> Result<Arc<InstallationKeys>, KeyError> {
+        self.parts.keys()
     }
 
     /// Time, as this control plane sees it.

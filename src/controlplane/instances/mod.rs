@@ -12,8 +12,11 @@
 
 mod effects;
 mod facts;
+mod keeper;
 mod launch;
 mod manager;
+mod modify;
+mod password;
 mod request;
 mod row;
 mod running;
@@ -21,10 +24,13 @@ mod smbios;
 mod spec;
 
 pub use effects::UndoError;
+pub use keeper::MetadataKeeper;
 pub use launch::LaunchError;
-pub use manager::{ControlPlane, InstanceError, Parts};
+pub use manager::{ControlPlane, InstanceError, KeyRing, Parts};
+pub use modify::{ModifyError, TagChange};
+pub use password::{PasswordReport, find_password};
 pub use request::{HostMemory, LaunchRequest, MAX_VCPUS, MIN_MEMORY_MIB, RequestError};
-pub use row::{BaseImage, BootOverride, Instance, NetworkMode, RootVolume};
+pub use row::{BaseImage, BootOverride, Instance, MetadataState, NetworkMode, RootVolume};
 pub use running::{Ending, RunningInstance};
 
 #[cfg(test)]

@@ -6,12 +6,16 @@ use kiln_model::{ByteSize, InstanceType, InvalidTag, SshPublicKey, Tag, UnknownI
 use kiln_vmspec::{DiskFormat, MetadataOptions};
 
 use super::{BootOverride, NetworkMode};
+use crate::credentials::RoleName;
+use crate::metadata::{InvalidMetadataTag, check_tag_keys};
 use crate::network::Placement;
 
 /// Least memory a Linux guest of today comes up in.
 pub const MIN_MEMORY_MIB: u64 = 64;
 /// Most vCPUs of one machine.
 pub const MAX_VCPUS: u8 = 32;
+/// Most tags of one resource.
+pub(super) const MAX_TAGS: usize = 50;
 /// Longest command line in bytes: Linux keeps 2048 with the terminating zero.
 const MAX_CMDLINE: usize = 2047;
 
@@ -48,6 +52,10 @@ pub struct LaunchRequest {
     pub console_log: Option<PathBuf>,
     /// `Name` tag.
     pub name: Option<String>,
+    /// Other tags.
+    pub tags: Vec<Tag>,
+    /// Name of its instance profile.
+    pub profile: Option<RoleName>,
     /// Whether the instance stays when its machine ends.
     pub keep: bool,
 }
@@ -61,6 +69,15 @@ pub enum RequestError {
     /// The name is no tag value.
     #[error("the name cannot be used")]
     Name(#[source] InvalidTag),
+    /// A key occurs twice.
+    #[error("the tag {0:?} is given twice")]
+    RepeatedTag(String),
+    /// More than a resource can have.
+    #[error("an instance has at most {MAX_TAGS} tags, not {0}")]
+    TooManyTags(usize),
+    /// A tag that its metadata cannot show, while they are to show tags.
+    #[error(transparent)]
+    MetadataTag(#[from] InvalidMetadataTag),
     /// Too few or too many vCPUs.
     #[error("an instance has 1 to {MAX_VCPUS} vCPUs, not {0}")]
     Vcpus(u8),
@@ -164,7 +181,20 @@ impl LaunchRequest {
 
     pub(super) fn tags(&self) -> Result<Vec<Tag>, RequestError> {
         let tag = |name: &String| Tag::new(Tag::NAME, name).map_err(RequestError::Name);
-        self.name.as_ref().map(tag).transpose().map(|t| t.into_iter().collect())
+        let mut tags: Vec<Tag> = self.name.as_ref().map(tag).transpose()?.into_iter().collect();
+        tags.extend(self.tags.iter().cloned());
+        for (at, tag) in tags.iter().enumerate() {
+            if tags.iter().take(at).any(|earlier| earlier.key() == tag.key()) {
+                return Err(RequestError::RepeatedTag(tag.key().to_owned()));
+            }
+        }
+        if tags.len() > MAX_TAGS {
+            return Err(RequestError::TooManyTags(tags.len()));
+        }
+        if self.metadata_options.tags_enabled {
+            check_tag_keys(&tags)?;
+        }
+        Ok(tags)
     }
 }
 
@@ -194,6 +224,8 @@ pub(super) mod tests {
             boot: BootOverride::default(),
             console_log: None,
             name: None,
+            tags: Vec::new(),
+            profile: None,
             keep: false,
         }
     }
@@ -228,6 +260,20 @@ pub(super) mod tests {
             E::HugepagesUneven(_)
         ));
         assert!(matches!(refusal(&|r| r.name = Some("\x1b".into())), E::Name(_)));
+        let tag = |key: &str| Tag::new(key, "v").unwrap();
+        assert!(matches!(refusal(&|r| r.tags = vec![tag("a"), tag("a")]), E::RepeatedTag(_)));
+        assert!(matches!(
+            refusal(&|r| (r.name, r.tags) = (Some("n".into()), vec![tag("Name")])),
+            E::RepeatedTag(_)
+        ));
+        let many = |r: &mut LaunchRequest| r.tags = (0..51).map(|n| tag(&n.to_string())).collect();
+        assert!(matches!(refusal(&many), E::TooManyTags(51)));
+        let hidden = |r: &mut LaunchRequest| r.tags = vec![tag("a b")];
+        let shown = |r: &mut LaunchRequest| {
+            hidden(r);
+            r.metadata_options.tags_enabled = true;
+        };
+        assert!(matches!(refusal(&shown), E::MetadataTag(_)));
         assert!(matches!(refusal(&|r| r.boot.initrd = Some("i".into())), E::InitrdWithoutKernel));
         assert!(matches!(refusal(&|r| r.boot.cmdline = Some("a\nb".into())), E::CmdlineControl));
         assert!(matches!(refusal(&|r| r.boot.cmdline = Some("a".repeat(2048))), E::CmdlineTooLong(2048)));

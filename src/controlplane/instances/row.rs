@@ -8,8 +8,10 @@ use kiln_model::{
 use kiln_vmspec::{DiskFormat, MetadataOptions};
 use serde::{Deserialize, Serialize};
 
+use crate::credentials::Association;
 use crate::host::ProcessIdentity;
 use crate::images::FileIdentity;
+use crate::metadata::SignedIdentity;
 use crate::network::Interface;
 use crate::state::Row;
 
@@ -65,6 +67,22 @@ pub struct RootVolume {
     pub base_format: DiskFormat,
 }
 
+/// How far changes have come on their way to the guest: `pending` and `applied` in EC2's answers.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MetadataState {
+    /// Counts changes that metadata must show.
+    pub wanted: u64,
+    /// Last of them that the running instance's metadata show.
+    pub applied: u64,
+}
+
+impl MetadataState {
+    /// Whether nothing is on its way.
+    pub fn is_applied(self) -> bool {
+        self.applied >= self.wanted
+    }
+}
+
 /// An instance.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Instance {
@@ -96,6 +114,15 @@ pub struct Instance {
     pub ssh_key: Option<SshPublicKey>,
     /// How its metadata service may be used.
     pub metadata_options: MetadataOptions,
+    /// Its instance profile.
+    #[serde(default)]
+    pub profile: Option<Association>,
+    /// Who it is, signed at its last start.
+    #[serde(default)]
+    pub identity: Option<SignedIdentity>,
+    /// Whether its metadata show what this row says.
+    #[serde(default)]
+    pub metadata: MetadataState,
     /// Kernel and command line given by the user.
     pub boot: BootOverride,
     /// Where console output goes instead of the instance's own log.

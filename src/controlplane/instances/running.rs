@@ -7,6 +7,7 @@ use kiln_model::{InstanceEvent, InstanceState};
 use kiln_vmspec::ExitReason;
 
 use super::effects::{Effect, undo};
+use super::keeper::{Held, MetadataKeeper};
 use super::{Instance, Parts, UndoError};
 use crate::printable;
 use crate::state::dir::Lock;
@@ -35,6 +36,7 @@ pub struct RunningInstance {
     parts: Arc<Parts>,
     instance: Instance,
     vmm: StartedVmm,
+    held: Option<Held>,
     pending: Option<VmmEvent>,
     ending: Option<Ending>,
     lock: Option<Lock>,
@@ -47,11 +49,18 @@ impl std::fmt::Debug for RunningInstance {
 }
 
 impl RunningInstance {
-    pub(super) fn new(parts: &Arc<Parts>, instance: Instance, vmm: StartedVmm, lock: Lock) -> Self {
+    pub(super) fn new(
+        parts: &Arc<Parts>,
+        instance: Instance,
+        vmm: StartedVmm,
+        held: Held,
+        lock: Lock,
+    ) -> Self {
         RunningInstance {
             parts: Arc::clone(parts),
             instance,
             vmm,
+            held: Some(held),
             pending: None,
             ending: None,
             lock: Some(lock),
@@ -99,6 +108,13 @@ impl RunningInstance {
             Ok(Err(e)) => tracing::warn!(instance = %id, "the state could not be written: {e}"),
             Err(e) => tracing::error!("writing the state panicked: {e}"),
         }
+    }
+
+    /// Who keeps the instance's metadata up to date while it runs. Asked for once; run it beside
+    /// [`RunningInstance::next_event`].
+    pub fn keeper(&mut self) -> Option<MetadataKeeper> {
+        let held = self.held.take()?;
+        Some(MetadataKeeper::new(&self.parts, held, self.commands()))
     }
 
     /// To command the machine, from any task.

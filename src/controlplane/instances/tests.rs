@@ -1,13 +1,16 @@
 //! The launch plan with a fabric and a launcher that fail where they are told to.
 
+mod metadata;
+
 use std::collections::BTreeSet;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use kiln_model::{ByteSize, Clock, InstanceState, InterfaceId, MacAddr, VpcId};
-use kiln_vmspec::{BootSource, Command, DiskFormat, ExitReason, Reply, VmSpec};
+use kiln_vmspec::{BootSource, Command, DiskFormat, ExitReason, MetadataSnapshot, Reply, VmSpec};
 use tokio::sync::mpsc;
 
 use super::request::tests::{HOST, request};
@@ -32,6 +35,8 @@ struct World {
     specs: Vec<VmSpec>,
     fds: usize,
     ended: usize,
+    /// Snapshots sent to the running machine.
+    metadata: Vec<MetadataSnapshot>,
     events: Option<mpsc::Sender<VmmEvent>>,
 }
 
@@ -88,7 +93,10 @@ impl Commands for FakeHandle {
         Ok(())
     }
 
-    fn request(&self, _command: Command) -> Pending<'_> {
+    fn request(&self, command: Command) -> Pending<'_> {
+        if let Command::UpdateMetadata(snapshot) = command {
+            self.0.world(|w| w.metadata.push(*snapshot));
+        }
         Box::pin(async { Ok(Reply::Ok) })
     }
 }
@@ -127,21 +135,30 @@ impl VmmLauncher for Fake {
     }
 }
 
-struct FixedClock;
+/// Stands still until it is moved.
+#[derive(Clone)]
+struct MovedClock(Arc<AtomicU64>);
 
-impl Clock for FixedClock {
+impl Default for MovedClock {
+    fn default() -> Self {
+        MovedClock(Arc::new(AtomicU64::new(1_700_000_000)))
+    }
+}
+
+impl Clock for MovedClock {
     fn unix_seconds(&self) -> u64 {
-        1_700_000_000
+        self.0.load(Ordering::Relaxed)
     }
 }
 
 struct Fixture {
+    clock: MovedClock,
     temp: tempfile::TempDir,
     fake: Fake,
     plane: ControlPlane,
 }
 
-fn plane(root: &std::path::Path, fake: &Fake) -> ControlPlane {
+fn plane(root: &std::path::Path, fake: &Fake, clock: &MovedClock) -> ControlPlane {
     let dir = StateDir::create(root).unwrap();
     let store = SqliteStore::open(&dir.database()).unwrap();
     ControlPlane::with_parts(Parts {
@@ -149,7 +166,9 @@ fn plane(root: &std::path::Path, fake: &Fake) -> ControlPlane {
         store: Arc::new(store),
         fabric: Arc::new(fake.clone()),
         launcher: Arc::new(fake.clone()),
-        clock: Arc::new(FixedClock),
+        clock: Arc::new(clock.clone()),
+        sts: Arc::new(crate::credentials::NoSts),
+        keys: KeyRing::default(),
         vpc_range: "172.31.0.0/16".parse().unwrap(),
     })
 }
@@ -158,8 +177,9 @@ impl Fixture {
     fn new() -> Self {
         let temp = tempfile::tempdir().unwrap();
         let fake = Fake::default();
-        let plane = plane(&temp.path().join("state"), &fake);
-        Fixture { temp, fake, plane }
+        let clock = MovedClock::default();
+        let plane = plane(&temp.path().join("state"), &fake, &clock);
+        Fixture { clock, temp, fake, plane }
     }
 
     /// A raw image of one MiB.

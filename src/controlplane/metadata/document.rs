@@ -5,14 +5,14 @@ use kiln_model::Utc;
 use serde_json::Value;
 
 /// An object with `fields` in this order, without a newline at the end.
-pub(super) fn object(fields: &[(&str, Value)]) -> String {
+pub(crate) fn object(fields: &[(&str, Value)]) -> String {
     let lines: Vec<String> =
         fields.iter().map(|(key, value)| format!("  {} : {value}", Value::from(*key))).collect();
     format!("{{\n{}\n}}", lines.join(",\n"))
 }
 
 /// Unix seconds as `2023-06-30T19:06:42Z`.
-pub(super) fn timestamp(unix: u64) -> String {
+pub(crate) fn timestamp(unix: u64) -> String {
     Utc::from_unix(unix).rfc3339()
 }
 

@@ -8,6 +8,7 @@ use kiln_model::{
     UserData, VpcId,
 };
 use kiln_vmspec::{LeafValue, MetadataOptions};
+use serde::{Deserialize, Serialize};
 
 /// An instance. Optional facts that are absent are absent from the tree.
 #[derive(Debug, Clone)]
@@ -150,7 +151,7 @@ pub struct InstanceRole {
 
 /// The identity document and signatures over exactly these bytes. A signature that is absent is not
 /// listed.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SignedIdentity {
     /// What [`super::identity_document`] gave at launch.
     pub document: String,

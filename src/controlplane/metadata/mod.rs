@@ -8,7 +8,7 @@
 //! answers 404 makes cloud-init drop everything. Change of a fact means another snapshot with a higher
 //! generation; nothing is edited in place.
 
-mod document;
+pub(crate) mod document;
 mod facts;
 mod identity;
 mod names;
@@ -21,7 +21,7 @@ pub use facts::{
     SignedIdentity,
 };
 pub use identity::identity_document;
-pub use names::{private_domain, private_host_name, public_host_name};
+pub use names::{ACCOUNT, private_domain, private_host_name, public_host_name};
 pub use options::{ParseOptionsError, parse_options};
 pub use tags::{InvalidMetadataTag, check_tag_keys};
 pub use tree::{BuildError, build};

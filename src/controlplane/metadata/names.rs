@@ -5,6 +5,9 @@ use std::net::Ipv4Addr;
 /// The region whose names are older than the scheme of the others.
 const FIRST_REGION: &str = "us-east-1";
 
+/// There are no accounts on a host of one's own; twelve digits are what tools expect.
+pub const ACCOUNT: &str = "000000000000";
+
 /// Domain of private host names, which DHCP hands out: `ec2.internal` in `us-east-1`, elsewhere
 /// `<region>.compute.internal`.
 pub fn private_domain(region: &str) -> String {

@@ -54,6 +54,11 @@ impl StateDir {
         self.root.join("kiln.db")
     }
 
+    /// Key that opens sealed rows.
+    pub fn sealing_key(&self) -> PathBuf {
+        self.root.join("sealing.key")
+    }
+
     /// Base images.
     pub fn images(&self) -> PathBuf {
         self.root.join("images")

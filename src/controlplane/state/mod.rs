@@ -2,6 +2,7 @@
 //!
 //! ```text
 //!   <state dir>/kiln.db                 rows (this module), shared by several processes
+//!               sealing.key             opens the rows that hold secrets
 //!               images/                 base images, content-addressed, never written
 //!               instances/<id>/         overlay, console log, control socket
 //!               run/<id>.lock           held by the process that runs the instance
@@ -11,9 +12,11 @@
 //! sweep finds what a killed process left behind.
 
 pub mod dir;
+pub mod sealed;
 pub mod sqlite;
 mod store;
 
 pub use dir::StateDir;
+pub use sealed::{SealError, Vault};
 pub use sqlite::SqliteStore;
 pub use store::{Check, Commit, Entry, Outcome, Row, Store, StoreError, Transaction, Write, transact};

@@ -150,6 +150,13 @@ impl Store for SqliteStore {
             .map_err(database("read"))
     }
 
+    fn revision(&self) -> Result<u64, StoreError> {
+        let connection = self.connection();
+        let mut statement =
+            connection.prepare_cached("SELECT revision FROM clock").map_err(database("read"))?;
+        statement.query_row([], |row| row.get(0)).map_err(database("read"))
+    }
+
     fn commit(&self, commit: &Commit) -> Result<Outcome, StoreError> {
         let mut connection = self.connection();
         // Immediate: takes the write lock first, so that checks cannot go stale before the writes.

@@ -137,6 +137,9 @@ pub trait Store: Send + Sync {
     /// of one moment.
     fn list(&self, prefix: &str) -> Result<Vec<Entry>, StoreError>;
 
+    /// Revision of the last commit: a cheap way to see that anything changed.
+    fn revision(&self) -> Result<u64, StoreError>;
+
     /// Makes all writes if all checks hold. Durable when it returns.
     fn commit(&self, commit: &Commit) -> Result<Outcome, StoreError>;
 }

@@ -19,7 +19,7 @@ mod tree;
 
 use std::sync::Arc;
 
-use kiln_vmspec::{HttpTokens, MetadataSnapshot};
+use kiln_vmspec::{HttpTokens, LeafValue, MetadataSnapshot};
 
 use crate::counters::Counters;
 use crate::time::Time;
@@ -33,6 +33,16 @@ const NOT_FOUND_PAGE: &str = include_str!("not_found.xhtml");
 
 const ALLOW_DATA: &str = "GET, HEAD, OPTIONS";
 const ALLOW_TOKEN: &str = "OPTIONS, PUT";
+
+/// What a guest with a good token reads at `target` (a request target, version first); `None` where it
+/// gets 404, or asks for something that is no path.
+pub fn read_metadata(snapshot: &MetadataSnapshot, target: &str) -> Option<LeafValue> {
+    let path = path::parse(target).ok()?;
+    match tree::lookup(snapshot, &path.segments)? {
+        Node::Leaf(value) => Some(value.to_vec().into()),
+        Node::Listing(text) => Some(text.into()),
+    }
+}
 
 /// One answer, ready to be sent.
 #[derive(Debug)]

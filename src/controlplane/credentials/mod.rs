@@ -1,0 +1,37 @@
+//! Roles, instance profiles, and the credentials that instances get by them.
+//!
+//! ```text
+//!   Role ── SourceSpec ──▶ CredentialSource ── fetch ──▶ Credentials ─┐
+//!    ▲        issuer · process · file · sts                           ▼
+//!   InstanceProfile ◀── Association (row of the instance)          Rotation ──▶ document in the
+//!                                                                  (when, retries,   metadata
+//!                                                                   what is served)  snapshot
+//! ```
+//!
+//! Rows hold no secret. Credentials exist in the memory of the process that runs the instance and in
+//! the metadata of the instance; those of the embedded issuer need not be kept anywhere, because
+//! whoever holds the installation's keys can tell the secret from the token.
+
+mod document;
+mod file;
+mod issuer;
+mod json;
+mod process;
+mod role;
+mod rotation;
+pub(crate) mod service;
+mod source;
+mod status;
+
+pub use document::{Credentials, failure_document};
+pub use issuer::{Issuer, Principal, Session, VerifyError};
+pub use role::{
+    Association, InstanceProfile, InvalidRole, Lifetime, MAX_LIFETIME, MIN_LIFETIME, Role, RoleName,
+};
+pub use rotation::Rotation;
+pub use service::{NewRole, RoleError, Roles};
+pub use source::{
+    AssumeRole, AssumeRoleRequest, CredentialSource, Fetch, NoSts, Opener, ParseSourceError, SourceError,
+    SourceSpec, StsSource, Subject,
+};
+pub use status::{CredentialStatus, Slot};
