@@ -1,14 +1,17 @@
 //! What the metadata service is told of an instance.
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 
 use kiln_vmspec::{LeafValue, MetadataSnapshot};
 
 use super::{BaseImage, Instance};
 use crate::metadata::{
     self, ACCOUNT, BuildError, InstanceFacts, InstanceRole, InterfaceDescription, KeyPair, Placement,
-    private_domain, private_host_name,
+    SecurityGroupName, private_domain, private_host_name,
 };
+use crate::network::{Membership, SecurityGroup};
+use crate::state::{Store, StoreError, transact};
 
 /// Where this host is said to be. SDKs in the guest need some region they know.
 const REGION: &str = "us-east-1";
@@ -28,6 +31,42 @@ pub(super) struct Live {
     pub role: Option<InstanceRole>,
     /// Credentials of its own.
     pub own: Option<LeafValue>,
+    /// What is around its interface.
+    pub around: Around,
+}
+
+/// What the network's rows say of an instance and its neighbours.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Around {
+    security_groups: Vec<SecurityGroupName>,
+    host_names: BTreeMap<String, Vec<IpAddr>>,
+}
+
+impl Around {
+    /// Reads it. Host names are those of all interfaces of the VPC.
+    pub(super) fn read(store: &dyn Store, instance: &Instance) -> Result<Self, StoreError> {
+        let interface = &instance.interface;
+        transact(store, |tx| {
+            let mut around = Around::default();
+            for member in tx.list::<Membership>()? {
+                if member.interface.subnet.vpc != interface.subnet.vpc {
+                    continue;
+                }
+                let address = member.interface.address;
+                around.host_names.insert(private_host_name(address, Some(REGION)), vec![address.into()]);
+                if member.interface.id != interface.id {
+                    continue;
+                }
+                for id in &member.groups {
+                    let group = tx.get::<SecurityGroup>(id)?;
+                    around.security_groups.extend(
+                        group.map(|group| SecurityGroupName { id: id.to_string(), name: group.name }),
+                    );
+                }
+            }
+            Ok(around)
+        })
+    }
 }
 
 /// What the instance's metadata say.
@@ -37,7 +76,8 @@ pub(super) fn snapshot(instance: &Instance, live: Live) -> Result<MetadataSnapsh
 
 /// The identity document of the instance's last start.
 pub(super) fn identity_document(instance: &Instance) -> String {
-    let live = Live { generation: 0, published: 0, role: None, own: None };
+    let around = Around::default();
+    let live = Live { generation: 0, published: 0, role: None, own: None, around };
     metadata::identity_document(&facts(instance, live))
 }
 
@@ -83,7 +123,7 @@ fn facts(instance: &Instance, live: Live) -> InstanceFacts {
             vpc_id: subnet.vpc,
             vpc_cidrs: vec![subnet.vpc_cidr],
             vpc_ipv6_cidrs: Vec::new(),
-            security_groups: Vec::new(),
+            security_groups: live.around.security_groups,
             source_dest_check: true,
         }],
         root_device: "/dev/xvda".to_owned(),
@@ -95,6 +135,6 @@ fn facts(instance: &Instance, live: Live) -> InstanceFacts {
         instance_credentials: live.own,
         identity: instance.identity.clone(),
         monitoring: false,
-        host_names: BTreeMap::new(),
+        host_names: live.around.host_names,
     }
 }

@@ -19,7 +19,7 @@ use kiln_vmspec::{Command, MetadataSnapshot};
 use tokio::task::{JoinError, JoinHandle};
 use tokio::time::MissedTickBehavior;
 
-use super::facts::{self, Live};
+use super::facts::{self, Around, Live};
 use super::{Instance, LaunchError, Parts};
 use crate::credentials::{
     CredentialSource, CredentialStatus, Credentials, InstanceProfile, Lifetime, Principal, Role, Rotation,
@@ -50,6 +50,7 @@ pub(super) struct Held {
     instance: Instance,
     role: Option<HeldRole>,
     own: Rotation,
+    around: Around,
     published: MetadataSnapshot,
     /// Store revision that this is as of.
     revision: u64,
@@ -72,12 +73,13 @@ impl Held {
     pub(super) fn new(parts: &Parts, instance: &Instance) -> Result<Self, LaunchError> {
         let now = parts.clock.unix_seconds();
         let mut held = Held {
+            // Read before the rows: what changes meanwhile is looked at again.
+            revision: parts.store.revision()?,
             instance: instance.clone(),
             role: None,
             own: Rotation::new(now),
+            around: Around::read(parts.store.as_ref(), instance)?,
             published: MetadataSnapshot::default(),
-            // Read before the rows: what changes meanwhile is looked at again.
-            revision: parts.store.revision()?,
             was_good: false,
             status: None,
         };
@@ -157,6 +159,7 @@ impl Held {
             published: now,
             role: self.role.as_ref().map(|held| held.info.clone()),
             own: Some(self.own.document(now)),
+            around: self.around.clone(),
         };
         Ok(facts::snapshot(&self.instance, live)?)
     }
@@ -179,6 +182,7 @@ impl Held {
         if revision != self.revision {
             self.revision = revision;
             self.instance = parts.find(self.instance.id)?;
+            self.around = Around::read(parts.store.as_ref(), &self.instance)?;
             self.resolve(parts, now)?;
             changed = true;
         }

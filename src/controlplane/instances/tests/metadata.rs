@@ -306,3 +306,24 @@ fn identity_is_signed_anew_at_each_start() {
     assert!(second.generation > first.generation);
     drop(run);
 }
+
+#[test]
+fn groups_and_neighbours_of_a_running_instance_show_in_its_metadata() {
+    let f = Fixture::new();
+    let kept = Kept::new(&f, None);
+    let groups = "meta-data/security-groups";
+    assert_eq!(leaf(&kept.metadata(), groups).as_deref(), Some("default"));
+    let vpc = kept.run.instance().interface.subnet.vpc;
+    f.plane.networks().create_group(vpc, "web", "for the test").unwrap();
+    let wanted = ["web".to_owned(), "default".to_owned()];
+    f.plane.networks().set_groups(kept.run.instance().interface.id, &wanted).unwrap();
+    let seen = kept.until("both groups", |s| leaf(s, groups).unwrap().lines().count() == 2);
+    assert!(leaf(&seen, groups).unwrap().lines().any(|name| name == "web"));
+
+    let neighbour = f.launch(|_| ()).unwrap();
+    let name = crate::metadata::private_host_name(neighbour.instance().interface.address, Some("us-east-1"));
+    let seen = kept.until("a neighbour", |s| s.host_names.contains_key(&name));
+    assert_eq!(seen.host_names[&name], [std::net::IpAddr::V4(neighbour.instance().interface.address)]);
+    drop(neighbour);
+    kept.until("no neighbour", |s| !s.host_names.contains_key(&name));
+}
