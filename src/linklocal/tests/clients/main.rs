@@ -1,11 +1,12 @@
 //! Clients as they are shipped, in a network namespace whose interface ends in the services.
 //!
 //! Programs that are not installed are skipped with a note. `KILN_TEST_CLIENTS` may name further
-//! directories for them; Python modules are found through `PYTHONPATH` as usual.
+//! directories for them; `KILN_TEST_PYTHON` the Python that has botocore.
 
 #![expect(clippy::unwrap_used, reason = "tests")]
 
 mod guest;
+mod link;
 
 use std::net::IpAddr;
 use std::path::Path;
@@ -186,7 +187,8 @@ fn dhclient_gets_a_lease() {
 #[test]
 fn botocore_gets_credentials_and_region() {
     let Some(guest) = Guest::new(metadata()) else { return };
-    if !has(&guest, "python3", &["-c", "import botocore"]) {
+    let python = std::env::var("KILN_TEST_PYTHON").unwrap_or_else(|_| "python3".to_owned());
+    if !has(&guest, &python, &["-c", "import botocore"]) {
         return;
     }
     let program = "
@@ -199,7 +201,7 @@ credentials = botocore.session.Session().get_credentials()
 print(credentials.method, credentials.get_frozen_credentials().access_key)
 ";
     let output = guest
-        .command("python3")
+        .command(&python)
         .args(["-c", program])
         .env("AWS_EC2_METADATA_V1_DISABLED", "true")
         .env("AWS_CONFIG_FILE", "/nonexistent")
