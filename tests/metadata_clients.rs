@@ -324,7 +324,7 @@ fn application_with_host_credentials() {
     command.envs(environment.clone());
     let mut application = Client::new(command, APPLICATION);
     let mut used = std::collections::BTreeSet::new();
-    for round in 0..8 {
+    for round in 0..12 {
         assert_eq!(application.ask(&format!("work({round})")), format!("value {round}"));
         let refused = application.ask(&format!("work({round}, 'other')"));
         assert!(refused.contains("(AccessDenied)"), "{refused}");

@@ -10,7 +10,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 
 use kiln_vmspec::frame::Connection;
-use kiln_vmspec::{Command, Event, ExitReason, Message, Reply, Request, Stats};
+use kiln_vmspec::{Command, Event, ExitReason, Message, MetadataSnapshot, Reply, Request, Stats};
 
 use super::Bench;
 
@@ -32,6 +32,7 @@ pub fn program(bench: &Bench, part: &str) -> PathBuf {
 
 struct Guest {
     part: String,
+    metadata: Mutex<MetadataSnapshot>,
     clients: Mutex<Vec<Connection>>,
 }
 
@@ -66,7 +67,7 @@ pub fn play() {
             std::thread::park();
         }
     }
-    let guest = Arc::new(Guest { part, clients: Mutex::new(Vec::new()) });
+    let guest = Arc::new(Guest { part, metadata: Mutex::default(), clients: Mutex::new(Vec::new()) });
     for stream in listener.incoming() {
         let connection = Connection::new(stream.unwrap());
         guest.clients.lock().unwrap().push(connection.try_clone().unwrap());
@@ -86,6 +87,7 @@ fn answer(guest: &Guest, command: &Command, fds: usize) -> Reply {
         Command::Start(spec) => {
             // kvm, overlay, base, log at least.
             assert!(fds >= 4 && spec.metadata.check().is_ok());
+            *guest.metadata.lock().unwrap() = spec.metadata.clone();
             match guest.part.as_str() {
                 "refuse" => Reply::Error { message: "no kernel on the root volume (give --kernel)".into() },
                 "crash" => {
@@ -98,6 +100,15 @@ fn answer(guest: &Guest, command: &Command, fds: usize) -> Reply {
         Command::Stats => {
             let counters = [("blk0.read_bytes".to_owned(), 4096)].into();
             Reply::Stats(Box::new(Stats { counters }))
+        }
+        Command::UpdateMetadata(snapshot) => {
+            let mut metadata = guest.metadata.lock().unwrap();
+            assert!(snapshot.check().is_ok() && snapshot.generation > metadata.generation);
+            *metadata = *snapshot.clone();
+            Reply::Ok
+        }
+        Command::ReadMetadata { path } => {
+            Reply::Metadata { found: kiln_linklocal::read_metadata(&guest.metadata.lock().unwrap(), path) }
         }
         _ => Reply::Ok,
     }
