@@ -1,6 +1,6 @@
 //! The guest finds a machine that is complete and keeps to its specifications.
 
-use crate::vm::{INSTANCE_ID, Setup, disk};
+use crate::support::vm::{INSTANCE_ID, Setup, disk};
 
 /// Runs `tests` on a machine with a disk and a network interface; returns what was printed.
 fn run(tests: &str) -> Option<String> {

@@ -3,7 +3,7 @@
 
 use kiln_vmspec::{Command, Reply};
 
-use crate::vm::Setup;
+use crate::support::vm::Setup;
 
 /// Runs `tests` against a machine with a disk and a network interface.
 fn run(tests: &str) {

@@ -4,7 +4,7 @@ use std::io::Write;
 
 use kiln_vmspec::{Command, ExitReason, Reply};
 
-use crate::vm::Setup;
+use crate::support::vm::Setup;
 
 #[test]
 fn guest_turns_itself_off() {

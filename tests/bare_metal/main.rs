@@ -2,11 +2,8 @@
 //!
 //! Runs on any KVM, also one without hardware behind it.
 
-#![expect(clippy::unwrap_used, clippy::panic, reason = "a failed step is a failed test")]
-
 mod devices;
 mod hostile;
 mod lifecycle;
 #[path = "../support/mod.rs"]
 mod support;
-mod vm;

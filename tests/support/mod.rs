@@ -8,6 +8,7 @@
 #![allow(dead_code, clippy::unwrap_used, clippy::panic)]
 
 pub mod run;
+pub mod vm;
 
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};

@@ -39,6 +39,17 @@ pub fn entry_failed(vcpu: &VcpuFd, id: u8, reason: u64, memory: &GuestMemoryMmap
     )
 }
 
+/// For `KVM_EXIT_SHUTDOWN`: a fault while the guest's double fault handler was being entered. Kernels
+/// do that on purpose when no other way to reset works; by accident it would look like a restart for
+/// no reason, so the log tells. AMD's processors lose the registers when it happens.
+pub fn shutdown(vcpu: &VcpuFd, id: u8, memory: &GuestMemoryMmap) {
+    tracing::warn!(
+        "vCPU {id} shut itself down (triple fault) at {}; the machine is reset",
+        place(vcpu, memory)
+    );
+    log_registers(vcpu, id);
+}
+
 fn suberror(vcpu: &mut VcpuFd) -> u32 {
     let run = vcpu.get_kvm_run();
     #[expect(unsafe_code, reason = "kvm_run is a union by exit reason")]
@@ -70,7 +81,7 @@ fn place(vcpu: &VcpuFd, memory: &GuestMemoryMmap) -> String {
 
 fn log_registers(vcpu: &VcpuFd, id: u8) {
     match (vcpu.get_regs(), vcpu.get_sregs()) {
-        (Ok(regs), Ok(sregs)) => tracing::error!("vCPU {id} registers: {regs:x?} {sregs:x?}"),
-        _ => tracing::error!("vCPU {id}: the registers cannot be read"),
+        (Ok(regs), Ok(sregs)) => tracing::warn!("vCPU {id} registers: {regs:x?} {sregs:x?}"),
+        _ => tracing::warn!("vCPU {id}: the registers cannot be read"),
     }
 }

@@ -159,7 +159,11 @@ impl Runner {
                 count(&counters.mmio);
                 mmio.read(address, data);
             }
-            Ok(VcpuExit::Shutdown | VcpuExit::SystemEvent(..)) => return After::Report(MachineEvent::Reset),
+            Ok(VcpuExit::Shutdown) => {
+                failure::shutdown(self.vcpu.vcpu(), self.id, memory);
+                return After::Report(MachineEvent::Reset);
+            }
+            Ok(VcpuExit::SystemEvent(..)) => return After::Report(MachineEvent::Reset),
             Ok(VcpuExit::InternalError) => {
                 let reason = failure::internal_error(self.vcpu.vcpu(), self.id, memory);
                 return After::Report(MachineEvent::Failed(reason));

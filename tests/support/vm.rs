@@ -1,6 +1,6 @@
-//! A `kiln-vmm` process with the bare-metal guest in it, as its control plane would run it.
+//! A `kiln-vmm` process with a guest in it, as its control plane would run it.
 //!
-//! Boot, act, observe: [`Setup::boot`], then [`Guest::control`] and [`Guest::wait_for`], and at the
+//! Boot, act, observe: [`Setup::boot`] or [`Setup::boot_root_volume`], then [`Guest::control`] and [`Guest::wait_for`], and at the
 //! end [`Guest::finish`], which says what the guest printed and how the machine ended.
 
 use std::fs::File;
@@ -19,7 +19,7 @@ use kiln_vmspec::{
     LinkLocalSpec, MemorySpec, Message, MetadataSnapshot, NicSpec, Reply, Request, SmbiosSpec, VmSpec,
 };
 
-use crate::support::{binary, skip};
+use super::{binary, skip};
 
 /// Longest that any single thing may take, on a loaded machine without hardware virtualisation.
 const PATIENCE: Duration = Duration::from_secs(120);
@@ -49,8 +49,7 @@ fn guest_kernel() -> File {
 pub struct Setup {
     pub vcpus: u8,
     pub memory_mib: u64,
-    /// Raw disks.
-    pub disks: Vec<File>,
+    pub disks: Vec<Disk>,
     /// A network interface that reaches only the link-local services.
     pub nic: bool,
     pub initrd: Option<File>,
@@ -61,6 +60,19 @@ pub struct Setup {
 impl Default for Setup {
     fn default() -> Self {
         Setup { vcpus: 1, memory_mib: 64, disks: Vec::new(), nic: false, initrd: None, kernel: None }
+    }
+}
+
+/// A disk: its layers, top first.
+pub struct Disk {
+    pub layers: Vec<(File, DiskFormat)>,
+    pub queues: u16,
+}
+
+impl Disk {
+    /// A raw file or device, with one queue.
+    pub fn raw(file: File) -> Self {
+        Disk { layers: vec![(file, DiskFormat::Raw)], queues: 1 }
     }
 }
 
@@ -79,15 +91,21 @@ pub fn disk(mib: u64) -> File {
 impl Setup {
     /// With a disk and a network interface: what most tests want.
     pub fn with_devices() -> Self {
-        Setup { disks: vec![disk(4)], nic: true, ..Setup::default() }
+        Setup { disks: vec![Disk::raw(disk(4))], nic: true, ..Setup::default() }
     }
 
     /// Runs the guest's `tests` (separated by commas). `None` where there is no KVM, which is told.
     pub fn boot(self, tests: &str) -> Option<Guest> {
-        Some(self.start(kvm()?, &format!("test={tests}")))
+        Some(self.start(kvm()?, Boot::Files { cmdline: format!("test={tests}") }))
     }
 
-    fn start(self, kvm: File, cmdline: &str) -> Guest {
+    /// Boots what is on the first disk; the metadata service has `user_data` for it. `None` where
+    /// there is no KVM, which is told.
+    pub fn boot_root_volume(self, user_data: &str) -> Option<Guest> {
+        Some(self.start(kvm()?, Boot::RootVolume { user_data: user_data.into() }))
+    }
+
+    fn start(self, kvm: File, boot: Boot) -> Guest {
         let dir = tempfile::tempdir().unwrap();
         let socket = dir.path().join("control");
         let listener = UnixListener::bind(&socket).unwrap();
@@ -123,31 +141,42 @@ impl Setup {
             reboots: 0,
         };
         let mut fds = Fds::default();
-        let spec = self.spec(cmdline, &mut fds, kvm);
+        let spec = self.spec(boot, &mut fds, kvm);
         guest.send(Ask::Start(Box::new(spec)), &fds.borrowed());
         guest.send(Ask::AttachConsole { replay: true }, &[]);
         guest
     }
 
-    fn spec(self, cmdline: &str, fds: &mut Fds, kvm: File) -> VmSpec {
-        let disk = |(n, file): (usize, File)| DiskSpec {
+    fn spec(self, boot: Boot, fds: &mut Fds, kvm: File) -> VmSpec {
+        let disk = |(n, disk): (usize, Disk)| DiskSpec {
             serial: format!("vol{n}"),
-            layers: vec![ImageLayer { file: fds.add(file), format: DiskFormat::Raw }],
+            layers: disk
+                .layers
+                .into_iter()
+                .map(|(file, format)| ImageLayer { file: fds.add(file), format })
+                .collect(),
             read_only: false,
-            queues: 1,
+            queues: disk.queues,
         };
         let disks = self.disks.into_iter().enumerate().map(disk).collect();
-        let initrd = self.initrd.map(|file| fds.add(file));
+        let mut metadata = metadata();
+        let boot = match boot {
+            Boot::Files { cmdline } => BootSource::Files {
+                kernel: fds.add(self.kernel.unwrap_or_else(guest_kernel)),
+                initrd: self.initrd.map(|file| fds.add(file)),
+                cmdline: Some(cmdline),
+            },
+            Boot::RootVolume { user_data } => {
+                metadata.leaves.insert("user-data".into(), user_data.into());
+                BootSource::RootVolume { cmdline: None }
+            }
+        };
         VmSpec {
             kvm: fds.add(kvm),
             instance_id: INSTANCE_ID.into(),
             vcpus: self.vcpus,
             memory: MemorySpec { size_mib: self.memory_mib, hugepages: false },
-            boot: BootSource::Files {
-                kernel: fds.add(self.kernel.unwrap_or_else(guest_kernel)),
-                initrd,
-                cmdline: Some(cmdline.into()),
-            },
+            boot,
             disks,
             nics: if self.nic { vec![nic()] } else { Vec::new() },
             smbios: SmbiosSpec {
@@ -161,9 +190,15 @@ impl Setup {
                 bios_date: "10/16/2017".into(),
             },
             console: ConsoleSpec::default(),
-            metadata: metadata(),
+            metadata,
         }
     }
+}
+
+/// Where the kernel comes from.
+enum Boot {
+    Files { cmdline: String },
+    RootVolume { user_data: String },
 }
 
 fn mac(last: u8) -> MacAddr {
@@ -226,6 +261,8 @@ pub struct Guest {
 pub struct Finished {
     /// All that the guest printed.
     pub console: String,
+    /// All that the VMM logged.
+    pub log: String,
     pub reason: ExitReason,
     pub reboots: u32,
 }
@@ -251,10 +288,10 @@ impl Guest {
         }
     }
 
-    /// Waits until the guest has printed `text`.
+    /// Waits until the guest has printed `text`, as long as it goes on printing something.
     pub fn wait_for(&mut self, text: &str) {
-        let deadline = Instant::now() + PATIENCE;
         while !self.console.contains(text) {
+            let deadline = Instant::now() + PATIENCE;
             if self.receive(deadline).is_none() {
                 self.give_up(text);
             }
@@ -278,7 +315,12 @@ impl Guest {
         let reason = self.ended.take().unwrap();
         let failed = matches!(reason, ExitReason::Failed { .. });
         assert_eq!(status.success(), !failed, "{status} after {reason:?}\n{}", self.log());
-        Finished { console: std::mem::take(&mut self.console), reason, reboots: self.reboots }
+        Finished {
+            console: std::mem::take(&mut self.console),
+            log: self.log(),
+            reason,
+            reboots: self.reboots,
+        }
     }
 
     /// The next message; what it says is also noted. `None` at the deadline or when the VMM is gone.
@@ -299,15 +341,34 @@ impl Guest {
         Some(message)
     }
 
-    fn log(&self) -> String {
+    /// What the VMM logged.
+    pub fn log(&self) -> String {
         let mut log = String::new();
         let _ = File::open(self.dir.path().join("log")).and_then(|mut f| f.read_to_string(&mut log));
         log
     }
 
     fn give_up(&mut self, wanted: &str) -> ! {
+        let threads = self.threads();
+        let asked = self.send(Ask::Stats, &[]);
+        let soon = Instant::now() + Duration::from_secs(5);
+        let stats = std::iter::from_fn(|| self.receive(soon))
+            .find(|message| matches!(message, Message::Reply { id, .. } if *id == asked));
         let _ = self.child.kill();
-        panic!("waited in vain for {wanted:?}\n--- console\n{}\n--- log\n{}", self.console, self.log());
+        panic!(
+            "waited in vain for {wanted:?}\n--- console\n{}\n--- log\n{}\n--- threads\n{threads}\n--- counters\n{stats:#?}",
+            self.console,
+            self.log()
+        );
+    }
+
+    /// Where each thread of the VMM is, and what its descriptors wait for.
+    fn threads(&self) -> String {
+        let process = format!("/proc/{}", self.child.id());
+        let script = "cd \"$0\" && for t in task/*; do echo \"$(cat $t/comm): $(cut -d' ' -f3 $t/stat) $(cat $t/wchan)\"; cat $t/stack; done; \
+             for f in fdinfo/*; do echo \"$f $(readlink fd/${f#*/})\"; grep -v -e '^pos' -e '^flags' -e '^mnt_id' -e '^ino' $f; done";
+        let output = Command::new("sh").args(["-c", script, &process]).output().unwrap();
+        String::from_utf8_lossy(&output.stdout).into_owned()
     }
 }
 
