@@ -14,9 +14,21 @@ fn doctor_says_how_things_are_and_its_exit_status_agrees() {
     let findings: Value = serde_json::from_slice(&output.stdout).unwrap();
     let findings = findings.as_array().unwrap();
     let of = |subject: &str| findings.iter().find(|f| f["subject"] == subject).unwrap();
-    for subject in
-        ["kvm", "tun", "nftables", "cgroup v2", "io_uring", "userfaultfd", "hugepages", "memory", "state"]
-    {
+    for subject in [
+        "kvm",
+        "tun",
+        "nftables",
+        "jail",
+        "seccomp",
+        "Landlock",
+        "cgroup",
+        "SMT",
+        "io_uring",
+        "userfaultfd",
+        "hugepages",
+        "memory",
+        "state",
+    ] {
         assert!(!of(subject)["detail"].as_str().unwrap().is_empty(), "{subject}");
     }
     let bad = findings.iter().any(|f| f["verdict"] == "bad");

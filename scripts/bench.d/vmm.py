@@ -108,6 +108,10 @@ class Kiln(Vmm):
     """`kiln-vmm`, driven over its control socket as the control plane does."""
 
     program = "kiln-vmm"
+    # As the control plane starts it. Without, it has neither a jail nor filters: to see what they cost.
+    jailed = True
+    # One of the ids that instances get.
+    JAIL_UID = 0x7000_0000
 
     def start(self) -> subprocess.Popen:
         folder = tempfile.TemporaryDirectory()
@@ -119,8 +123,9 @@ class Kiln(Vmm):
             self.control = socket.socket(socket.AF_UNIX)
             self.control.connect(path)
             self.started_at = time.monotonic()
+            jail = ["--jail", str(self.JAIL_UID if os.geteuid() == 0 else os.geteuid()), "--largest-file", str(1 << 40)]
             process = subprocess.Popen(
-                [self.program, "--control-fd", str(listener.fileno())],
+                [self.program, "--control-fd", str(listener.fileno()), *(jail if self.jailed else [])],
                 pass_fds=[listener.fileno()],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,

@@ -47,6 +47,12 @@ macro_rules! id {
                 $name(bits as u128)
             }
 
+            /// The 64 random bits of an id of today's form.
+            pub const fn low_bits(self) -> u64 {
+                // The cast keeps the low half, which is what is asked for.
+                self.0 as u64
+            }
+
             /// The low 48 bits as twelve hexadecimal digits, for names that must be short, such as
             /// those of network interfaces (15 characters).
             pub fn short(self) -> String {

@@ -14,6 +14,33 @@ pub struct InstanceType {
     pub memory: ByteSize,
 }
 
+/// What an instance of some type gets of the host's disks and network, as in EC2's tables of burst rates.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Performance {
+    /// Network, each direction, in bits per second.
+    pub network_bits: u64,
+    /// All volumes together, in bytes per second.
+    pub disk_bytes: u64,
+    /// Requests to all volumes together, per second.
+    pub disk_operations: u64,
+}
+
+/// By family; the sizes of one differ little at their peak.
+const PERFORMANCE: [(&[&str], Performance); 4] = [
+    (&["t2"], performance(1_000, 1_000, 3_000)),
+    (&["t3", "t3a"], performance(5_000, 2_085, 11_800)),
+    (&["c5", "m5", "r5"], performance(10_000, 4_750, 18_750)),
+    (&["c6a", "c6i", "c7i", "m6a", "m6i", "m7i", "r6i", "r7i"], performance(12_500, 10_000, 40_000)),
+];
+
+const fn performance(network_mbit: u64, disk_mbit: u64, disk_operations: u64) -> Performance {
+    Performance {
+        network_bits: network_mbit * 1_000_000,
+        disk_bytes: disk_mbit * 1_000_000 / 8,
+        disk_operations,
+    }
+}
+
 /// No such type.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("there is no instance type {name:?} ({})", hint(suggestions))]
@@ -97,6 +124,14 @@ impl InstanceType {
         T2.into_iter().chain(BURSTABLE.into_iter().flatten()).chain(FIXED.into_iter().flatten())
     }
 
+    /// What instances of this type get of disks and network.
+    pub fn performance(&self) -> Performance {
+        let family = self.name.split('.').next().unwrap_or_default();
+        let found = PERFORMANCE.iter().find(|(families, _)| families.contains(&family));
+        // A test holds the table complete.
+        found.map_or(performance(1_000, 1_000, 3_000), |(_, performance)| *performance)
+    }
+
     /// Looks a name up.
     pub fn find(name: &str) -> Result<InstanceType, UnknownInstanceType> {
         Self::all().find(|t| t.name == name).ok_or_else(|| UnknownInstanceType {
@@ -132,6 +167,17 @@ mod tests {
         assert_eq!(names.len(), InstanceType::all().count());
         assert!(InstanceType::all().all(|t| (1..=32).contains(&t.vcpus) && t.memory.as_mib() >= 64));
         assert!(InstanceType::find(InstanceType::DEFAULT).is_ok());
+    }
+
+    #[test]
+    fn every_family_has_its_rates() {
+        for t in InstanceType::all() {
+            let family = t.name.split('.').next().unwrap();
+            let rows = PERFORMANCE.iter().filter(|(families, _)| families.contains(&family));
+            assert_eq!(rows.count(), 1, "{family}");
+        }
+        let micro = InstanceType::find("t3.micro").unwrap().performance();
+        assert_eq!((micro.network_bits, micro.disk_bytes), (5_000_000_000, 260_625_000));
     }
 
     #[test]

@@ -27,7 +27,7 @@ pub use id::{
     SecurityGroupRuleId, SubnetId, VolumeId, VpcId,
 };
 pub use instance_state::{IllegalTransition, InstanceEvent, InstanceState};
-pub use instance_type::{InstanceType, UnknownInstanceType};
+pub use instance_type::{InstanceType, Performance, UnknownInstanceType};
 pub use ipv6_cidr::Ipv6Cidr;
 pub use mac::{MacAddr, ParseMacError};
 pub use secret::Secret;

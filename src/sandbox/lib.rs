@@ -1,7 +1,17 @@
-//! What processes that meet hostile data may reach. So far: which descriptors a child inherits and
-//! whose death it follows, and what a worker gives up by itself. Namespaces and system call filters
-//! join here.
+//! What processes that meet hostile data may reach.
+//!
+//! ```text
+//!  control plane                                   kiln-vmm
+//!  cgroup::Cgroup::create ─ limits
+//!  spawn: new PID namespace ─ joins the cgroup ──▶ jail::enter    namespaces, empty root, no rights
+//!         dies with its parent                     seccomp::…     a list of system calls per thread
+//! ```
+//!
+//! [`confine`] is the lighter way for a short-lived worker that reads one hostile file.
 
+pub mod cgroup;
 pub mod confine;
+pub mod jail;
+pub mod seccomp;
 #[expect(unsafe_code, reason = "code between fork and exec can only be given as an unsafe hook")]
 pub mod spawn;

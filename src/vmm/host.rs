@@ -5,6 +5,7 @@ use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
+use kiln_devices::virtio::blk::Engines;
 use kiln_disk::{Disk, DiskError, Format, Layer};
 use kiln_vmspec::{BootSource, DiskFormat, DiskSpec, FdIndex, VmSpec};
 use kvm_ioctls::Kvm;
@@ -49,6 +50,14 @@ pub enum HostError {
     },
 }
 
+/// A disk, and what its queues will need.
+pub struct OpenDisk {
+    /// The disk.
+    pub disk: Arc<dyn Disk>,
+    /// Handed on from one machine to the next.
+    pub engines: Arc<Engines>,
+}
+
 /// Opened resources.
 pub struct Host {
     /// The hypervisor.
@@ -56,7 +65,7 @@ pub struct Host {
     /// Guest memory, all zeroes.
     pub memory: GuestMemoryMmap,
     /// Disks in the order of the spec.
-    pub disks: Vec<Arc<dyn Disk>>,
+    pub disks: Vec<OpenDisk>,
     /// Interfaces in the order of the spec.
     pub nics: Vec<Arc<TapBackend>>,
     /// Kernel and initrd given by the user.
@@ -73,7 +82,7 @@ impl Host {
         let mut fds = Descriptors(fds.into_iter().map(Some).collect());
         let kvm = kvm::adopt(fds.take(spec.kvm)?)?;
         let disks = spec.disks.iter().enumerate().map(|(index, disk)| open_disk(index, disk, &mut fds));
-        let disks = disks.collect::<Result<_, _>>()?;
+        let disks = disks.collect::<Result<Vec<_>, _>>()?;
         let mut nics = Vec::new();
         let metadata = Arc::new(spec.metadata.clone());
         let mut seed = [0; 32];
@@ -91,6 +100,13 @@ impl Host {
         let (kernel, initrd, console_log) = (file(kernel)?, file(initrd)?, file(spec.console.log)?);
         // Last, because it is the only thing that costs the host something.
         let memory = memory::allocate(spec.memory)?;
+        let equip = |(index, (disk, spec)): (usize, (Arc<dyn Disk>, &DiskSpec))| {
+            let engines = Engines::new(&disk, &memory, spec.queues);
+            let engines = engines.map_err(|source| HostError::Disk { index, source })?;
+            Ok(OpenDisk { disk, engines })
+        };
+        let disks = disks.into_iter().zip(&spec.disks).enumerate().map(equip);
+        let disks = disks.collect::<Result<_, HostError>>()?;
         Ok(Host { kvm, memory, disks, nics, kernel, initrd, console_log })
     }
 }

@@ -1,6 +1,7 @@
 //! The virtual machine monitor: from a `VmSpec` to running vCPUs.
 
 pub mod boot;
+pub mod confined;
 pub mod console;
 pub mod control;
 pub mod cpuid;

@@ -124,6 +124,9 @@ mod sys {
             if hugetlb { libc::MAP_HUGETLB | (21 << libc::MAP_HUGE_SHIFT) } else { libc::MAP_NORESERVE };
         let address = mmap(aligned, len, libc::PROT_READ | libc::PROT_WRITE, kind | libc::MAP_FIXED)?;
         advise(address, len, libc::MADV_DONTDUMP)?;
+        // What a tenant has in memory must not be told by how fast another writes the same: also where
+        // whoever started us asked for merging. A kernel that cannot merge refuses.
+        let _ = advise(address, len, libc::MADV_UNMERGEABLE);
         if !hugetlb {
             // A kernel without transparent huge pages refuses; the memory works all the same.
             let _ = advise(address, len, libc::MADV_HUGEPAGE);

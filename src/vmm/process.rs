@@ -8,6 +8,8 @@
 //! ```
 //!
 //! The control thread, which runs this, owns the life-cycle: vCPUs and devices only report to it.
+//! Before it looks at the first byte of an image it has opened all that it will ever need from the host,
+//! has started all threads, and confines itself like them; see [`crate::confined`].
 
 use std::fs::File;
 use std::io::{self, Write};
@@ -17,10 +19,13 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, channel};
 
 use kiln_devices::virtio::WorkerHost;
+use kiln_sandbox::jail;
+use kiln_sandbox::seccomp::ThreadKind;
 use kiln_vmspec::frame::{Connection, FrameError};
 use kiln_vmspec::{Command, Event, ExitReason, MetadataSnapshot, Reply, Request, Stats, VmSpec};
 use vmm_sys_util::eventfd::EventFd;
 
+use crate::confined::{Confinement, Crew};
 use crate::console::Console;
 use crate::control::{ControlServer, Incoming};
 use crate::host::Host;
@@ -53,12 +58,16 @@ fn host(action: &'static str) -> impl FnOnce(io::Error) -> ProcessError {
     move |source| ProcessError::Host { action, source }
 }
 
+/// Address space of a VMM besides guest memory: program, stacks and heap take a fraction of it.
+const OWN_ADDRESS_SPACE: u64 = 1 << 30;
+
 /// Keys of the control thread's own descriptors.
 const MACHINE: u32 = 0;
 const CONSOLE: u32 = 1;
 
-/// Serves one machine on `listener` and returns why it ended.
-pub fn run(listener: UnixListener) -> Result<ExitReason, ProcessError> {
+/// Serves one machine on `listener` and returns why it ended. Its threads stay; the caller ends the
+/// process.
+pub fn run(listener: UnixListener, confinement: Confinement) -> Result<ExitReason, ProcessError> {
     let (stream, _) = listener.accept().map_err(host("accepting the control plane"))?;
     let connection = Connection::new(stream.try_clone().map_err(host("cloning a socket"))?);
     let (request, fds) = connection.receive::<Request>().map_err(ProcessError::NoStart)?;
@@ -68,7 +77,7 @@ pub fn run(listener: UnixListener) -> Result<ExitReason, ProcessError> {
 
     let mut server = ControlServer::new(listener).map_err(host("serving the control socket"))?;
     let starter = server.adopt(stream).map_err(host("serving the control plane"))?;
-    let mut process = Process::new(server, *spec)?;
+    let mut process = Process::new(server, *spec, confinement)?;
     let reason = process.live(fds, starter, request.id);
     process.forward_console();
     process.server.broadcast(&Event::Exited(reason.clone()));
@@ -81,6 +90,7 @@ struct Process {
     spec: VmSpec,
     /// What the link-local services say now.
     metadata: Arc<MetadataSnapshot>,
+    confinement: Confinement,
     console: Console,
     log: Option<ConsoleLog>,
     events: MachineEvents,
@@ -97,7 +107,7 @@ enum Outcome {
 }
 
 impl Process {
-    fn new(server: ControlServer, spec: VmSpec) -> Result<Self, ProcessError> {
+    fn new(server: ControlServer, spec: VmSpec, confinement: Confinement) -> Result<Self, ProcessError> {
         let event = || EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC).map(Arc::new);
         let machine_wake = event().map_err(host("making an event descriptor"))?;
         let console_wake = event().map_err(host("making an event descriptor"))?;
@@ -111,6 +121,7 @@ impl Process {
             server,
             metadata: Arc::new(spec.metadata.clone()),
             spec,
+            confinement,
             console,
             log: None,
             events,
@@ -124,11 +135,11 @@ impl Process {
     /// From `Start` to the end; the answer to `Start` goes out when the vCPUs run, or fail to.
     fn live(&mut self, fds: Vec<OwnedFd>, starter: u64, request: u64) -> ExitReason {
         let opened = Host::open(&self.spec, fds).map_err(|e| chain(&e));
-        let opened = opened.and_then(|host| match Workers::new() {
-            Ok(workers) => Ok((host, Arc::new(workers) as Arc<dyn WorkerHost>)),
-            Err(e) => Err(format!("starting the device thread failed: {e}")),
+        let opened = opened.and_then(|host| match self.threads(&host) {
+            Ok((workers, vcpus)) => Ok((host, workers, vcpus)),
+            Err(e) => Err(format!("starting the threads failed: {e}")),
         });
-        let (mut host, workers) = match opened {
+        let (mut host, workers, vcpus) = match opened {
             Ok(opened) => opened,
             Err(message) => return self.fail(Some((starter, request)), message),
         };
@@ -136,8 +147,13 @@ impl Process {
             host.console_log.take().map(|file| ConsoleLog::new(file, self.spec.console.log_limit_bytes));
         let mut unanswered = Some((starter, request));
         loop {
-            let around =
-                Surroundings { host: &host, console: &self.console, workers: &workers, events: &self.events };
+            let around = Surroundings {
+                host: &host,
+                console: &self.console,
+                workers: &workers,
+                vcpus: &vcpus,
+                events: &self.events,
+            };
             let machine = match Machine::assemble(&self.spec, &around) {
                 Ok(machine) => machine,
                 Err(e) => return self.fail(unanswered, chain(&e)),
@@ -164,6 +180,18 @@ impl Process {
                 }
             }
         }
+    }
+
+    /// Starts every thread that the machine can need, and confines this one.
+    fn threads(&self, host: &Host) -> io::Result<(Arc<dyn WorkerHost>, Crew)> {
+        if self.confinement == Confinement::On {
+            jail::limit_address_space(memory::total(&host.memory).saturating_add(OWN_ADDRESS_SPACE))?;
+        }
+        let disk_queues = host.disks.iter().map(|disk| usize::from(disk.engines.queues())).sum();
+        let workers = Workers::new(disk_queues, self.confinement)?;
+        let vcpus = Crew::new(ThreadKind::Vcpu, usize::from(self.spec.vcpus), "vcpu", self.confinement)?;
+        self.confinement.apply(ThreadKind::Control)?;
+        Ok((Arc::new(workers), vcpus))
     }
 
     fn fail(&mut self, unanswered: Option<(u64, u64)>, message: String) -> ExitReason {

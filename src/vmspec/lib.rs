@@ -25,5 +25,5 @@ pub use control::{Command, Event, ExitReason, Message, Reply, Request, Stats};
 pub use metadata::{HttpTokens, InterfaceFacts, LeafValue, MetadataOptions, MetadataSnapshot, SnapshotError};
 pub use spec::{
     BootSource, ConsoleSpec, DiskFormat, DiskSpec, FdIndex, ImageLayer, LinkLocalSpec, MemorySpec, NicSpec,
-    SmbiosSpec, VmSpec,
+    Rate, RateLimits, SmbiosSpec, VmSpec,
 };

@@ -85,6 +85,24 @@ pub struct ImageLayer {
     pub format: DiskFormat,
 }
 
+/// A sustained rate with a burst on top.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Rate {
+    /// Units per second.
+    pub per_second: u64,
+    /// Units that may pass at once after idleness.
+    pub burst: u64,
+}
+
+/// Limits on operations and on bytes; absent ones do not limit.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RateLimits {
+    /// Requests, or frames.
+    pub operations: Option<Rate>,
+    /// Bytes.
+    pub bytes: Option<Rate>,
+}
+
 /// A block device.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DiskSpec {
@@ -96,6 +114,9 @@ pub struct DiskSpec {
     pub read_only: bool,
     /// Number of request queues, 1 to 16.
     pub queues: u16,
+    /// For all queues together.
+    #[serde(default)]
+    pub limits: RateLimits,
 }
 
 /// A network interface.
@@ -108,6 +129,9 @@ pub struct NicSpec {
     pub tap_queues: Vec<FdIndex>,
     /// Largest IP packet in bytes.
     pub mtu: u16,
+    /// For each direction, all queues together.
+    #[serde(default)]
+    pub limits: RateLimits,
     /// What the services on the link tell this interface.
     pub link_local: LinkLocalSpec,
 }

@@ -1,5 +1,7 @@
 //! The guest finds a machine that is complete and keeps to its specifications.
 
+use kiln_vmspec::{Command, Rate, RateLimits, Reply};
+
 use crate::support::vm::{INSTANCE_ID, Setup, disk};
 
 /// Runs `tests` on a machine with a disk and a network interface; returns what was printed.
@@ -67,4 +69,19 @@ fn initrd_is_handed_over() {
     let finished = guest.finish();
     finished.assert_passed("memory");
     assert!(finished.console.contains("initrd 0x3f00000, 1048576 bytes"), "{}", finished.console);
+}
+
+#[test]
+fn disk_limit_makes_requests_wait_and_loses_none() {
+    let limits = RateLimits { operations: Some(Rate { per_second: 200, burst: 1 }), bytes: None };
+    let setup = Setup { disk_limits: limits, ..Setup::with_devices() };
+    let Some(mut guest) = setup.boot("blk-rw,blk-depth,spin") else { return };
+    guest.wait_for("spinning");
+    let Reply::Stats(stats) = guest.control(Command::Stats) else { panic!("no stats") };
+    assert!(stats.counters["blk0.throttled"] > 0, "{:?}", stats.counters);
+    assert_eq!(guest.control(Command::Kill), Reply::Ok);
+    let finished = guest.finish();
+    for name in ["blk-rw", "blk-depth"] {
+        assert!(finished.console.contains(&format!("PASS {name}")), "{}", finished.console);
+    }
 }

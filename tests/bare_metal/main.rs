@@ -4,6 +4,8 @@
 
 mod devices;
 mod hostile;
+mod jail;
 mod lifecycle;
 #[path = "../support/mod.rs"]
 mod support;
+mod syscalls;

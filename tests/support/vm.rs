@@ -8,6 +8,7 @@ use std::io::Read;
 use std::net::Ipv4Addr;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::time::{Duration, Instant};
@@ -16,13 +17,16 @@ use kiln_model::MacAddr;
 use kiln_vmspec::frame::Connection;
 use kiln_vmspec::{
     BootSource, Command as Ask, ConsoleSpec, DiskFormat, DiskSpec, Event, ExitReason, FdIndex, ImageLayer,
-    LinkLocalSpec, MemorySpec, Message, MetadataSnapshot, NicSpec, Reply, Request, SmbiosSpec, VmSpec,
+    LinkLocalSpec, MemorySpec, Message, MetadataSnapshot, NicSpec, RateLimits, Reply, Request, SmbiosSpec,
+    VmSpec,
 };
 
 use super::{binary, skip};
 
 /// Longest that any single thing may take, on a loaded machine without hardware virtualisation.
 const PATIENCE: Duration = Duration::from_secs(120);
+/// No file of a machine grows beyond.
+pub const LARGEST_FILE: u64 = 1 << 40;
 pub const INSTANCE_ID: &str = "i-0123456789abcdef0";
 const UUID: &str = "ec2e1916-9099-7caf-fd21-012345abcdef";
 
@@ -45,6 +49,12 @@ fn guest_kernel() -> File {
     File::open(String::from_utf8(output.stdout).unwrap().trim()).unwrap()
 }
 
+/// Every machine of these tests is in a jail, as those of a control plane are.
+fn jail_uid() -> u32 {
+    let own = rustix::process::geteuid();
+    if own.is_root() { kiln_sandbox::jail::uid_of(u64::from(std::process::id())) } else { own.as_raw() }
+}
+
 /// What the machine is made of.
 pub struct Setup {
     pub vcpus: u8,
@@ -55,11 +65,24 @@ pub struct Setup {
     pub initrd: Option<File>,
     /// Instead of the bare-metal guest.
     pub kernel: Option<File>,
+    /// Of each disk.
+    pub disk_limits: RateLimits,
+    /// Have strace write down all system calls of the VMM in this file.
+    pub trace: Option<PathBuf>,
 }
 
 impl Default for Setup {
     fn default() -> Self {
-        Setup { vcpus: 1, memory_mib: 64, disks: Vec::new(), nic: false, initrd: None, kernel: None }
+        Setup {
+            vcpus: 1,
+            memory_mib: 64,
+            disks: Vec::new(),
+            nic: false,
+            initrd: None,
+            kernel: None,
+            disk_limits: RateLimits::default(),
+            trace: None,
+        }
     }
 }
 
@@ -73,6 +96,15 @@ impl Disk {
     /// A raw file or device, with one queue.
     pub fn raw(file: File) -> Self {
         Disk { layers: vec![(file, DiskFormat::Raw)], queues: 1 }
+    }
+
+    /// The same under a copy-on-write layer of its own.
+    pub fn overlaid(base: File) -> Self {
+        let file = tempfile::tempfile().unwrap();
+        let backing = kiln_disk::Backing { path: "base".into(), format: kiln_disk::Format::Raw };
+        let size = base.metadata().unwrap().len();
+        kiln_disk::create_overlay(file.try_clone().unwrap(), size, Some(&backing)).unwrap();
+        Disk { layers: vec![(file, DiskFormat::Qcow2), (base, DiskFormat::Raw)], queues: 1 }
     }
 }
 
@@ -112,8 +144,10 @@ impl Setup {
         // Should another test's VMM inherit it too, that one never looks at it.
         rustix::io::fcntl_setfd(&listener, rustix::io::FdFlags::empty()).unwrap();
         let log = File::create(dir.path().join("log")).unwrap();
-        let child = Command::new(binary("kiln-vmm"))
+        let child = self
+            .program()
             .args(["--control-fd", &listener.as_raw_fd().to_string()])
+            .args(["--jail", &jail_uid().to_string(), "--largest-file", &LARGEST_FILE.to_string()])
             .env("RUST_LOG", "debug")
             .stdin(Stdio::null())
             .stdout(Stdio::null())
@@ -147,6 +181,15 @@ impl Setup {
         guest
     }
 
+    fn program(&self) -> Command {
+        let vmm = binary("kiln-vmm");
+        let Some(trace) = &self.trace else { return Command::new(vmm) };
+        let mut command = Command::new("strace");
+        // Thread names beside their ids, and numbers as numbers.
+        command.args(["-f", "-qq", "--decode-pids=comm", "-X", "raw", "-s", "0", "-o"]).arg(trace).arg(vmm);
+        command
+    }
+
     fn spec(self, boot: Boot, fds: &mut Fds, kvm: File) -> VmSpec {
         let disk = |(n, disk): (usize, Disk)| DiskSpec {
             serial: format!("vol{n}"),
@@ -157,6 +200,7 @@ impl Setup {
                 .collect(),
             read_only: false,
             queues: disk.queues,
+            limits: self.disk_limits,
         };
         let disks = self.disks.into_iter().enumerate().map(disk).collect();
         let mut metadata = metadata();
@@ -207,6 +251,7 @@ fn mac(last: u8) -> MacAddr {
 
 fn nic() -> NicSpec {
     NicSpec {
+        limits: RateLimits::default(),
         mac: mac(1),
         tap_queues: Vec::new(),
         mtu: 1500,
@@ -268,6 +313,11 @@ pub struct Finished {
 }
 
 impl Guest {
+    /// Process id of the VMM.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
     fn send(&mut self, command: Ask, fds: &[BorrowedFd<'_>]) -> u64 {
         self.next_id += 1;
         let request = Request { id: self.next_id, command };

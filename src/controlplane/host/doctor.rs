@@ -6,6 +6,8 @@ use std::process::Command;
 
 use kiln_model::ByteSize;
 use kiln_model::size::{GIB, MIB};
+use kiln_sandbox::cgroup::Hierarchies;
+use kiln_sandbox::jail::landlock_state;
 use serde::Serialize;
 
 use super::{KvmKind, host_memory, kvm};
@@ -59,7 +61,8 @@ impl Finding {
 pub fn examine(state_dir: &Path) -> Vec<Finding> {
     let mut findings = vec![user(), kvm_device()];
     findings.extend(nested());
-    findings.extend([vmm(), tun(), nftables(), cgroup(), io_uring(), userfaultfd(), hugepages(), memory()]);
+    findings.extend([vmm(), jail(), seccomp(), landlock(), cgroup(), hyperthreads(), merging()]);
+    findings.extend([tun(), nftables(), io_uring(), userfaultfd(), hugepages(), memory()]);
     findings.push(state(state_dir));
     findings
 }
@@ -161,14 +164,85 @@ fn nftables() -> Finding {
     }
 }
 
-fn cgroup() -> Finding {
-    match fs::read_to_string("/sys/fs/cgroup/cgroup.controllers") {
-        Ok(controllers) => Finding::good("cgroup v2", controllers.trim().to_owned()),
-        Err(_) => Finding::limited(
-            "cgroup v2",
-            "not mounted at /sys/fs/cgroup",
-            "boot with systemd.unified_cgroup_hierarchy=1; until then instances have no resource limits",
+/// Namespaces and a user id of its own for each VMM. What is missing without root, a VMM says in its log.
+fn jail() -> Finding {
+    if rustix::process::geteuid().is_root() {
+        return Finding::good("jail", "each VMM gets namespaces, an empty root and a user id of its own");
+    }
+    // Debian's switch, and everybody's: none of them says no where it is absent.
+    let switched_off = |path: &str| fs::read_to_string(path).is_ok_and(|value| value.trim() == "0");
+    if switched_off("/proc/sys/kernel/unprivileged_userns_clone")
+        || switched_off("/proc/sys/user/max_user_namespaces")
+    {
+        return Finding::limited(
+            "jail",
+            "no namespaces without root: system call filters and Landlock only",
+            "run as root, or allow user namespaces (sysctl user.max_user_namespaces)",
+        );
+    }
+    Finding::limited(
+        "jail",
+        "namespaces through a user namespace; all VMMs have the user id of their owner",
+        "run as root: then each VMM gets a user id, a PID namespace and resource limits of its own",
+    )
+}
+
+fn seccomp() -> Finding {
+    match fs::read_to_string("/proc/sys/kernel/seccomp/actions_avail") {
+        Ok(actions) if actions.split_whitespace().any(|action| action == "trap") => {
+            Finding::good("seccomp", "a list of system calls per thread, forbidden ones are named")
+        }
+        _ => Finding::bad(
+            "seccomp",
+            "this kernel cannot filter system calls",
+            "use a kernel with CONFIG_SECCOMP_FILTER, as every distribution has",
         ),
+    }
+}
+
+fn landlock() -> Finding {
+    match landlock_state() {
+        Ok(version) => Finding::good("Landlock", version),
+        Err(reason) => Finding::limited(
+            "Landlock",
+            reason,
+            "boot with lsm=landlock,… on Linux 5.13 or newer; until then the empty root alone keeps VMMs from files",
+        ),
+    }
+}
+
+fn cgroup() -> Finding {
+    let (there, missing) = Hierarchies::host().examine();
+    if missing.is_empty() {
+        return Finding::good("cgroup", format!("limits on {}", there.join(", ")));
+    }
+    let missing: Vec<_> = missing.iter().map(|gap| gap.to_string().replace("cgroup ", "")).collect();
+    Finding::limited(
+        "cgroup",
+        format!("missing: {}", missing.join("; ")),
+        "run as root where /sys/fs/cgroup is mounted and writable; until then a VMM may take more than its type says",
+    )
+}
+
+/// Two guests on the two threads of one core see some of each other's timing, and on some processors
+/// more: what to do is the host's choice.
+fn hyperthreads() -> Finding {
+    match fs::read_to_string("/sys/devices/system/cpu/smt/active").as_deref().map(str::trim) {
+        Ok("1") => Finding::limited(
+            "SMT",
+            "threads of one core are shared by whoever runs on them",
+            "for tenants who do not trust each other switch SMT off (echo off > /sys/devices/system/cpu/smt/control)",
+        ),
+        Ok("0") => Finding::good("SMT", "off: no two guests share a core at a time"),
+        _ => Finding::info("SMT", "unknown to this kernel"),
+    }
+}
+
+/// Pages that are merged between guests tell one what another has in memory.
+fn merging() -> Finding {
+    match fs::read_to_string("/sys/kernel/mm/ksm/run").as_deref().map(str::trim) {
+        Ok("1") => Finding::info("page merging", "on in the kernel; guest memory takes no part in it"),
+        _ => Finding::good("page merging", "off"),
     }
 }
 
@@ -256,7 +330,10 @@ mod tests {
     fn report_covers_each_subject_once_and_every_gap_has_a_remedy() {
         let dir = tempfile::tempdir().unwrap();
         let findings = examine(&dir.path().join("not/yet/there"));
-        for subject in ["kvm", "tun", "nftables", "cgroup v2", "io_uring", "memory", "state"] {
+        for subject in [
+            "kvm", "tun", "nftables", "jail", "seccomp", "Landlock", "cgroup", "SMT", "io_uring", "memory",
+            "state",
+        ] {
             assert_eq!(findings.iter().filter(|f| f.subject == subject).count(), 1, "{subject}");
         }
         for finding in findings {

@@ -87,7 +87,8 @@ pub fn inspect(file: &File, format: DiskFormat) -> Result<Report, InspectError> 
     let mut command = Command::new(find_vmm()?);
     command.args(["--inspect", &file.as_raw_fd().to_string(), "--format", format_name(format)]);
     command.env_clear().stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
-    let child = spawn(command, Inherit { fd: file.as_fd(), die_with_thread: true })?;
+    let inherit = Inherit { fd: file.as_fd(), die_with_thread: true, new_pid_namespace: false, cgroups: &[] };
+    let child = spawn(command, inherit)?;
     let (status, answer, complaint) = listen(child)?;
     if !status.success() {
         return Err(match (status.code(), complaint.lines().next()) {

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use kiln_model::InstanceEvent;
+use kiln_sandbox::cgroup::Hierarchies;
 
 use super::{Instance, NetworkMode, Parts};
 use crate::credentials::CredentialStatus;
@@ -22,7 +23,7 @@ pub(super) enum Effect {
     Files,
     /// Tap, routes, firewall.
     Network,
-    /// The VMM process.
+    /// The VMM process with its control group.
     Process,
 }
 
@@ -38,6 +39,15 @@ pub enum UndoError {
     Process {
         /// Its id.
         pid: u32,
+        /// Why not.
+        #[source]
+        source: std::io::Error,
+    },
+    /// Its control group is left.
+    #[error("cannot remove the control group of {id}")]
+    Cgroup {
+        /// Whose.
+        id: kiln_model::InstanceId,
         /// Why not.
         #[source]
         source: std::io::Error,
@@ -74,12 +84,13 @@ pub(super) fn undo(
 
 fn undo_one(parts: &Parts, instance: &Instance, effect: Effect, stays: bool) -> Result<(), UndoError> {
     match effect {
-        Effect::Process => match instance.vmm {
-            Some(vmm) => {
-                vmm.kill(KILL_PATIENCE).map_err(|source| UndoError::Process { pid: vmm.pid, source })
+        Effect::Process => {
+            if let Some(vmm) = instance.vmm {
+                vmm.kill(KILL_PATIENCE).map_err(|source| UndoError::Process { pid: vmm.pid, source })?;
             }
-            None => Ok(()),
-        },
+            let removed = Hierarchies::host().remove(&instance.id.to_string());
+            removed.map_err(|source| UndoError::Cgroup { id: instance.id, source })
+        }
         Effect::Network if instance.network == NetworkMode::LinkLocalOnly => Ok(()),
         Effect::Network => {
             parts.fabric.detach(instance.interface.id).map_err(|e| UndoError::Network(instance.id, e))

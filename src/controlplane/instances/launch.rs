@@ -13,6 +13,7 @@ use std::path::Path;
 
 use kiln_disk::{Backing, DiskError, Format};
 use kiln_model::{ByteSize, InstanceId, InstanceState, ReservationId, VolumeId};
+use kiln_sandbox::jail;
 use kiln_vmspec::DiskFormat;
 
 use super::effects::{Effect, undo};
@@ -22,7 +23,7 @@ use super::request::HostMemory;
 use super::spec::{self, OpenError, Opened};
 use super::{
     BaseImage, Instance, LaunchRequest, MetadataState, NetworkMode, Parts, RequestError, RootVolume,
-    RunningInstance, facts, smbios,
+    RunningInstance, bounds, facts, smbios,
 };
 use crate::credentials::RoleError;
 use crate::host::ProcessIdentity;
@@ -179,7 +180,7 @@ pub(super) fn launch(
     // Looked at before anything is made, so that the message is about the file.
     open_kernel_files(&request.boot)?;
     let kvm = parts.launcher.open_kvm()?;
-    let id = InstanceId::from_bits(rand::random());
+    let id = new_id(parts)?;
     // Before the row: a sweep takes a row without a locked lock for a leftover.
     let lock = parts.dir.lock_instance(id)?.ok_or(StoreError::Contended)?;
     let instance = match insert_rows(parts, id, request, host, &base, size) {
@@ -190,6 +191,21 @@ pub(super) fn launch(
         }
     };
     Plan { parts, done: vec![Effect::Rows], fresh: true }.run(&instance, kvm, base, lock)
+}
+
+/// A fresh id whose user id no instance here has.
+fn new_id(parts: &Parts) -> Result<InstanceId, StoreError> {
+    let uid = |id: InstanceId| jail::uid_of(id.low_bits());
+    let taken: std::collections::BTreeSet<u32> = transact(parts.store.as_ref(), |tx| {
+        Ok::<_, StoreError>(tx.list::<Instance>()?.iter().map(|instance| uid(instance.id)).collect())
+    })?;
+    loop {
+        let id = InstanceId::from_bits(rand::random());
+        // There are 2^28 of them, so this ends.
+        if !taken.contains(&uid(id)) {
+            return Ok(id);
+        }
+    }
 }
 
 /// Starts a stopped instance again.
@@ -342,13 +358,14 @@ impl Plan<'_> {
             let policy = policy_source(self.parts.store.as_ref(), instance.interface.subnet.vpc);
             opened.taps = self.parts.fabric.attach(&nic_request(instance), &policy)?;
         }
+        let bounds = bounds::of(instance, &opened.console_log);
         let document = facts::identity_document(instance);
         let identity = self.parts.keys()?.sign_identity(document)?;
         let instance = &self.parts.update(instance.id, |row| row.identity = Some(identity.clone()))?;
         let held = Held::new(self.parts, instance)?;
         let (spec, fds) = spec::build(instance, held.published().clone(), opened);
         self.done.push(Effect::Process);
-        let vmm = self.parts.launcher.start(VmmLaunch { dir, spec, fds })?;
+        let vmm = self.parts.launcher.start(VmmLaunch { dir, spec, fds, bounds })?;
         let process = vmm.handle.process();
         match self.parts.update(instance.id, |row| row.vmm = process) {
             Ok(instance) => Ok((instance, vmm, held)),

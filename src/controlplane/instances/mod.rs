@@ -10,6 +10,7 @@
 //! A failed launch, the end of a run and the sweep after a crash all undo effects through the same
 //! code, so what one of them cleans up all do.
 
+mod bounds;
 mod effects;
 mod facts;
 mod keeper;
@@ -17,6 +18,7 @@ mod launch;
 mod manager;
 mod modify;
 mod password;
+mod rates;
 mod request;
 mod row;
 mod running;

@@ -13,7 +13,7 @@ use kiln_vmspec::{
     VmSpec,
 };
 
-use super::{Instance, NetworkMode, facts, smbios};
+use super::{Instance, NetworkMode, facts, rates, smbios};
 use crate::host::host_nameservers;
 use crate::metadata::private_host_name;
 use crate::state::dir::InstanceDir;
@@ -79,6 +79,11 @@ pub(super) fn open_console_log(instance: &Instance, dir: &InstanceDir) -> Result
     OpenOptions::new().create(true).append(true).mode(0o600).open(&path).map_err(failed)
 }
 
+/// Bytes that one start of the instance may add to its console log.
+pub(super) fn log_limit(instance: &Instance) -> u64 {
+    if instance.console_log.is_some() { USER_LOG_LIMIT } else { OWN_LOG_LIMIT }
+}
+
 #[derive(Default)]
 struct FdTable(Vec<OwnedFd>);
 
@@ -125,13 +130,11 @@ pub(super) fn build(
             layers,
             read_only: false,
             queues: queues(instance),
+            limits: rates::disk(instance),
         }],
         nics: vec![nic(instance, tap_queues)],
         smbios: smbios::ec2_profile(instance),
-        console: ConsoleSpec {
-            log: Some(log),
-            log_limit_bytes: if instance.console_log.is_some() { USER_LOG_LIMIT } else { OWN_LOG_LIMIT },
-        },
+        console: ConsoleSpec { log: Some(log), log_limit_bytes: log_limit(instance) },
         metadata,
     };
     (spec, fds.0)
@@ -149,6 +152,7 @@ fn nic(instance: &Instance, tap_queues: Vec<FdIndex>) -> NicSpec {
     let subnet = &interface.subnet;
     let resolver = subnet.vpc_cidr.resolver();
     NicSpec {
+        limits: rates::network(instance),
         mac: interface.mac,
         tap_queues,
         mtu: MTU,

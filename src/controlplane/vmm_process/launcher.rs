@@ -1,7 +1,10 @@
-//! The real launcher: a `kiln-vmm` process per instance.
+//! The real launcher: a `kiln-vmm` process per instance, in a jail (see `kiln_sandbox`).
+//!
+//! What the process prints comes through a pipe, of which the log keeps a bounded part: a VMM that was
+//! taken over can neither fill the disk with it nor stop anybody by it.
 
 use std::fs::{File, OpenOptions};
-use std::io;
+use std::io::{self, PipeReader};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -11,18 +14,26 @@ use std::process::{Child, ExitStatus, Stdio};
 use std::sync::{Arc, Condvar, Mutex, PoisonError, mpsc};
 use std::time::Duration;
 
+use kiln_sandbox::cgroup::Hierarchies;
+use kiln_sandbox::seccomp;
 use kiln_sandbox::spawn::{Inherit, spawn};
 use kiln_vmspec::Command;
 
 use super::connection::with_short_path;
-use super::{Commands, ControlConnection, Pending, StartedVmm, VmmError, VmmHandle, VmmLaunch, VmmLauncher};
+use super::{
+    Bounds, Commands, ControlConnection, Pending, StartedVmm, VmmError, VmmHandle, VmmLaunch, VmmLauncher,
+};
 use crate::host::{ProcessIdentity, open_kvm};
 use crate::printable;
 
 /// Environment variable with the path of the VMM program.
 const VMM_PROGRAM: &str = "KILN_VMM";
+/// All that a VMM sees of the environment: what it shall log.
+const LOG_VARIABLE: [&str; 1] = ["RUST_LOG"];
 /// How much of the end of a VMM's log is looked at for its last line.
 const LOG_TAIL: u64 = 4096;
+/// How much of what a VMM prints is kept.
+const MOST_LOG: u64 = 1 << 20;
 /// How long after the connection closed a VMM may take to end.
 const END_PATIENCE: Duration = Duration::from_secs(10);
 
@@ -91,8 +102,9 @@ impl VmmLauncher for ProcessLauncher {
         let stream = with_short_path(&socket, |short| UnixStream::connect(short))
             .map_err(failed("connect to the control socket"))?;
         let exit = Arc::new(Exit::default());
-        let command_log = log.try_clone().map_err(failed("open the VMM's log"))?;
-        let process = start_process(&program, listener, command_log, &launch.spec.instance_id, &exit)?;
+        let copy = log.try_clone().map_err(failed("open the VMM's log"))?;
+        let child = NewProcess { program: &program, listener, log: copy, bounds: &launch.bounds };
+        let process = child.start(&launch.spec.instance_id, &exit)?;
         let last_words = {
             let exit = Arc::clone(&exit);
             move || last_words(exit.wait(END_PATIENCE), &log)
@@ -108,48 +120,92 @@ impl VmmLauncher for ProcessLauncher {
     }
 }
 
-/// Starts the process in a reaper thread of its own; see the module above.
-fn start_process(
-    program: &Path,
+/// A process that is about to be started.
+struct NewProcess<'a> {
+    program: &'a Path,
     listener: UnixListener,
     log: File,
-    name: &str,
-    exit: &Arc<Exit>,
-) -> Result<Option<ProcessIdentity>, VmmError> {
-    let mut command = std::process::Command::new(program);
-    let number = std::os::fd::AsRawFd::as_raw_fd(&listener);
-    command.args(["--control-fd", &number.to_string()]);
-    command.stdin(Stdio::null());
-    let stdout = log.try_clone().map_err(failed("open the VMM's log"))?;
-    command.stdout(stdout).stderr(log);
-    let exit = Arc::clone(exit);
-    let (started, result) = mpsc::sync_channel(1);
-    let reaper = move || {
-        let child = spawn(command, Inherit { fd: listener.as_fd(), die_with_thread: true });
-        // Only the child listens now; otherwise nobody would notice its end.
-        drop(listener);
-        match child {
-            Ok(child) => {
-                let _ = started.send(Ok(ProcessIdentity::of(child.id())));
-                reap(child, &exit);
-            }
-            Err(e) => {
-                let _ = started.send(Err(e));
-            }
+    bounds: &'a Bounds,
+}
+
+impl NewProcess<'_> {
+    /// Starts the process in a reaper thread of its own; see the module above.
+    fn start(self, name: &str, exit: &Arc<Exit>) -> Result<Option<ProcessIdentity>, VmmError> {
+        let NewProcess { program, listener, log, bounds } = self;
+        let root = rustix::process::geteuid().is_root();
+        let group = Hierarchies::host().create(&bounds.cgroup, &bounds.limits);
+        for gap in &group.gaps {
+            tracing::warn!(instance = name, "the VMM runs without a {gap}");
         }
-    };
-    std::thread::Builder::new()
-        .name(format!("reaper {name}"))
-        .spawn(reaper)
-        .map_err(failed("start a thread"))?;
-    match result.recv() {
-        Ok(Ok(process)) => Ok(process),
-        Ok(Err(source)) if source.kind() == io::ErrorKind::NotFound => {
-            Err(VmmError::NotFound(program.parent().unwrap_or(program).to_owned()))
+        let (printed, command) = self::command(program, &listener, bounds)?;
+        let exit = Arc::clone(exit);
+        let (started, result) = mpsc::sync_channel(1);
+        let reaper = move || {
+            let inherit = Inherit {
+                fd: listener.as_fd(),
+                die_with_thread: true,
+                new_pid_namespace: root,
+                cgroups: &group.procs,
+            };
+            let child = spawn(command, inherit);
+            // Only the child listens now; otherwise nobody would notice its end.
+            drop(listener);
+            match child {
+                Ok(child) => {
+                    let _ = started.send(Ok(ProcessIdentity::of(child.id())));
+                    keep_log(printed, log);
+                    reap(child, &exit);
+                }
+                Err(e) => {
+                    let _ = started.send(Err(e));
+                }
+            }
+        };
+        std::thread::Builder::new()
+            .name(format!("reaper {name}"))
+            .spawn(reaper)
+            .map_err(failed("start a thread"))?;
+        match result.recv() {
+            Ok(Ok(process)) => Ok(process),
+            Ok(Err(source)) if source.kind() == io::ErrorKind::NotFound => {
+                Err(VmmError::NotFound(program.parent().unwrap_or(program).to_owned()))
+            }
+            Ok(Err(source)) => Err(VmmError::Start { action: "start kiln-vmm", source }),
+            Err(_) => Err(VmmError::NoAnswer),
         }
-        Ok(Err(source)) => Err(VmmError::Start { action: "start kiln-vmm", source }),
-        Err(_) => Err(VmmError::NoAnswer),
     }
+}
+
+/// The command line of a VMM, and what it will print. Nothing of this process's environment goes along:
+/// it may hold secrets.
+fn command(
+    program: &Path,
+    listener: &UnixListener,
+    bounds: &Bounds,
+) -> Result<(PipeReader, std::process::Command), VmmError> {
+    let (printed, print) = io::pipe().map_err(failed("make a pipe"))?;
+    // Text that finds the pipe full is lost, not waited for.
+    rustix::io::ioctl_fionbio(&print, true).map_err(|e| failed("set up a pipe")(e.into()))?;
+    let mut command = std::process::Command::new(program);
+    let number = std::os::fd::AsRawFd::as_raw_fd(listener);
+    command.args(["--control-fd", &number.to_string()]);
+    command.args(["--jail", &bounds.uid.to_string()]);
+    command.args(["--largest-file", &bounds.largest_file.to_string()]);
+    command.env_clear();
+    command.envs(LOG_VARIABLE.into_iter().filter_map(|name| Some((name, std::env::var_os(name)?))));
+    command.stdin(Stdio::null());
+    let stdout = print.try_clone().map_err(failed("set up a pipe"))?;
+    command.stdout(stdout).stderr(print);
+    Ok((printed, command))
+}
+
+/// Copies what the process prints until it has ended, as far as there is room.
+fn keep_log(mut printed: PipeReader, mut log: File) {
+    let kept = io::copy(&mut io::Read::take(&mut printed, MOST_LOG), &mut log);
+    if let Err(e) = kept {
+        tracing::warn!("the log of kiln-vmm cannot be written: {e}");
+    }
+    let _ = io::copy(&mut printed, &mut io::sink());
 }
 
 fn reap(mut child: Child, exit: &Exit) {
@@ -166,6 +222,7 @@ fn last_words(status: Option<ExitStatus>, log: &File) -> String {
         None => "kiln-vmm closed its control connection".to_owned(),
         Some(status) => match (status.code(), status.signal()) {
             (_, Some(signal)) => format!("kiln-vmm was ended by signal {signal}"),
+            (Some(seccomp::STATUS), _) => "kiln-vmm broke out of its list of system calls".to_owned(),
             (Some(code), _) => format!("kiln-vmm ended with status {code}"),
             _ => "kiln-vmm ended".to_owned(),
         },

@@ -1,7 +1,7 @@
 //! VMM processes: starting one, talking to it, knowing when it ends.
 //!
 //! ```text
-//!   thread "reaper"  spawn ───────────── wait ──▶ exit status ─┐
+//!   thread "reaper"  spawn ─▶ copy its log ─ wait ──▶ exit status ─┐
 //!   thread "reader"            receive messages ──▶ VmmEvent ◀─┘ (when the connection closes)
 //!   any task         request(command) ──▶ socket        │
 //!                    ◀── reply (oneshot) ◀──────────────┘
@@ -24,6 +24,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
+use kiln_sandbox::cgroup::Limits;
 use kiln_vmspec::{Command, Reply, VmSpec};
 use tokio::sync::mpsc;
 
@@ -77,6 +78,21 @@ pub struct VmmLaunch {
     pub spec: VmSpec,
     /// Descriptors that the spec names.
     pub fds: Vec<OwnedFd>,
+    /// What it may take of the host.
+    pub bounds: Bounds,
+}
+
+/// The limits around one VMM.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Bounds {
+    /// User and group id that it becomes.
+    pub uid: u32,
+    /// Size that no file may grow beyond.
+    pub largest_file: u64,
+    /// Name of its control group, a single path component.
+    pub cgroup: String,
+    /// Limits of that group.
+    pub limits: Limits,
 }
 
 /// A reply on its way.

@@ -20,6 +20,7 @@
 //!   is taken, and guest memory is kept mapped by `mem`; [`Drop`] waits for the kernel;
 //! - `at_kernel` counts entries in the submission ring and in the kernel, and never exceeds the
 //!   size of the ring, so completions cannot overflow;
+//! - a ring takes the operations of [`OPERATIONS`] and no further registration;
 //! - no blocking change is made while a prepared write of ours is on its way ([`UringEngine::settle`]).
 #![expect(unsafe_code, reason = "the kernel reads and writes guest memory behind the compiler's back")]
 
@@ -28,6 +29,7 @@ use std::io;
 use std::os::fd::{AsRawFd, RawFd};
 use std::sync::Arc;
 
+use io_uring::register::Restriction;
 use io_uring::{IoUring, Probe, opcode, squeue, types};
 use vm_memory::GuestMemoryMmap;
 
@@ -37,6 +39,16 @@ use super::{Completion, Engine, Op};
 use crate::disk::check_range;
 use crate::positioned::part;
 use crate::{Disk, DiskError, PreparedWrite, Segment};
+
+/// All that a ring can be asked for.
+const OPERATIONS: [u8; 6] = [
+    opcode::Read::CODE,
+    opcode::Write::CODE,
+    opcode::Readv::CODE,
+    opcode::Writev::CODE,
+    opcode::Fsync::CODE,
+    opcode::Fallocate::CODE,
+];
 
 const PUNCH_HOLE: i32 = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
 const ZERO_RANGE: i32 = libc::FALLOC_FL_ZERO_RANGE | libc::FALLOC_FL_KEEP_SIZE;
@@ -122,29 +134,26 @@ impl UringEngine {
         let depth = depth.max(1);
         let build = |cooperative: bool| {
             let mut builder = IoUring::builder();
-            builder.setup_clamp().dontfork();
+            builder.setup_clamp().dontfork().setup_r_disabled();
             if cooperative {
                 // Completions are processed when the thread enters the kernel anyway.
                 builder.setup_coop_taskrun();
             }
             builder.build(u32::from(depth))
         };
-        // Linux before 5.19 does not know the flag.
+        // Linux before 5.19 does not know the flag of the first; before 5.10 there is neither.
         let ring = build(true).or_else(|_| build(false))?;
 
         let mut probe = Probe::new();
         ring.submitter().register_probe(&mut probe)?;
-        let needed = [
-            opcode::Read::CODE,
-            opcode::Write::CODE,
-            opcode::Readv::CODE,
-            opcode::Writev::CODE,
-            opcode::Fsync::CODE,
-            opcode::Fallocate::CODE,
-        ];
-        if !needed.iter().all(|&code| probe.is_supported(code)) {
+        if !OPERATIONS.iter().all(|&code| probe.is_supported(code)) {
             return Err(io::ErrorKind::Unsupported.into());
         }
+        // What a ring does is not seen by system call filters, so the ring itself must be bound to
+        // what a disk needs: no files, no sockets, for whoever takes this process over.
+        let mut allowed = OPERATIONS.map(Restriction::sqe_op);
+        ring.submitter().register_restrictions(&mut allowed)?;
+        ring.submitter().register_enable_rings()?;
         let capacity = usize::from(depth);
         Ok(Self {
             ring,

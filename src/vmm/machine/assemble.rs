@@ -14,12 +14,13 @@ use kiln_devices::virtio::blk::{Blk, BlkConfig};
 use kiln_devices::virtio::net::{Net, NetConfig, NicBackend};
 use kiln_devices::virtio::rng::Rng;
 use kiln_devices::virtio::{VirtioDevice, VirtioPci, VirtioServices, WorkerHost};
-use kiln_disk::DiskError;
-use kiln_vmspec::VmSpec;
+use kiln_disk::throttle::{Rate, Throttle};
+use kiln_vmspec::{RateLimits, VmSpec};
 
 use super::boot_source::{self, BootSourceError};
 use super::{Machine, lock};
 use crate::boot::{self, BootError};
+use crate::confined::Crew;
 use crate::console::Console;
 use crate::cpuid::{Cpuid, CpuidError, CpuidSpec};
 use crate::firmware::{FirmwareError, acpi, e820, reset_vector, smbios};
@@ -47,9 +48,6 @@ pub enum AssembleError {
     #[error(transparent)]
     Firmware(#[from] FirmwareError),
     /// See source.
-    #[error("a disk cannot be served")]
-    Disk(#[from] DiskError),
-    /// See source.
     #[error("a device does not fit on the PCI bus")]
     Pci(#[from] PciError),
     /// See source.
@@ -74,6 +72,8 @@ pub struct Surroundings<'a> {
     pub console: &'a Console,
     /// Threads for queue workers.
     pub workers: &'a Arc<dyn WorkerHost>,
+    /// Threads for vCPUs, at least as many as the machine has.
+    pub vcpus: &'a Crew,
     /// Where the machine's events go.
     pub events: &'a MachineEvents,
 }
@@ -132,8 +132,9 @@ impl Machine {
         for (id, vcpu) in (0..).zip(&vcpus) {
             vcpu::set_up(vcpu, &cpuid.for_vcpu(id)?, (id == 0).then_some(&cpu))?;
         }
-        // Threads start last, so that no error above leaves one behind.
-        let vcpus = (0..).zip(vcpus).map(|(id, vcpu)| VcpuThread::spawn(id, vcpu, platform.clone()));
+        // Threads begin last, so that no error above leaves one at work.
+        let start = |(id, vcpu)| VcpuThread::start(around.vcpus, id, vcpu, platform.clone());
+        let vcpus = (0..).zip(vcpus).map(start);
         let vcpus = vcpus.collect::<io::Result<_>>();
         let vcpus = vcpus.map_err(|source| {
             platform.gate.stop();
@@ -199,18 +200,18 @@ impl Board {
             functions.push(function);
             Ok(())
         };
-        for (index, (disk, spec)) in around.host.disks.iter().zip(&spec.disks).enumerate() {
+        for (index, (opened, spec)) in around.host.disks.iter().zip(&spec.disks).enumerate() {
             let config = BlkConfig {
                 name: format!("blk{index}"),
                 serial: spec.serial.clone(),
-                queues: spec.queues,
-                throttle: None,
+                throttle: throttle(&spec.limits),
             };
-            plug(Box::new(Blk::new(config, disk, &around.host.memory)?))?;
+            plug(Box::new(Blk::new(config, &*opened.disk, Arc::clone(&opened.engines))))?;
         }
         for (index, (nic, spec)) in around.host.nics.iter().zip(&spec.nics).enumerate() {
             let config = NetConfig { name: format!("net{index}"), mac: spec.mac, mtu: spec.mtu };
-            plug(Box::new(Net::new(config, Arc::clone(nic) as Arc<dyn NicBackend>)))?;
+            let net = Net::new(config, Arc::clone(nic) as Arc<dyn NicBackend>);
+            plug(Box::new(net.with_limits(throttle(&spec.limits), throttle(&spec.limits))))?;
         }
         plug(Box::new(Rng::new("rng0")))?;
         Ok(functions)
@@ -240,6 +241,15 @@ impl Board {
         mmio.insert(layout::PCI_MMIO32_START, layout::PCI_MMIO32_SIZE, Arc::new(PciWindow(root)))?;
         Ok((Arc::new(ports), Arc::new(mmio)))
     }
+}
+
+/// A throttle for limits, if there are any. A machine that restarts begins with full bursts.
+fn throttle(limits: &RateLimits) -> Option<Throttle> {
+    let rate = |rate: Option<kiln_vmspec::Rate>| {
+        rate.map(|rate| Rate { per_second: rate.per_second, burst: rate.burst })
+    };
+    let (operations, bytes) = (rate(limits.operations), rate(limits.bytes));
+    (operations.is_some() || bytes.is_some()).then(|| Throttle::new(operations, bytes))
 }
 
 /// Turns what the guest asks of its power block into events of the machine.

@@ -52,7 +52,7 @@ pub struct Kernel<'a> {
 /// Finds the kernel of `spec`.
 pub fn find<'a>(spec: &VmSpec, host: &'a Host) -> Result<Kernel<'a>, BootSourceError> {
     let entry = || match host.disks.first() {
-        Some(disk) => Ok(bootable::find(disk, &limits(spec))?),
+        Some(root) => Ok(bootable::find(&root.disk, &limits(spec))?),
         None => Err(BootSourceError::Nothing),
     };
     match &spec.boot {
@@ -81,7 +81,7 @@ pub fn find<'a>(spec: &VmSpec, host: &'a Host) -> Result<Kernel<'a>, BootSourceE
 
 /// For a kernel given by the user without a command line and without a boot entry to take it from.
 fn default_cmdline(spec: &VmSpec, host: &Host) -> String {
-    let root = host.disks.first().and_then(|disk| bootable::default_cmdline(disk, &limits(spec)).ok());
+    let root = host.disks.first().and_then(|root| bootable::default_cmdline(&root.disk, &limits(spec)).ok());
     root.unwrap_or_else(|| "console=ttyS0".into())
 }
 

@@ -22,6 +22,7 @@ const ROUTER: MacAddr = MacAddr::new([2, 0, 0, 0, 0, 1]);
 
 fn spec() -> NicSpec {
     NicSpec {
+        limits: Default::default(),
         mac: GUEST,
         tap_queues: Vec::new(),
         mtu: 1500,

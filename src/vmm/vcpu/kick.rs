@@ -35,7 +35,7 @@ extern "C" fn on_kick(_: i32, _: *mut libc::siginfo_t, _: *mut libc::c_void) {
     // and an atomic store.
     let flag = IMMEDIATE_EXIT.with(Cell::get);
     // SAFETY: the pointer is null or was set by `Kickable::new` on this very thread, and is reset
-    // to null by its drop before the page it points into is unmapped.
+    // to null when the `Kickable` goes, before the page it points into can be unmapped.
     if let Some(flag) = unsafe { flag.as_ref() } {
         flag.store(1, Ordering::SeqCst);
     }
@@ -43,8 +43,19 @@ extern "C" fn on_kick(_: i32, _: *mut libc::siginfo_t, _: *mut libc::c_void) {
 
 /// A vCPU that the calling thread may be kicked out of.
 pub struct Kickable {
+    // First, so that it is dropped first.
+    _registered: Registered,
     vcpu: VcpuFd,
     page: *const kvm_run,
+}
+
+/// That this thread has a vCPU to be kicked out of.
+struct Registered;
+
+impl Drop for Registered {
+    fn drop(&mut self) {
+        IMMEDIATE_EXIT.with(|slot| slot.set(ptr::null()));
+    }
 }
 
 impl Kickable {
@@ -55,7 +66,14 @@ impl Kickable {
         let flag = ptr::from_mut(&mut run.immediate_exit).cast::<AtomicU8>();
         IMMEDIATE_EXIT.with(|slot| slot.set(flag.cast_const()));
         let page = ptr::from_ref(run);
-        Kickable { vcpu, page }
+        Kickable { _registered: Registered, vcpu, page }
+    }
+
+    /// Gives the vCPU back, which from now on no kick reaches.
+    pub fn release(self) -> VcpuFd {
+        let Kickable { _registered: registered, vcpu, .. } = self;
+        drop(registered);
+        vcpu
     }
 
     /// Runs the guest until its next exit. For a port access, also tells the width of one element in
@@ -79,12 +97,6 @@ impl Kickable {
     /// Forgets earlier kicks. Called before looking at what the kick was for.
     pub fn clear(&mut self) {
         self.vcpu.set_kvm_immediate_exit(0);
-    }
-}
-
-impl Drop for Kickable {
-    fn drop(&mut self) {
-        IMMEDIATE_EXIT.with(|slot| slot.set(ptr::null()));
     }
 }
 

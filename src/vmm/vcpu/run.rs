@@ -4,7 +4,6 @@ use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::Sender;
-use std::thread::JoinHandle;
 
 use kiln_devices::bus::Bus;
 use kvm_ioctls::{VcpuExit, VcpuFd};
@@ -14,6 +13,7 @@ use vmm_sys_util::eventfd::EventFd;
 use super::failure;
 use super::gate::{Gate, Pass};
 use super::kick::{Kickable, kick};
+use crate::confined::{Busy, Crew};
 
 /// What happens to a machine as a whole.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -77,21 +77,20 @@ pub struct Platform {
 
 /// A running vCPU thread. Stop the gate before dropping it.
 pub struct VcpuThread {
-    thread: Option<JoinHandle<()>>,
+    /// Gives back what it was given: to let go of a vCPU is not for its own thread.
+    work: Busy<(VcpuFd, Platform)>,
 }
 
 impl VcpuThread {
-    /// Starts the thread of a vCPU whose registers are set. It waits at the gate.
-    pub fn spawn(id: u8, vcpu: VcpuFd, platform: Platform) -> io::Result<Self> {
-        let thread = std::thread::Builder::new()
-            .name(format!("vcpu{id}"))
-            .spawn(move || Runner { id, vcpu: Kickable::new(vcpu), platform }.run())?;
-        Ok(VcpuThread { thread: Some(thread) })
+    /// Gives a vCPU whose registers are set to a thread of `crew`. It waits at the gate.
+    pub fn start(crew: &Crew, id: u8, vcpu: VcpuFd, platform: Platform) -> io::Result<Self> {
+        let work = crew.run(move || Runner { id, vcpu: Kickable::new(vcpu), platform }.run())?;
+        Ok(VcpuThread { work })
     }
 
     /// Gets the thread out of the guest so that it looks at the gate.
     pub fn kick(&self) {
-        if let Some(thread) = &self.thread {
+        if let Some(thread) = self.work.thread() {
             kick(thread);
         }
     }
@@ -100,9 +99,7 @@ impl VcpuThread {
 impl Drop for VcpuThread {
     fn drop(&mut self) {
         self.kick();
-        if let Some(thread) = self.thread.take() {
-            let _ = thread.join();
-        }
+        drop(self.work.wait());
     }
 }
 
@@ -119,7 +116,7 @@ enum After {
 }
 
 impl Runner {
-    fn run(mut self) {
+    fn run(mut self) -> (VcpuFd, Platform) {
         loop {
             self.vcpu.clear();
             match self.platform.gate.pass() {
@@ -127,7 +124,7 @@ impl Runner {
                 // Tells the guest's watchdogs that the time it missed was not its fault; a guest
                 // without kvmclock has nothing to be told.
                 Pass::Resumed => drop(self.vcpu.vcpu().kvmclock_ctrl()),
-                Pass::End => return,
+                Pass::End => return (self.vcpu.release(), self.platform),
             }
             if let After::Report(event) = self.enter() {
                 // The machine is over: nobody enters the guest until whoever hears of it stops the gate.

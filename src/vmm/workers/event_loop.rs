@@ -32,8 +32,6 @@ pub enum Message {
         /// Where the answer goes.
         reply: SyncSender<Vec<(u16, QueueState)>>,
     },
-    /// Drain all and end.
-    Quit,
 }
 
 /// Marks the loop's own wake descriptor among the epoll events.
@@ -70,7 +68,7 @@ impl EventLoop {
         Ok(EventLoop { epoll, wake, inbox, workers: Table::new() })
     }
 
-    /// Serves until told to quit.
+    /// Serves as long as somebody can send messages.
     pub fn run(&mut self) {
         let mut events = [EpollEvent::default(); BATCH];
         loop {
@@ -155,12 +153,8 @@ impl EventLoop {
                     let states = self.remove(id);
                     let _ = reply.send(states);
                 }
-                Ok(Message::Quit) | Err(TryRecvError::Disconnected) => {
-                    while let Some((&id, _)) = self.workers.first_key_value() {
-                        self.remove(id);
-                    }
-                    return false;
-                }
+                // Nobody is left who could ask for anything, and with them went all workers.
+                Err(TryRecvError::Disconnected) => return false,
                 Err(TryRecvError::Empty) => return true,
             }
         }

@@ -7,25 +7,38 @@ use std::collections::BTreeMap;
 use std::io;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::mpsc::{Sender, sync_channel};
-use std::sync::{Arc, Mutex, PoisonError};
-use std::thread::JoinHandle;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use kiln_devices::virtio::{Placement, QueueWorker, WorkerHandle, WorkerHost};
+use kiln_sandbox::seccomp::ThreadKind;
 use virtio_queue::QueueState;
 use vmm_sys_util::eventfd::EventFd;
 
+use crate::confined::{self, Confinement};
 use event_loop::{EventLoop, Message};
 
 /// Runs workers where they ask to run.
 pub struct Workers {
     event_loop: LoopThread,
-    next_id: Arc<AtomicU32>,
+    /// Threads that serve nobody at the moment.
+    idle: Arc<Mutex<Vec<LoopThread>>>,
+    next_id: AtomicU32,
 }
 
 impl Workers {
-    /// Starts the event loop's thread.
-    pub fn new() -> io::Result<Self> {
-        Ok(Workers { event_loop: LoopThread::spawn("devices")?, next_id: Arc::default() })
+    /// Starts the event loop's thread and `disk_queues` further ones: as many workers as may ask for a
+    /// thread of their own at the same time.
+    pub fn new(disk_queues: usize, confinement: Confinement) -> io::Result<Self> {
+        let disk = |n| LoopThread::spawn(&format!("disk{n}"), ThreadKind::Disk, confinement);
+        Ok(Workers {
+            event_loop: LoopThread::spawn("devices", ThreadKind::Devices, confinement)?,
+            idle: Arc::new(Mutex::new((0..disk_queues).rev().map(disk).collect::<io::Result<_>>()?)),
+            next_id: AtomicU32::new(0),
+        })
+    }
+
+    fn idle(idle: &Mutex<Vec<LoopThread>>) -> MutexGuard<'_, Vec<LoopThread>> {
+        idle.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -39,10 +52,11 @@ impl WorkerHost for Workers {
                 Ok(Box::new(Running { id, remote, thread: None }))
             }
             Placement::Thread => {
-                let thread = LoopThread::spawn(&worker.name())?;
+                let thread = Self::idle(&self.idle).pop();
+                let thread = thread.ok_or_else(|| io::Error::other("all disk threads are busy"))?;
                 let remote = thread.remote.clone();
                 remote.send(Message::Add { id, worker })?;
-                Ok(Box::new(Running { id, remote, thread: Some(thread) }))
+                Ok(Box::new(Running { id, remote, thread: Some((thread, Arc::clone(&self.idle))) }))
             }
         }
     }
@@ -52,8 +66,8 @@ impl WorkerHost for Workers {
 struct Running {
     id: u32,
     remote: Remote,
-    /// The loop itself where it serves nobody else; dropped after the worker has drained.
-    thread: Option<LoopThread>,
+    /// The loop itself where it serves nobody else, and where it goes once the worker has drained.
+    thread: Option<(LoopThread, Arc<Mutex<Vec<LoopThread>>>)>,
 }
 
 impl WorkerHandle for Running {
@@ -64,7 +78,9 @@ impl WorkerHandle for Running {
             Ok(()) => answer.recv().unwrap_or_default(),
             Err(_) => Vec::new(),
         };
-        drop(self.thread);
+        if let Some((thread, idle)) = self.thread {
+            Workers::idle(&idle).push(thread);
+        }
         states
     }
 }
@@ -87,28 +103,18 @@ impl Remote {
     }
 }
 
-/// A thread with a loop; ends when dropped.
+/// A thread with a loop, as long as the process lives.
 struct LoopThread {
     remote: Remote,
-    thread: Option<JoinHandle<()>>,
 }
 
 impl LoopThread {
-    fn spawn(name: &str) -> io::Result<Self> {
+    fn spawn(name: &str, kind: ThreadKind, confinement: Confinement) -> io::Result<Self> {
         let wake = Arc::new(EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC)?);
         let (inbox, messages) = std::sync::mpsc::channel();
         let mut event_loop = EventLoop::new(Arc::clone(&wake), messages)?;
-        let thread = std::thread::Builder::new().name(name.to_owned()).spawn(move || event_loop.run())?;
-        Ok(LoopThread { remote: Remote { inbox: Arc::new(Mutex::new(inbox)), wake }, thread: Some(thread) })
-    }
-}
-
-impl Drop for LoopThread {
-    fn drop(&mut self) {
-        let _ = self.remote.send(Message::Quit);
-        if let Some(thread) = self.thread.take() {
-            let _ = thread.join();
-        }
+        confined::spawn(name, kind, confinement, move || event_loop.run())?;
+        Ok(LoopThread { remote: Remote { inbox: Arc::new(Mutex::new(inbox)), wake } })
     }
 }
 
@@ -179,8 +185,14 @@ mod tests {
 
     #[test]
     fn workers_run_where_they_ask_and_drain_when_stopped() {
-        let workers = Workers::new().unwrap();
-        for (placement, thread) in [(Placement::EventLoop, "devices"), (Placement::Thread, "probe")] {
+        let workers = Workers::new(1, Confinement::Off).unwrap();
+        let all = [
+            (Placement::EventLoop, "devices"),
+            (Placement::Thread, "disk0"),
+            // The same thread serves again.
+            (Placement::Thread, "disk0"),
+        ];
+        for (placement, thread) in all {
             let (worker, kick, heard) = probe(placement, None);
             let handle = workers.start(worker).unwrap();
             assert_eq!(hear(&heard), format!("started on {thread}"));
@@ -194,7 +206,7 @@ mod tests {
 
     #[test]
     fn deadline_wakes_without_a_descriptor() {
-        let workers = Workers::new().unwrap();
+        let workers = Workers::new(0, Confinement::Off).unwrap();
         let (worker, _kick, heard) =
             probe(Placement::EventLoop, Some(Instant::now() + Duration::from_millis(1)));
         let handle = workers.start(worker).unwrap();

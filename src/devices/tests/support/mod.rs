@@ -12,7 +12,7 @@ use std::os::fd::{AsRawFd, RawFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use kiln_devices::virtio::blk::{Blk, BlkConfig};
+use kiln_devices::virtio::blk::{Blk, BlkConfig, Engines};
 use kiln_devices::virtio::net::{
     Net, NetConfig, NetHeader, NicBackend, NicQueue, Offloads, Received, TxFrame, TxOutcome,
 };
@@ -29,8 +29,8 @@ pub fn scratch_disk(mem: &GuestMemoryMmap, sectors: u64, queues: u16) -> Blk {
     let file = tempfile::tempfile().unwrap();
     file.set_len(sectors * 512).unwrap();
     let disk: Arc<dyn Disk> = Arc::new(RawDisk::new(file, false).unwrap());
-    let config = BlkConfig { name: "blk0".into(), serial: "vol-0123".into(), queues, throttle: None };
-    Blk::new(config, &disk, mem).unwrap()
+    let config = BlkConfig { name: "blk0".into(), serial: "vol-0123".into(), throttle: None };
+    Blk::new(config, &*disk, Engines::new(&disk, mem, queues).unwrap())
 }
 
 /// A network device whose frames come back.

@@ -16,12 +16,14 @@ pub(super) struct Counters {
     pub errors: Counter,
     /// Chains without room for a status, and rings that broke the rules.
     pub malformed: Counter,
+    /// Times that a request had to wait for the throttle.
+    pub throttled: Counter,
 }
 
 impl Counters {
     pub fn list(&self, out: &mut Vec<(&'static str, u64)>) {
-        let Self { read_ops, read_bytes, write_ops, write_bytes, flush_ops, discard_ops, errors, malformed } =
-            self;
+        let Self { read_ops, read_bytes, write_ops, write_bytes, flush_ops, discard_ops, .. } = self;
+        let Self { errors, malformed, throttled, .. } = self;
         out.extend([
             ("read_ops", read_ops.get()),
             ("read_bytes", read_bytes.get()),
@@ -31,6 +33,7 @@ impl Counters {
             ("discard_ops", discard_ops.get()),
             ("errors", errors.get()),
             ("malformed", malformed.get()),
+            ("throttled", throttled.get()),
         ]);
     }
 }

@@ -14,7 +14,7 @@ use kiln_disk::{Disk, RawDisk, Segment};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
 use super::request::{Action, Buffers, Limits, Ranges, parse};
-use super::{Blk, BlkConfig};
+use super::{Blk, BlkConfig, Engines};
 use crate::virtio::VirtioDevice;
 
 const MEM_LEN: usize = 0x1_0000;
@@ -63,8 +63,8 @@ pub fn victim(mem: &GuestMemoryMmap, queues: u16) -> Box<dyn VirtioDevice> {
     let file = File::from(memory_file());
     file.set_len(1 << 20).unwrap();
     let disk: Arc<dyn Disk> = Arc::new(RawDisk::new(file, false).unwrap());
-    let config = BlkConfig { name: "victim".to_owned(), serial: "serial".to_owned(), queues, throttle: None };
-    Box::new(Blk::new(config, &disk, mem).unwrap())
+    let config = BlkConfig { name: "victim".to_owned(), serial: "serial".to_owned(), throttle: None };
+    Box::new(Blk::new(config, &*disk, Engines::new(&disk, mem, queues).unwrap()))
 }
 
 fn memory_file() -> std::os::fd::OwnedFd {

@@ -9,8 +9,8 @@
 //! ```
 //!
 //! Each queue has a worker of its own on a thread of its own. Workers share the disk and the
-//! counters, nothing else. The engines are made with the device, before any system call filter;
-//! they go to the workers at activation and come back when a worker is drained.
+//! counters, nothing else. The engines are made before any system call filter; they go to the workers at activation and come back when a worker is drained. A device that
+//! replaces another in front of the same disk takes over its engines.
 
 mod config;
 mod counters;
@@ -56,8 +56,6 @@ pub struct BlkConfig {
     pub name: String,
     /// Serial number; the first 20 bytes count (§5.2.6, VIRTIO_BLK_T_GET_ID).
     pub serial: String,
-    /// Request queues, clamped to 1 to [`MAX_QUEUES`].
-    pub queues: u16,
     /// Limits all queues together.
     pub throttle: Option<Throttle>,
 }
@@ -77,19 +75,40 @@ struct Shared {
     limits: Limits,
     counters: Counters,
     throttle: Option<Mutex<Throttle>>,
-    /// Idle engines, one per queue that has no worker.
-    engines: Mutex<Vec<Box<dyn Engine>>>,
+    engines: Arc<Engines>,
+}
+
+/// The engines of one disk that serve no queue at the moment. They outlive the device, and hold all
+/// that its queues need from the host.
+pub struct Engines {
+    queues: u16,
+    idle: Mutex<Vec<Box<dyn Engine>>>,
+}
+
+impl Engines {
+    /// One engine per queue, clamped to 1 to [`MAX_QUEUES`], for a guest with `mem`.
+    pub fn new(disk: &Arc<dyn Disk>, mem: &GuestMemoryMmap, queues: u16) -> Result<Arc<Self>, DiskError> {
+        let queues = queues.clamp(1, MAX_QUEUES);
+        let idle = (0..queues)
+            .map(|_| new_engine(Arc::clone(disk), mem.clone(), QUEUE_SIZE))
+            .collect::<Result<Vec<_>, _>>()?;
+        Ok(Arc::new(Engines { queues, idle: Mutex::new(idle) }))
+    }
+
+    /// Number of engines, idle or not: the most queues that a device can have.
+    pub fn queues(&self) -> u16 {
+        self.queues
+    }
+
+    fn idle(&self) -> MutexGuard<'_, Vec<Box<dyn Engine>>> {
+        self.idle.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 impl Blk {
-    /// A device on `disk` for a guest with `mem`. Allocates everything that its queues need from
-    /// the host.
-    pub fn new(config: BlkConfig, disk: &Arc<dyn Disk>, mem: &GuestMemoryMmap) -> Result<Self, DiskError> {
-        let queues = config.queues.clamp(1, MAX_QUEUES);
-        let engines = (0..queues)
-            .map(|_| new_engine(Arc::clone(disk), mem.clone(), QUEUE_SIZE))
-            .collect::<Result<Vec<_>, _>>()?;
-
+    /// A device on `disk` with as many queues as there are `engines`, which no other device uses.
+    pub fn new(config: BlkConfig, disk: &dyn Disk, engines: Arc<Engines>) -> Self {
+        let queues = engines.queues();
         let mut features = 1 << VIRTIO_BLK_F_SEG_MAX
             | 1 << VIRTIO_BLK_F_BLK_SIZE
             | 1 << VIRTIO_BLK_F_TOPOLOGY
@@ -105,9 +124,9 @@ impl Blk {
         for (to, from) in serial.iter_mut().zip(config.serial.bytes()) {
             *to = from;
         }
-        Ok(Self {
+        Self {
             features,
-            config: ConfigSpace::new(&**disk, queues, SEG_MAX),
+            config: ConfigSpace::new(disk, queues, SEG_MAX),
             queue_sizes: vec![QUEUE_SIZE; usize::from(queues)],
             shared: Arc::new(Shared {
                 name: config.name,
@@ -115,9 +134,9 @@ impl Blk {
                 limits: Limits { size: disk.size(), read_only: disk.read_only() },
                 counters: Counters::default(),
                 throttle: config.throttle.map(Mutex::new),
-                engines: Mutex::new(engines),
+                engines,
             }),
-        })
+        }
     }
 }
 
@@ -149,7 +168,7 @@ impl VirtioDevice for Blk {
         queues
             .into_iter()
             .map(|virtqueue| {
-                let engine = self.shared.idle_engines().pop().ok_or_else(|| ActivateError::Host {
+                let engine = self.shared.engines.idle().pop().ok_or_else(|| ActivateError::Host {
                     action: "taking a disk engine that is in use",
                     source: io::ErrorKind::ResourceBusy.into(),
                 })?;
@@ -168,12 +187,6 @@ impl VirtioDevice for Blk {
 
     fn counters(&self, out: &mut Vec<(&'static str, u64)>) {
         self.shared.counters.list(out);
-    }
-}
-
-impl Shared {
-    fn idle_engines(&self) -> MutexGuard<'_, Vec<Box<dyn Engine>>> {
-        self.engines.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -302,8 +302,8 @@ fn several_queues_get_a_worker_each() {
     let disk = temp_disk(DISK_SIZE, false);
     let mem = GuestMemoryMmap::from_ranges(&[(vm_memory::GuestAddress(0), 1 << 20)]).unwrap();
     for (asked, given) in [(0, 1), (1, 1), (4, 4), (100, 16)] {
-        let config = BlkConfig { name: "b".to_owned(), serial: String::new(), queues: asked, throttle: None };
-        let device = Blk::new(config, &disk, &mem).unwrap();
+        let config = BlkConfig { name: "b".to_owned(), serial: String::new(), throttle: None };
+        let device = Blk::new(config, &*disk, Engines::new(&disk, &mem, asked).unwrap());
         assert_eq!(device.queue_max_sizes(), vec![SIZE; given]);
         let mut queues = [0; 2];
         device.read_config(34, &mut queues);

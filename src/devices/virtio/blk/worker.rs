@@ -229,7 +229,7 @@ impl QueueWorker for BlkQueue {
             self.answer();
         }
         let Self { virtqueue, requests, .. } = *self;
-        requests.shared.idle_engines().push(requests.engine);
+        requests.shared.engines.idle().push(requests.engine);
         vec![(virtqueue.index, virtqueue.queue.state())]
     }
 }
@@ -285,6 +285,7 @@ impl Requests {
         let head = chain.head_index();
         collect(chain, &mut self.buffers)?;
         if let Some(wait) = self.throttle(now) {
+            self.shared.counters.throttled.add(1);
             return Ok(Some(wait));
         }
         let spare = self.spare.pop().unwrap_or_default();

@@ -69,9 +69,8 @@ impl Driver {
         let half = MEM_SIZE / 2;
         let ranges = [(GuestAddress(0), half as usize), (GuestAddress(half), half as usize)];
         let mem = GuestMemoryMmap::from_ranges(&ranges).unwrap();
-        let config =
-            BlkConfig { name: "blk0".to_owned(), serial: "vol-0123456789".to_owned(), queues: 1, throttle };
-        let device = Blk::new(config, disk, &mem).unwrap();
+        let config = BlkConfig { name: "blk0".to_owned(), serial: "vol-0123456789".to_owned(), throttle };
+        let device = Blk::new(config, &**disk, Engines::new(disk, &mem, 1).unwrap());
         let event = || Arc::new(EventFd::new(EFD_NONBLOCK).unwrap());
         let mut driver = Self {
             mem,

@@ -1,0 +1,48 @@
+//! What the process of one instance may take of the host: derived from its size, enforced around it.
+
+use std::fs::File;
+
+use kiln_sandbox::cgroup::Limits;
+use kiln_sandbox::jail;
+
+use super::Instance;
+use super::spec::log_limit;
+use crate::vmm_process::Bounds;
+
+const MIB: u64 = 1 << 20;
+
+/// Memory of a VMM besides its guest's: its own, what the kernel keeps for the machine, and page cache
+/// for its images. The kernel takes cache back before it ends anybody.
+const OVERHEAD: u64 = 192 * MIB;
+/// Page tables for the guest's memory, on the host's side, take this part of it at most.
+const PAGE_TABLES: u64 = 256;
+/// Threads besides vCPUs: control, event loop, one for each disk queue, the kernel's for io_uring.
+const OTHER_THREADS: u64 = 128;
+
+/// The bounds of `instance`, whose console log is the open `log`.
+pub(super) fn of(instance: &Instance, log: &File) -> Bounds {
+    let vcpus = u64::from(instance.vcpus);
+    let memory = instance.memory.as_bytes();
+    // Pages of the hugetlb pool are not counted.
+    let guest = if instance.hugepages { 0 } else { memory };
+    let volume = instance.root.size.as_bytes();
+    // A layer that is full: its tables are a small part of it, and grow in whole clusters.
+    let layer = volume.saturating_add(volume / 512).saturating_add(64 * MIB);
+    let log = log.metadata().map_or(0, |metadata| metadata.len()).saturating_add(log_limit(instance));
+    Bounds {
+        uid: if rustix::process::geteuid().is_root() {
+            jail::uid_of(instance.id.low_bits())
+        } else {
+            rustix::process::geteuid().as_raw()
+        },
+        largest_file: layer.max(log),
+        cgroup: instance.id.to_string(),
+        limits: Limits {
+            memory_bytes: guest.saturating_add(memory / PAGE_TABLES).saturating_add(OVERHEAD),
+            // One more than the guest has, for the devices.
+            cpu_thousandths: vcpus.saturating_add(1).saturating_mul(1000),
+            cpu_weight: vcpus.saturating_mul(100).min(10_000),
+            threads: vcpus.saturating_add(OTHER_THREADS),
+        },
+    }
+}
