@@ -101,7 +101,7 @@ fn filter() -> State {
         nft::host_base(true),
     ];
     for script in &scripts {
-        match nft::run(script, "a namespace for trying") {
+        match nft::run(None, script, "a namespace for trying") {
             Ok(Outcome::Done) => {}
             Ok(Outcome::Exists | Outcome::Missing) => {
                 return State::Bad(NEEDS.to_owned());
@@ -139,7 +139,7 @@ fn trial_policy(host: Ipv4Addr) -> NetworkPolicy {
 fn port_filter() -> State {
     let interface = InterfaceId::from_bits(0);
     let tried = tap::create(&crate::names::tap(interface), 1)
-        .and_then(|_queues| nft::run(&nft::make_port(interface, Rate::default()), "a tap for trying"));
+        .and_then(|_queues| nft::run(None, &nft::make_port(interface, Rate::default()), "a tap for trying"));
     match tried {
         Ok(Outcome::Done) => State::Good,
         Ok(Outcome::Exists | Outcome::Missing) => State::Bad(NEEDS_INGRESS.to_owned()),

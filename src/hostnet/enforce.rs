@@ -20,6 +20,7 @@ use serde::{Deserialize, Serialize};
 use crate::error::HostNetError;
 use crate::netlink::{Netlink, Via};
 use crate::nft::{self, Filter, Outcome};
+use crate::record::Records;
 use crate::{conntrack, elements, names, sysctl};
 
 /// What is known of a VPC's filter.
@@ -32,8 +33,9 @@ struct Note {
     target: Option<NetworkPolicy>,
 }
 
-/// The note of one VPC. Its owner holds the lock of the records.
-pub(crate) struct Enforced {
+/// The note of one VPC.
+pub(crate) struct Enforced<'a> {
+    records: &'a Records,
     path: PathBuf,
     note: Note,
 }
@@ -43,17 +45,17 @@ fn failed(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> HostNe
     move |source| HostNetError::Record { action, path, source }
 }
 
-impl Enforced {
+impl<'a> Enforced<'a> {
     /// Reads the note; without one nothing is enforced yet.
-    pub fn open(dir: &Path, vpc: VpcId) -> Result<Self, HostNetError> {
-        let path = dir.join("vpc").join(vpc.to_string());
+    pub fn open(records: &'a Records, vpc: VpcId) -> Result<Self, HostNetError> {
+        let path = records.dir().join("vpc").join(vpc.to_string());
         let note = match File::open(&path) {
             // A damaged one is that of a disk that was full: everything is written anew.
             Ok(file) => serde_json::from_reader(BufReader::new(file)).unwrap_or_default(),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Note::default(),
             Err(error) => return Err(failed("reading", &path)(error)),
         };
-        Ok(Enforced { path, note })
+        Ok(Enforced { records, path, note })
     }
 
     /// What holds, or is about to.
@@ -65,7 +67,7 @@ impl Enforced {
     /// False if it held already.
     pub fn change(&mut self, target: NetworkPolicy) -> Result<bool, HostNetError> {
         if let Some(interrupted) = self.note.target.take() {
-            transition(&self.note.applied, &interrupted)?;
+            transition(self.records, &self.note.applied, &interrupted)?;
             self.note.applied = interrupted;
         }
         if self.note.applied == target {
@@ -74,7 +76,7 @@ impl Enforced {
         }
         self.note.target = Some(target.clone());
         self.write()?;
-        transition(&self.note.applied, &target)?;
+        transition(self.records, &self.note.applied, &target)?;
         self.note = Note { applied: target, target: None };
         self.write()?;
         Ok(true)
@@ -105,8 +107,8 @@ impl Enforced {
 }
 
 /// Carries out a change that perhaps was carried out already.
-fn transition(from: &NetworkPolicy, to: &NetworkPolicy) -> Result<(), HostNetError> {
-    filter(&Filter::of(from), &Filter::of(to))?;
+fn transition(records: &Records, from: &NetworkPolicy, to: &NetworkPolicy) -> Result<(), HostNetError> {
+    filter(records, &Filter::of(from), &Filter::of(to))?;
     for (id, member) in &to.interfaces {
         if let Some(before) = from.interfaces.get(id) {
             move_addresses(*id, before, member)?;
@@ -116,18 +118,18 @@ fn transition(from: &NetworkPolicy, to: &NetworkPolicy) -> Result<(), HostNetErr
     Ok(())
 }
 
-fn filter(from: &Filter, to: &Filter) -> Result<(), HostNetError> {
+fn filter(records: &Records, from: &Filter, to: &Filter) -> Result<(), HostNetError> {
     if let Some(moves) = from.moves(to)
         && elements::apply(&moves)? == elements::Outcome::Done
     {
         return Ok(());
     }
-    let place = "the VPC";
-    match nft::run(&from.script(to), place)? {
+    let (held, place) = (Some(records.held()), "the VPC");
+    match nft::run(held, &from.script(to), place)? {
         Outcome::Done => Ok(()),
         // There is no table yet, or not any more: this is the first interface of the VPC.
-        Outcome::Missing => nft::apply(&(nft::vpc_base() + &Filter::default().script(to)), place),
-        Outcome::Exists => nft::apply(&from.script(to), place),
+        Outcome::Missing => nft::apply(held, &(nft::vpc_base() + &Filter::default().script(to)), place),
+        Outcome::Exists => nft::apply(held, &from.script(to), place),
     }
 }
 

@@ -89,7 +89,7 @@ pub fn detach(dir: &Path, interface: InterfaceId) -> Result<(), HostNetError> {
 pub fn apply(dir: &Path, vpc: VpcId, policy: &PolicySource<'_>) -> Result<bool, HostNetError> {
     let records = Records::lock(dir)?;
     let Some(namespace) = NetNs::open(&names::vpc_namespace(vpc))? else { return Ok(false) };
-    let mut enforced = Enforced::open(dir, vpc)?;
+    let mut enforced = Enforced::open(&records, vpc)?;
     let target = attached(&records, vpc, policy)?;
     namespace.run(|| enforced.change(target))
 }
@@ -145,7 +145,7 @@ fn connect(
     let vpc = ensure_namespace(&names::vpc_namespace(plan.vpc))?;
     let gateway = ensure_namespace(&names::gateway_namespace(plan.vpc))?;
     let transit = on_thread(|| join_host(plan.vpc, &gateway, host))?;
-    gateway.run(|| set_up_gateway(plan, &vpc, transit, host))?;
+    gateway.run(|| set_up_gateway(records, plan, &vpc, transit, host))?;
     let queues = vpc.run(|| set_up_interface(records, plan, host, policy))?;
     on_thread(|| open_host(records, plan, transit, host))?;
     Ok(Nic { tap: names::tap(plan.interface), queues })
@@ -205,11 +205,17 @@ fn join_host(vpc: VpcId, gateway: &NetNs, host: Ipv4Addr) -> Result<Transit, Hos
 }
 
 /// Gateway namespace: router with address translation.
-fn set_up_gateway(plan: &NicPlan, vpc: &NetNs, transit: Transit, host: Ipv4Addr) -> Result<(), HostNetError> {
+fn set_up_gateway(
+    records: &Records,
+    plan: &NicPlan,
+    vpc: &NetNs,
+    transit: Transit,
+    host: Ipv4Addr,
+) -> Result<(), HostNetError> {
     let netlink = Netlink::open()?;
     if netlink.find(names::GATEWAY_VPC)?.is_none() {
         router_settings()?;
-        nft::ensure(&nft::gateway_base(host), "the gateway")?;
+        nft::ensure(Some(records.held()), &nft::gateway_base(host), "the gateway")?;
     }
     netlink.up(netlink.require("lo")?)?;
     let wan = netlink.require(names::GATEWAY_WAN)?;
@@ -241,7 +247,7 @@ fn set_up_interface(
         return Err(HostNetError::Plan(format!("the policy has other addresses for {}", plan.interface)));
     }
     // The filter stands before there is anything to filter.
-    Enforced::open(records.dir(), plan.vpc)?.change(policy)?;
+    Enforced::open(records, plan.vpc)?.change(policy)?;
     set_up_router(&netlink, plan.vpc_cidr, plan.router, host)?;
 
     let name = names::tap(plan.interface);
@@ -249,7 +255,7 @@ fn set_up_interface(
     let link = netlink.require(&name)?;
     netlink.set(link, plan.router_mac, plan.mtu)?;
     quiet(&name)?;
-    nft::apply(&nft::make_port(plan.interface, plan.rate), "the tap")?;
+    nft::apply(Some(records.held()), &nft::make_port(plan.interface, plan.rate), "the tap")?;
     // Answers ARP for neighbours, which are reached through this router.
     sysctl::set(&format!("ipv4/conf/{name}/proxy_arp"), "1")?;
     sysctl::set(&format!("ipv4/neigh/{name}/proxy_delay"), "0")?;
@@ -289,7 +295,7 @@ fn open_host(
 ) -> Result<(), HostNetError> {
     let off = sysctl::get("ipv4/ip_forward")? == "0";
     let only_ours = off || records.forwarding_noted();
-    nft::ensure(&nft::host_base(only_ours), "the host")?;
+    nft::ensure(Some(records.held()), &nft::host_base(only_ours), "the host")?;
     if off {
         // Filter first: what was not forwarded before is not forwarded now.
         records.note_forwarding()?;
@@ -314,11 +320,11 @@ fn remove_interface(records: &Records, record: Record) -> Result<(), HostNetErro
     let last_of_vpc = !others.iter().any(|other| other.vpc == record.vpc);
     if let Some(vpc) = NetNs::open(&names::vpc_namespace(record.vpc))? {
         vpc.run(|| {
-            remove_port(record.interface)?;
+            remove_port(records, record.interface)?;
             // By name and not by closing descriptors: a VMM may have kept its tap alive.
             Netlink::open()?.remove(&names::tap(record.interface))?;
             if !last_of_vpc {
-                let mut enforced = Enforced::open(records.dir(), record.vpc)?;
+                let mut enforced = Enforced::open(records, record.vpc)?;
                 let mut policy = enforced.policy().clone();
                 let member = policy.interfaces.remove(&record.interface);
                 enforced.change(policy)?;
@@ -343,7 +349,7 @@ fn remove_interface(records: &Records, record: Record) -> Result<(), HostNetErro
     })?;
     if last_of_vpc {
         remove_vpc(record.vpc)?;
-        Enforced::open(records.dir(), record.vpc)?.forget()?;
+        Enforced::open(records, record.vpc)?.forget()?;
     }
     if others.is_empty() {
         on_thread(|| close_host(records))?;
@@ -354,11 +360,12 @@ fn remove_interface(records: &Records, record: Record) -> Result<(), HostNetErro
 
 /// Removes the filter on the tap. Older kernels have removed it with a tap that is gone, and so may
 /// an earlier attempt.
-fn remove_port(interface: InterfaceId) -> Result<(), HostNetError> {
+fn remove_port(records: &Records, interface: InterfaceId) -> Result<(), HostNetError> {
     let chain = nft::remove_chain(interface);
     let counters = nft::remove_counters(interface);
-    if nft::run(&(chain + &counters), "the tap")? == Outcome::Missing {
-        nft::run(&counters, "the tap")?;
+    let held = Some(records.held());
+    if nft::run(held, &(chain + &counters), "the tap")? == Outcome::Missing {
+        nft::run(held, &counters, "the tap")?;
     }
     Ok(())
 }
@@ -381,7 +388,7 @@ fn close_host(records: &Records) -> Result<(), HostNetError> {
         sysctl::set("ipv4/ip_forward", "0")?;
         records.forget_forwarding()?;
     }
-    nft::run(&nft::host_remove(), "the host").map(drop)
+    nft::run(Some(records.held()), &nft::host_remove(), "the host").map(drop)
 }
 
 /// Settings of a namespace that only routes.

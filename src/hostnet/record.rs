@@ -11,6 +11,7 @@
 use std::fs::{self, File};
 use std::io::{self, Write};
 use std::net::Ipv4Addr;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::path::{Path, PathBuf};
 
 use kiln_model::{InterfaceId, MacAddr, VpcId};
@@ -21,7 +22,7 @@ use crate::error::HostNetError;
 /// The directory, locked.
 pub(crate) struct Records {
     dir: PathBuf,
-    _lock: Flock<File>,
+    lock: Flock<File>,
 }
 
 /// What was attached.
@@ -51,7 +52,12 @@ impl Records {
         let file = File::create(&path).map_err(failed("opening", &path))?;
         let lock = Flock::lock(file, FlockArg::LockExclusive)
             .map_err(|(_, errno)| failed("locking", &path)(errno.into()))?;
-        Ok(Records { dir: dir.to_owned(), _lock: lock })
+        Ok(Records { dir: dir.to_owned(), lock })
+    }
+
+    /// The lock, for programs that finish what was begun under it.
+    pub fn held(&self) -> BorrowedFd<'_> {
+        self.lock.as_fd()
     }
 
     /// The directory.

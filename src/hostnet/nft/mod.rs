@@ -14,6 +14,7 @@ mod vpc;
 
 use std::fs::File;
 use std::io::{self, Seek, Write};
+use std::os::fd::BorrowedFd;
 use std::process::{Command, Stdio};
 
 pub(crate) use filter::{
@@ -46,16 +47,23 @@ pub(crate) enum Outcome {
     Missing,
 }
 
+/// The lock under which a script runs. The program holds it too: should this process be killed, whoever
+/// waits for the lock waits for what is still under way.
+pub(crate) type Held<'a> = Option<BorrowedFd<'a>>;
+
 /// Carries out `script` as one transaction in the calling thread's network namespace.
-pub(crate) fn run(script: &str, place: &str) -> Result<Outcome, HostNetError> {
+pub(crate) fn run(held: Held<'_>, script: &str, place: &str) -> Result<Outcome, HostNetError> {
     let filter = |message: String| HostNetError::Filter { place: place.to_owned(), message };
     // A file and not a pipe: whatever ends this process while it writes, nft never reads half a script.
     let input = whole(script).map_err(|error| filter(format!("no memory for the script: {error}")))?;
+    let held = held.map(|lock| lock.try_clone_to_owned()).transpose();
+    let held = held.map_err(|error| filter(format!("the lock cannot be shared: {error}")))?;
     let child = Command::new(PROGRAM)
         .args(["-f", "-"])
         .env("LC_ALL", "C")
         .stdin(input)
-        .stdout(Stdio::null())
+        // It has nothing to say there.
+        .stdout(held.map_or_else(Stdio::null, Stdio::from))
         .stderr(Stdio::piped())
         .spawn()
         .map_err(|source| match source.kind() {
@@ -99,16 +107,16 @@ pub(crate) fn list_counters(family: &str) -> Result<Vec<u8>, HostNetError> {
 }
 
 /// As [`run`], for what may be there already.
-pub(crate) fn ensure(script: &str, place: &str) -> Result<(), HostNetError> {
-    match run(script, place)? {
+pub(crate) fn ensure(held: Held<'_>, script: &str, place: &str) -> Result<(), HostNetError> {
+    match run(held, script, place)? {
         Outcome::Done | Outcome::Exists => Ok(()),
         Outcome::Missing => Err(missing(place)),
     }
 }
 
 /// As [`run`], where neither outcome but the first is expected.
-pub(crate) fn apply(script: &str, place: &str) -> Result<(), HostNetError> {
-    match run(script, place)? {
+pub(crate) fn apply(held: Held<'_>, script: &str, place: &str) -> Result<(), HostNetError> {
+    match run(held, script, place)? {
         Outcome::Done => Ok(()),
         Outcome::Exists => {
             let message = "something of this name is there already and differs".to_owned();

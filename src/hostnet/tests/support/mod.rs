@@ -245,7 +245,10 @@ pub struct Guest {
 
 impl Guest {
     pub fn new(plan: &NicPlan, queue: OwnedFd) -> Self {
-        let mut device = TapDevice::new(queue);
+        Guest::on(plan, TapDevice::new(queue))
+    }
+
+    pub fn on(plan: &NicPlan, mut device: TapDevice) -> Self {
         let mac = HardwareAddress::Ethernet(EthernetAddress(plan.mac.octets()));
         let mut interface = Interface::new(Config::new(mac), &mut device, smoltcp::time::Instant::ZERO);
         interface.update_ip_addrs(|addresses| {

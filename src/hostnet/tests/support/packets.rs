@@ -211,6 +211,19 @@ impl World {
         poll(&mut fds, PollTimeout::from(20u8)).unwrap();
     }
 
+    /// Whether a packet with the source of an interface arrives that comes from outside.
+    pub fn passes_from_outside(&mut self, packet: Packet) -> bool {
+        let IpAddr::V4(destination) = packet.destination else { unreachable!("IPv4 only") };
+        self.id = self.id.wrapping_add(1).max(1);
+        let id = self.id;
+        let [a, b, c, d] = destination.octets();
+        let to = SockaddrIn::new(a, b, c, d, 0);
+        let bytes = ipv4(id, packet, 1234);
+        sendto(self.outside.0.as_raw_fd(), &bytes, &to, MsgFlags::empty()).unwrap();
+        self.taps[&destination].wait(super::QUIET);
+        self.arrived(destination).iter().any(|(seen, _, _)| *seen == id)
+    }
+
     /// Whether one packet arrives.
     pub fn passes(&mut self, source: Ipv4Addr, destination: Ipv4Addr, message: Message) -> bool {
         let packet = Packet { source: source.into(), destination: destination.into(), message };
@@ -220,6 +233,27 @@ impl World {
     /// As [`World::passes`], for TCP between two interfaces.
     pub fn tcp(&mut self, from: u8, to: u8, port: u16) -> bool {
         self.passes(World::address(from), World::address(to), Message::Tcp { port })
+    }
+
+    /// A guest with a TCP/IP stack on the tap of an interface.
+    pub fn guest(&mut self, last: u8) -> super::Guest {
+        let address = World::address(last);
+        super::Guest::on(&self.plans[&address], self.taps.remove(&address).unwrap())
+    }
+
+    /// Lets [`super::inside`] of the gateway's namespace connect to interfaces from 198.51.100.7.
+    pub fn connect_from_outside(&self) {
+        super::sh(
+            "ip -n kiln-000000000001-gw addr add 198.51.100.7/32 dev lo
+            ip -n kiln-000000000001-gw route replace 172.31.0.0/16 via 169.254.255.2 dev vpc0 src 198.51.100.7
+            ip netns exec kiln-000000000001-gw nft add rule ip kiln input ct state established accept",
+        );
+    }
+
+    /// What the filter has counted.
+    pub fn counters(&self) -> kiln_hostnet::Counters {
+        let vpc = self.plans.values().next().unwrap().vpc;
+        kiln_hostnet::counters(self.dir.path(), vpc).unwrap()
     }
 
     /// Takes all interfaces away.
