@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use kiln_controlplane::credentials::RoleName;
-use kiln_controlplane::network::RuleSpec;
+use kiln_controlplane::network::{Published, RuleSpec};
 use kiln_controlplane::state::dir;
 use kiln_model::size::{GIB, MIB};
 use kiln_model::{ByteSize, InstanceType, Ipv4Cidr, SecurityGroupRuleId, Tag};
@@ -145,8 +145,15 @@ pub struct RunArgs {
     /// Private address instead of the next free one.
     #[arg(long, value_name = "ADDRESS")]
     pub private_ip: Option<Ipv4Addr>,
+    /// Port of this host that leads to a port of the instance, HOST_PORT:PORT or HOST_PORT:PORT/udp; may be
+    /// given several times. Who may use it is up to --allow and the security groups.
+    #[arg(long, value_name = "PORTS")]
+    pub publish: Vec<Published>,
+    /// Give the instance a public address, a new one at each start.
+    #[arg(long)]
+    pub public_ip: bool,
     /// No way to other machines; DHCP, metadata, DNS and time still answer.
-    #[arg(long, conflicts_with_all = ["security_group", "allow", "subnet", "private_ip"])]
+    #[arg(long, conflicts_with_all = ["security_group", "allow", "subnet", "private_ip", "publish", "public_ip"])]
     pub no_network: bool,
     /// Take the memory from the host's pool of 2 MiB pages.
     #[arg(long)]

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use kiln_controlplane::instances::{BaseImage, ControlPlane, Instance, InstanceError, NetworkMode};
+use kiln_controlplane::network::Membership;
 use kiln_controlplane::vmm_process::{Commands as _, VmmEvent};
 use kiln_model::{InstanceEvent, InstanceState};
 use kiln_vmspec::Command;
@@ -35,6 +36,10 @@ struct Shown<'a> {
     interface_id: String,
     mac: String,
     private_ip: Option<String>,
+    public_ip: Option<String>,
+    subnet_id: String,
+    vpc_id: String,
+    security_groups: Vec<String>,
     keep: bool,
     created: u64,
     launched: u64,
@@ -54,8 +59,10 @@ fn address(instance: &Instance) -> Option<String> {
     (instance.network == NetworkMode::Vpc).then(|| instance.interface.address.to_string())
 }
 
-fn shown<'a>(plane: &ControlPlane, instance: &'a Instance) -> Shown<'a> {
+fn shown<'a>(plane: &ControlPlane, memberships: &[Membership], instance: &'a Instance) -> Shown<'a> {
     let dir = plane.instance_dir(instance.id);
+    let membership = memberships.iter().find(|row| row.interface.id == instance.interface.id);
+    let groups = membership.map_or_else(Vec::new, |row| row.groups.iter().map(ToString::to_string).collect());
     Shown {
         id: instance.id.to_string(),
         name: instance.name(),
@@ -69,6 +76,10 @@ fn shown<'a>(plane: &ControlPlane, instance: &'a Instance) -> Shown<'a> {
         interface_id: instance.interface.id.to_string(),
         mac: instance.interface.mac.to_string(),
         private_ip: address(instance),
+        public_ip: instance.public_address.map(|address| address.to_string()),
+        subnet_id: instance.interface.subnet.id.to_string(),
+        vpc_id: instance.interface.subnet.vpc.to_string(),
+        security_groups: groups,
         keep: instance.keep,
         created: instance.created,
         launched: instance.launched,
@@ -83,7 +94,8 @@ pub fn ps(state_dir: &Path, args: &PsArgs) -> Result<(), Failure> {
     let plane = open(state_dir)?;
     let instances = plane.instances()?;
     if args.json {
-        return print_json(&instances.iter().map(|i| shown(&plane, i)).collect::<Vec<_>>());
+        let memberships = plane.networks().memberships()?;
+        return print_json(&instances.iter().map(|i| shown(&plane, &memberships, i)).collect::<Vec<_>>());
     }
     let now = plane.clock().unix_seconds();
     let mut table = Table::new(["ID", "NAME", "STATE", "TYPE", "ADDRESS", "STARTED", "IMAGE"]);

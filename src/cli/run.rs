@@ -79,6 +79,8 @@ fn request(args: &RunArgs) -> Result<LaunchRequest, Failure> {
             address: args.private_ip,
             groups: args.security_group.clone(),
             allow: args.allow.clone(),
+            public_ip: args.public_ip,
+            publish: args.publish.clone(),
         },
         user_data: args.user_data.as_deref().map(user_data).transpose()?,
         ssh_key: args.ssh_key.as_deref().map(ssh_key).transpose()?,
@@ -161,7 +163,10 @@ fn introduce(instance: &Instance) {
         instance.vcpus,
         instance.memory,
         match instance.network {
-            NetworkMode::Vpc => instance.interface.address.to_string(),
+            NetworkMode::Vpc => match instance.public_address {
+                Some(public) => format!("{}, public {public}", instance.interface.address),
+                None => instance.interface.address.to_string(),
+            },
             NetworkMode::LinkLocalOnly => "no network".to_owned(),
         }
     );

@@ -1,6 +1,7 @@
 //! What can go wrong on the host's side of a network.
 
 use std::io;
+use std::net::Ipv4Addr;
 use std::path::PathBuf;
 
 /// The host's network could not be changed. Each variant names the step.
@@ -74,6 +75,15 @@ pub enum HostNetError {
     /// Nobody could tell what the filter shall be.
     #[error("the rules of the network could not be read")]
     Policy(#[source] Box<dyn std::error::Error + Send + Sync>),
+    /// Somebody has the public address.
+    #[error("the public address {0} is in use")]
+    PublicInUse(Ipv4Addr),
+    /// No public addresses are left.
+    #[error("all public addresses are in use")]
+    NoPublic,
+    /// Somebody has the port.
+    #[error("port {0}/{1} of this host is in use")]
+    PortInUse(u16, &'static str),
     /// No transit addresses are left.
     #[error("all {0} addresses between host and gateways are in use")]
     NoTransit(u32),

@@ -26,6 +26,7 @@ use crate::netlink::{Link, Netlink, Via};
 use crate::netns::{NetNs, on_thread};
 use crate::nft::{self, Outcome};
 use crate::plan::{MTU_RANGE, Nic, NicPlan};
+use crate::publish::{self, Public};
 use crate::record::{Record, Records};
 use crate::{sysctl, tap};
 
@@ -57,16 +58,27 @@ pub fn attach(dir: &Path, plan: &NicPlan, policy: &PolicySource<'_>) -> Result<N
     let host = plan.check()?;
     let records = Records::lock(dir)?;
     if let Some(left_over) = records.get(plan.interface)? {
-        if is_up(left_over)? {
+        if is_up(&left_over)? {
             return Err(HostNetError::InUse(names::tap(plan.interface)));
         }
-        remove_interface(&records, left_over)?;
+        remove_interface(&records, &left_over)?;
     }
-    let record = Record { interface: plan.interface, vpc: plan.vpc, address: plan.address, mac: plan.mac };
-    records.put(record)?;
-    let result = connect(&records, plan, host, policy);
+    let mut record = Record {
+        interface: plan.interface,
+        vpc: plan.vpc,
+        address: plan.address,
+        mac: plan.mac,
+        public: None,
+        ports: Vec::new(),
+    };
+    if let Some(wanted) = &plan.public {
+        let (public, ports) = publish::settle(wanted, &records.list()?, publish::start_of(&record))?;
+        (record.public, record.ports) = (Some(public), ports);
+    }
+    records.put(&record)?;
+    let result = connect(&records, plan, &record, host, policy);
     if let Err(error) = &result
-        && let Err(second) = remove_interface(&records, record)
+        && let Err(second) = remove_interface(&records, &record)
     {
         tracing::warn!(interface = %plan.interface, %error, %second, "what was made before the error stays");
     }
@@ -78,8 +90,25 @@ pub fn attach(dir: &Path, plan: &NicPlan, policy: &PolicySource<'_>) -> Result<N
 pub fn detach(dir: &Path, interface: InterfaceId) -> Result<(), HostNetError> {
     let records = Records::lock(dir)?;
     match records.get(interface)? {
-        Some(record) => remove_interface(&records, record),
+        Some(record) => remove_interface(&records, &record),
         None => Ok(()),
+    }
+}
+
+/// Gives an attached interface another public address and other ports, or none. Answers the address.
+/// Conversations by way of the old address end.
+pub fn set_public(
+    dir: &Path,
+    interface: InterfaceId,
+    vpc_cidr: Ipv4Cidr,
+    wanted: Option<&Public>,
+) -> Result<Option<Ipv4Addr>, HostNetError> {
+    let records = Records::lock(dir)?;
+    let host = crate::plan::host_address(vpc_cidr)
+        .ok_or_else(|| HostNetError::Plan(format!("VPC range {vpc_cidr} has no address for the host")))?;
+    match records.get(interface)? {
+        Some(record) => publish::replace(&records, &record, wanted, host),
+        None => Ok(None),
     }
 }
 
@@ -113,7 +142,7 @@ pub fn sweep(dir: &Path, known: &[InterfaceId]) -> Result<usize, HostNetError> {
         if known.contains(&record.interface) {
             continue;
         }
-        match remove_interface(&records, record) {
+        match remove_interface(&records, &record) {
             Ok(()) => removed += 1,
             Err(error) => {
                 tracing::warn!(interface = %record.interface, %error, "orphan could not be removed");
@@ -128,7 +157,7 @@ pub fn sweep(dir: &Path, known: &[InterfaceId]) -> Result<usize, HostNetError> {
 }
 
 /// Whether the tap is there, which means that somebody holds it open.
-fn is_up(record: Record) -> Result<bool, HostNetError> {
+fn is_up(record: &Record) -> Result<bool, HostNetError> {
     match NetNs::open(&names::vpc_namespace(record.vpc))? {
         Some(vpc) => vpc.run(|| Ok(Netlink::open()?.find(&names::tap(record.interface))?.is_some())),
         None => Ok(false),
@@ -138,6 +167,7 @@ fn is_up(record: Record) -> Result<bool, HostNetError> {
 fn connect(
     records: &Records,
     plan: &NicPlan,
+    record: &Record,
     host: Ipv4Addr,
     policy: &PolicySource<'_>,
 ) -> Result<Nic, HostNetError> {
@@ -148,7 +178,8 @@ fn connect(
     gateway.run(|| set_up_gateway(records, plan, &vpc, transit, host))?;
     let queues = vpc.run(|| set_up_interface(records, plan, host, policy))?;
     on_thread(|| open_host(records, plan, transit, host))?;
-    Ok(Nic { tap: names::tap(plan.interface), queues })
+    publish::publish(records, record, host, transit)?;
+    Ok(Nic { tap: names::tap(plan.interface), queues, public: record.public })
 }
 
 fn ensure_namespace(name: &str) -> Result<NetNs, HostNetError> {
@@ -160,9 +191,16 @@ fn ensure_namespace(name: &str) -> Result<NetNs, HostNetError> {
 
 /// A link between host and gateway.
 #[derive(Debug, Clone, Copy)]
-struct Transit {
+pub(crate) struct Transit {
     host: Ipv4Addr,
-    gateway: Ipv4Addr,
+    pub(crate) gateway: Ipv4Addr,
+}
+
+/// The link between the host and a VPC's gateway, if it is there, looked for in the host's namespace.
+pub(crate) fn transit_of(vpc: VpcId) -> Result<Option<Transit>, HostNetError> {
+    let netlink = Netlink::open()?;
+    let Some(link) = netlink.find(&names::host_link(vpc))? else { return Ok(None) };
+    Ok(Some(Transit::choose(&netlink.addresses()?, link, 0)?))
 }
 
 impl Transit {
@@ -314,10 +352,11 @@ fn open_host(
 }
 
 /// Undoes what one interface needs, and its VPC's part if it was the last.
-fn remove_interface(records: &Records, record: Record) -> Result<(), HostNetError> {
+fn remove_interface(records: &Records, record: &Record) -> Result<(), HostNetError> {
     let others: Vec<_> =
         records.list()?.into_iter().filter(|other| other.interface != record.interface).collect();
     let last_of_vpc = !others.iter().any(|other| other.vpc == record.vpc);
+    publish::retract(records, record)?;
     if let Some(vpc) = NetNs::open(&names::vpc_namespace(record.vpc))? {
         vpc.run(|| {
             remove_port(records, record.interface)?;

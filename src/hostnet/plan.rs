@@ -7,6 +7,7 @@ use kiln_model::{InterfaceId, Ipv4Cidr, MacAddr, VpcId};
 
 use crate::error::HostNetError;
 use crate::nft::Rate;
+use crate::publish::Public;
 
 /// Most queues of one tap.
 pub const MAX_QUEUES: u16 = 8;
@@ -38,6 +39,8 @@ pub struct NicPlan {
     pub mtu: u16,
     /// How much it may send.
     pub rate: Rate,
+    /// A public address, and ports of the host that lead to it.
+    pub public: Option<Public>,
 }
 
 /// The host's own address in a VPC of this range: what instances see when the host connects to them,
@@ -86,6 +89,8 @@ pub struct Nic {
     /// Its open queues, one per queue pair, each with a 12-byte virtio-net header before a frame.
     /// When the last is closed the tap vanishes.
     pub queues: Vec<OwnedFd>,
+    /// Its public address, if it was to have one.
+    pub public: Option<Ipv4Addr>,
 }
 
 #[cfg(test)]
@@ -104,6 +109,7 @@ mod tests {
             queue_pairs: 1,
             mtu: 1500,
             rate: Rate::default(),
+            public: None,
         }
     }
 

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!  <dir>/lock              held while the host's network is changed
-//!  <dir>/nic/<interface>   "<vpc> <mac> <address>": written before the first effect, removed after the last
+//!  <dir>/nic/<interface>   "<vpc> <mac> <address> [<public address> <port> …]": written before the first effect, removed after the last
 //!  <dir>/vpc/<vpc>         policy of a VPC as it is in the kernel (see [`crate::enforce`])
 //!  <dir>/forwarding        there while IPv4 forwarding of the host is on because of us
 //! ```
@@ -18,6 +18,7 @@ use kiln_model::{InterfaceId, MacAddr, VpcId};
 use nix::fcntl::{Flock, FlockArg};
 
 use crate::error::HostNetError;
+use crate::publish::Published;
 
 /// The directory, locked.
 pub(crate) struct Records {
@@ -26,7 +27,7 @@ pub(crate) struct Records {
 }
 
 /// What was attached.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Record {
     /// Which interface.
     pub interface: InterfaceId,
@@ -36,6 +37,10 @@ pub(crate) struct Record {
     pub mac: MacAddr,
     /// Its address.
     pub address: Ipv4Addr,
+    /// Its public address.
+    pub public: Option<Ipv4Addr>,
+    /// Ports of the host that lead to it.
+    pub ports: Vec<Published>,
 }
 
 fn failed(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> HostNetError {
@@ -70,10 +75,15 @@ impl Records {
     }
 
     /// Remembers an interface.
-    pub fn put(&self, record: Record) -> Result<(), HostNetError> {
+    pub fn put(&self, record: &Record) -> Result<(), HostNetError> {
         let path = self.path(record.interface);
         let temporary = path.with_extension("new");
-        let text = format!("{} {} {}\n", record.vpc, record.mac, record.address);
+        let mut text = format!("{} {} {}", record.vpc, record.mac, record.address);
+        if let Some(public) = record.public {
+            text += &format!(" {public}");
+            record.ports.iter().for_each(|port| text += &format!(" {port}"));
+        }
+        text += "\n";
         let written = File::create(&temporary)
             .and_then(|mut file| file.write_all(text.as_bytes()))
             .and_then(|()| fs::rename(&temporary, &path));
@@ -138,7 +148,14 @@ fn remove(path: &Path) -> Result<(), HostNetError> {
 fn parse(interface: InterfaceId, text: &str) -> Option<Record> {
     let mut words = text.trim_end().split(' ');
     let (vpc, mac, address) = (words.next()?, words.next()?, words.next()?);
-    Some(Record { interface, vpc: vpc.parse().ok()?, mac: mac.parse().ok()?, address: address.parse().ok()? })
+    let public = words.next().map(|word| word.parse().ok());
+    let public = match public {
+        Some(parsed) => Some(parsed?),
+        None => None,
+    };
+    let ports = words.map(|word| word.parse().ok()).collect::<Option<_>>()?;
+    let (vpc, mac, address) = (vpc.parse().ok()?, mac.parse().ok()?, address.parse().ok()?);
+    Some(Record { interface, vpc, mac, address, public, ports })
 }
 
 #[cfg(test)]
@@ -154,11 +171,13 @@ mod tests {
             vpc: VpcId::from_bits(8),
             mac: MacAddr::new([2, 0, 0, 0, 0, 1]),
             address: Ipv4Addr::new(10, 0, 0, 4),
+            public: Some(Ipv4Addr::new(198, 18, 0, 4)),
+            ports: vec!["8080:80".parse().unwrap(), "53:53/udp".parse().unwrap()],
         };
         assert_eq!(records.get(record.interface).unwrap(), None);
-        records.put(record).unwrap();
-        assert_eq!(records.get(record.interface).unwrap(), Some(record));
-        assert_eq!(records.list().unwrap(), [record]);
+        records.put(&record).unwrap();
+        assert_eq!(records.get(record.interface).unwrap(), Some(record.clone()));
+        assert_eq!(records.list().unwrap(), std::slice::from_ref(&record));
         records.remove(record.interface).unwrap();
         records.remove(record.interface).unwrap();
         assert!(records.list().unwrap().is_empty());

@@ -110,6 +110,7 @@ fn undo_rows(parts: &Parts, instance: &Instance, stays: bool) -> Result<(), Stor
             row.state = row.state.next(InstanceEvent::MachineEnded, true).unwrap_or(row.state);
             row.owner = None;
             row.vmm = None;
+            row.public_address = None;
             tx.put(&row)
         } else {
             Networks::give_back(tx, &row.interface)?;

@@ -8,7 +8,7 @@ use kiln_vmspec::{LeafValue, MetadataSnapshot};
 use super::{BaseImage, Instance};
 use crate::metadata::{
     self, ACCOUNT, BuildError, InstanceFacts, InstanceRole, InterfaceDescription, KeyPair, Placement,
-    SecurityGroupName, private_domain, private_host_name,
+    PublicAddress, SecurityGroupName, private_domain, private_host_name, public_host_name,
 };
 use crate::network::{Membership, SecurityGroup};
 use crate::state::{Store, StoreError, transact};
@@ -89,6 +89,11 @@ pub(super) fn domain() -> String {
 fn facts(instance: &Instance, live: Live) -> InstanceFacts {
     let interface = &instance.interface;
     let subnet = &interface.subnet;
+    let public = instance.public_address.map(|public| PublicAddress {
+        public,
+        private: interface.address,
+        hostname: Some(public_host_name(public, REGION)),
+    });
     let ami_id = match instance.root.base {
         BaseImage::Imported { image } => Some(image),
         BaseImage::InPlace { .. } => None,
@@ -115,7 +120,7 @@ fn facts(instance: &Instance, live: Live) -> InstanceFacts {
             device_number: 0,
             private_ipv4: vec![interface.address],
             ipv6: Vec::new(),
-            public_ipv4: Vec::new(),
+            public_ipv4: public.into_iter().collect(),
             local_hostname: private_host_name(interface.address, Some(REGION)),
             subnet_id: subnet.id,
             subnet_cidr: subnet.cidr,

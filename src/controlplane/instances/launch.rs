@@ -30,7 +30,9 @@ use crate::host::ProcessIdentity;
 use crate::identity::KeyError;
 use crate::images::{Image, ImageError, Images, Source, SourceError};
 use crate::metadata::BuildError;
-use crate::network::{FabricError, NetworkError, Networks, NicRequest, ensure_default_subnet, policy_source};
+use crate::network::{
+    FabricError, NetworkError, Networks, NicRequest, Public, ensure_default_subnet, policy_source,
+};
 use crate::state::dir::Lock;
 use crate::state::{StoreError, transact};
 use crate::vmm_process::{StartedVmm, VmmError, VmmLaunch};
@@ -274,6 +276,9 @@ fn insert_rows(
             },
             interface: Networks::place(tx, &subnet, id, &request.placement)?,
             network: request.network,
+            public_ip: request.placement.public_ip,
+            publish: request.placement.publish.clone(),
+            public_address: None,
             user_data: request.user_data.clone(),
             ssh_key: request.ssh_key.clone(),
             metadata_options: request.metadata_options,
@@ -335,6 +340,7 @@ impl Plan<'_> {
         base: Base,
     ) -> Result<(Instance, StartedVmm, Held), LaunchError> {
         let dir = self.parts.dir.instance(instance.id);
+        let mut instance = instance.clone();
         // Noted before the step: an undo takes care of a step that was done in part.
         self.done.push(Effect::Files);
         if self.fresh {
@@ -350,18 +356,23 @@ impl Plan<'_> {
             base: base.file,
             kernel,
             initrd,
-            console_log: spec::open_console_log(instance, &dir)?,
+            console_log: spec::open_console_log(&instance, &dir)?,
             taps: Vec::new(),
         };
         if instance.network == NetworkMode::Vpc {
             self.done.push(Effect::Network);
             let policy = policy_source(self.parts.store.as_ref(), instance.interface.subnet.vpc);
-            opened.taps = self.parts.fabric.attach(&nic_request(instance), &policy)?;
+            let attached = self.parts.fabric.attach(&nic_request(&instance), &policy)?;
+            opened.taps = attached.taps;
+            instance.public_address = attached.public;
         }
-        let bounds = bounds::of(instance, &opened.console_log);
-        let document = facts::identity_document(instance);
+        let bounds = bounds::of(&instance, &opened.console_log);
+        let document = facts::identity_document(&instance);
         let identity = self.parts.keys()?.sign_identity(document)?;
-        let instance = &self.parts.update(instance.id, |row| row.identity = Some(identity.clone()))?;
+        let instance = &self.parts.update(instance.id, |row| {
+            row.identity = Some(identity.clone());
+            row.public_address = instance.public_address;
+        })?;
         let held = Held::new(self.parts, instance)?;
         let (spec, fds) = spec::build(instance, held.published().clone(), opened);
         self.done.push(Effect::Process);
@@ -389,6 +400,8 @@ fn nic_request(instance: &Instance) -> NicRequest {
         router_mac: spec::ROUTER_MAC,
         queue_pairs: spec::queues(instance),
         mtu: spec::MTU,
+        public: (instance.public_ip || !instance.publish.is_empty())
+            .then(|| Public { address: None, ports: instance.publish.clone() }),
     }
 }
 

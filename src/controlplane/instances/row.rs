@@ -1,5 +1,6 @@
 //! What is remembered of an instance.
 
+use std::net::Ipv4Addr;
 use std::path::PathBuf;
 
 use kiln_model::{
@@ -12,7 +13,7 @@ use crate::credentials::Association;
 use crate::host::ProcessIdentity;
 use crate::images::FileIdentity;
 use crate::metadata::SignedIdentity;
-use crate::network::Interface;
+use crate::network::{Interface, Published};
 use crate::state::Row;
 
 /// Where the contents of a root volume come from.
@@ -108,6 +109,15 @@ pub struct Instance {
     pub interface: Interface,
     /// What the interface reaches.
     pub network: NetworkMode,
+    /// Whether it gets a public address at each start.
+    #[serde(default)]
+    pub public_ip: bool,
+    /// Ports of the host that lead to it.
+    #[serde(default)]
+    pub publish: Vec<Published>,
+    /// The public address that it has while it runs.
+    #[serde(default)]
+    pub public_address: Option<Ipv4Addr>,
     /// User data.
     pub user_data: Option<UserData>,
     /// Key that may log in.

@@ -17,7 +17,7 @@ use super::request::tests::{HOST, request};
 use super::*;
 use crate::host::ProcessIdentity;
 use crate::images::{ImportRequest, SourceError};
-use crate::network::{Counters, FabricError, NetworkFabric, NicRequest, PolicySource};
+use crate::network::{Attached, Counters, FabricError, NetworkFabric, NicRequest, PolicySource};
 use crate::progress::Silent;
 use crate::state::{SqliteStore, StateDir, Store};
 use crate::vmm_process::{
@@ -62,7 +62,7 @@ impl NetworkFabric for Fake {
         Ok(Counters::default())
     }
 
-    fn attach(&self, nic: &NicRequest, policy: &PolicySource<'_>) -> Result<Vec<OwnedFd>, FabricError> {
+    fn attach(&self, nic: &NicRequest, policy: &PolicySource<'_>) -> Result<Attached, FabricError> {
         assert!(policy().unwrap().interfaces.contains_key(&nic.interface));
         self.world(|w| {
             // A failure after half of the work.
@@ -71,7 +71,7 @@ impl NetworkFabric for Fake {
                 return Err(FabricError("no tap".into()));
             }
             let open = |_| std::fs::File::open("/dev/null").unwrap().into();
-            Ok((0..nic.queue_pairs).map(open).collect())
+            Ok(Attached { taps: (0..nic.queue_pairs).map(open).collect(), public: None })
         })
     }
 

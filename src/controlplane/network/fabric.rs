@@ -3,7 +3,7 @@
 use std::net::Ipv4Addr;
 use std::os::fd::OwnedFd;
 
-use kiln_hostnet::{Counters, PolicySource};
+use kiln_hostnet::{Counters, PolicySource, Public};
 use kiln_model::{InterfaceId, Ipv4Cidr, MacAddr, VpcId};
 
 /// What an interface needs from the host.
@@ -27,6 +27,17 @@ pub struct NicRequest {
     pub queue_pairs: u16,
     /// Largest IP packet in bytes.
     pub mtu: u16,
+    /// A public address, and ports of the host that lead to it.
+    pub public: Option<Public>,
+}
+
+/// The host's side of a connected interface.
+#[derive(Debug)]
+pub struct Attached {
+    /// Open tap queues, one per queue pair.
+    pub taps: Vec<OwnedFd>,
+    /// Its public address, if it was to have one.
+    pub public: Option<Ipv4Addr>,
 }
 
 /// The host's network could not be set up.
@@ -39,9 +50,9 @@ pub struct FabricError(#[source] pub Box<dyn std::error::Error + Send + Sync>);
 /// Connects interfaces. All methods are idempotent: a crashed launch is undone by `detach` alone.
 /// They may block.
 pub trait NetworkFabric: Send + Sync {
-    /// Sets up the host's side and returns one open tap queue per queue pair.
+    /// Sets up the host's side.
     /// `policy` tells what holds in its VPC.
-    fn attach(&self, nic: &NicRequest, policy: &PolicySource<'_>) -> Result<Vec<OwnedFd>, FabricError>;
+    fn attach(&self, nic: &NicRequest, policy: &PolicySource<'_>) -> Result<Attached, FabricError>;
 
     /// Makes the policy of a VPC hold for what is attached of it.
     fn apply(&self, vpc: VpcId, policy: &PolicySource<'_>) -> Result<(), FabricError>;

@@ -1,13 +1,12 @@
 //! The real fabric: namespaces, taps and packet filter of this host.
 
 use std::io;
-use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
 use kiln_hostnet::{Counters, HostNetError, NicPlan, PolicySource, Rate};
 use kiln_model::{InterfaceId, VpcId};
 
-use super::{FabricError, NetworkFabric, NicRequest};
+use super::{Attached, FabricError, NetworkFabric, NicRequest};
 
 /// Locks and records of all state directories: they share one host. Gone after a reboot, as the
 /// links are.
@@ -33,7 +32,7 @@ fn means_nothing_there(error: &HostNetError) -> bool {
 }
 
 impl NetworkFabric for HostFabric {
-    fn attach(&self, nic: &NicRequest, policy: &PolicySource<'_>) -> Result<Vec<OwnedFd>, FabricError> {
+    fn attach(&self, nic: &NicRequest, policy: &PolicySource<'_>) -> Result<Attached, FabricError> {
         let plan = NicPlan {
             interface: nic.interface,
             vpc: nic.vpc,
@@ -45,9 +44,10 @@ impl NetworkFabric for HostFabric {
             queue_pairs: nic.queue_pairs,
             mtu: nic.mtu,
             rate: Rate::default(),
+            public: nic.public.clone(),
         };
         let nic = kiln_hostnet::attach(&self.records, &plan, policy).map_err(|e| FabricError(e.into()))?;
-        Ok(nic.queues)
+        Ok(Attached { taps: nic.queues, public: nic.public })
     }
 
     fn apply(&self, vpc: VpcId, policy: &PolicySource<'_>) -> Result<(), FabricError> {

@@ -15,14 +15,14 @@ mod service;
 
 pub use addresses::{Interface, Subnet, Vpc, choose_range, ensure_default_subnet};
 pub use error::NetworkError;
-pub use fabric::{FabricError, NetworkFabric, NicRequest};
+pub use fabric::{Attached, FabricError, NetworkFabric, NicRequest};
 pub use groups::{DEFAULT_GROUP, MAX_GROUPS_PER_INTERFACE, MAX_RULES, Membership, SecurityGroup};
 pub use host_fabric::HostFabric;
-pub use kiln_hostnet::{Count, Counters, InterfaceCounters, PolicySource};
+pub use kiln_hostnet::{Count, Counters, InterfaceCounters, PolicySource, Public, Published};
 pub use prefix_lists::PrefixList;
 pub use rule_spec::{PeerSpec, RuleSpec};
-pub(crate) use service::policy_source;
 pub use service::{Explanation, Networks, Placement, Reason};
+pub(crate) use service::policy_source;
 
 #[cfg(test)]
 mod tests;

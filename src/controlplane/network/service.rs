@@ -9,7 +9,7 @@
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr};
 
-use kiln_hostnet::Counters;
+use kiln_hostnet::{Counters, Published};
 use kiln_model::security::{Decision, Direction, Member, Message, NetworkPolicy, Packet, Rule};
 use kiln_model::{InstanceId, InterfaceId, Ipv4Cidr, SecurityGroupId, SecurityGroupRuleId, SubnetId, VpcId};
 
@@ -48,6 +48,10 @@ pub struct Placement {
     pub groups: Vec<String>,
     /// Ingress rules for this interface alone.
     pub allow: Vec<RuleSpec>,
+    /// Whether it gets a public address at each start.
+    pub public_ip: bool,
+    /// Ports of the host that lead to it; then it gets a public address as well.
+    pub publish: Vec<Published>,
 }
 
 /// Why a packet would pass or not.

@@ -13,7 +13,7 @@ use crate::state::{SqliteStore, Store, StoreError, transact};
 struct Fake(Mutex<NetworkPolicy>);
 
 impl NetworkFabric for Fake {
-    fn attach(&self, _: &NicRequest, _: &PolicySource<'_>) -> Result<Vec<std::os::fd::OwnedFd>, FabricError> {
+    fn attach(&self, _: &NicRequest, _: &PolicySource<'_>) -> Result<Attached, FabricError> {
         unreachable!("nothing is launched here")
     }
 

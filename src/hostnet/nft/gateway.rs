@@ -12,8 +12,16 @@ pub(crate) fn base(host: Ipv4Addr) -> String {
     format!(
         "create table ip {TABLE}
 table ip {TABLE} {{
+  # Public addresses, one to one.
+  map public_in {{ type ipv4_addr : ipv4_addr; }}
+  map public_out {{ type ipv4_addr : ipv4_addr; }}
+  chain pre {{
+    type nat hook prerouting priority dstnat; policy accept;
+    dnat to ip daddr map @public_in
+  }}
   chain post {{
     type nat hook postrouting priority srcnat; policy accept;
+    iifname \"{GATEWAY_VPC}\" snat to ip saddr map @public_out
     iifname \"{GATEWAY_VPC}\" oifname \"{GATEWAY_WAN}\" masquerade
   }}
   chain input {{
@@ -23,6 +31,7 @@ table ip {TABLE} {{
   chain forwarding {{
     type filter hook forward priority 0; policy drop;
     ct state vmap {{ established : accept, related : accept, invalid : drop }}
+    ct status dnat accept
     iifname \"{GATEWAY_VPC}\" oifname \"{GATEWAY_WAN}\" accept
     # Only the host itself: what it forwards for others has other sources, and its own filter drops it.
     iifname \"{GATEWAY_WAN}\" oifname \"{GATEWAY_VPC}\" ip saddr {host} accept

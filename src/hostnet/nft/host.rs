@@ -16,9 +16,25 @@ pub(crate) fn base(only_ours: bool) -> String {
     format!(
         "create table inet {TABLE}
 table inet {TABLE} {{
+  # Public addresses of instances, and ports that lead to them.
+  set public {{ type ipv4_addr; }}
+  map publish_tcp {{ type inet_service : ipv4_addr . inet_service; }}
+  map publish_udp {{ type inet_service : ipv4_addr . inet_service; }}
+  chain pre {{
+    type nat hook prerouting priority dstnat; policy accept;
+    fib daddr type local dnat ip to tcp dport map @publish_tcp
+    fib daddr type local dnat ip to udp dport map @publish_udp
+  }}
+  # The host's own packets to itself, but for loopback addresses, which stay.
+  chain own {{
+    type nat hook output priority -100; policy accept;
+    ip daddr != 127.0.0.0/8 fib daddr type local dnat ip to tcp dport map @publish_tcp
+    ip daddr != 127.0.0.0/8 fib daddr type local dnat ip to udp dport map @publish_udp
+  }}
   chain forwarding {{
     type filter hook forward priority 0; policy accept;
     oifname {links} ct state vmap {{ established : accept, related : accept }}
+    oifname {links} ip daddr @public accept
     oifname {links} counter drop
 {others}  }}
   chain post {{

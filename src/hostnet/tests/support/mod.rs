@@ -115,6 +115,7 @@ pub fn plan(vpc: u64, last: u8) -> NicPlan {
         queue_pairs: 1,
         mtu: 1500,
         rate: Rate::default(),
+        public: None,
     }
 }
 
@@ -300,6 +301,31 @@ impl Guest {
         }
         self.sockets.remove(handle);
         None
+    }
+
+    /// As [`Guest::ask`], for a server that goes on until the client has nothing more to say.
+    pub fn ask_and_close(&mut self, server: SocketAddrV4, text: &str, patience: Duration) -> Option<String> {
+        let handle = self.socket();
+        self.port += 1;
+        let local = self.port;
+        let socket = self.sockets.get_mut::<tcp::Socket<'_>>(handle);
+        socket.connect(self.interface.context(), (*server.ip(), server.port()), local).unwrap();
+        let end = Instant::now() + patience;
+        let (mut sent, mut answer) = (false, Vec::new());
+        while Instant::now() < end && answer.len() < text.len() {
+            self.turn();
+            let socket = self.sockets.get_mut::<tcp::Socket<'_>>(handle);
+            if !sent && socket.may_send() {
+                socket.send_slice(text.as_bytes()).unwrap();
+                sent = true;
+            }
+            while socket.can_recv() {
+                socket.recv(|bytes| (bytes.len(), answer.extend_from_slice(bytes))).unwrap();
+            }
+        }
+        self.sockets.get_mut::<tcp::Socket<'_>>(handle).abort();
+        self.turn();
+        String::from_utf8(answer).ok()
     }
 
     /// Answers pings, and on `port` sends back what it gets, until the value is dropped.
