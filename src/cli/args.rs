@@ -69,6 +69,9 @@ pub enum Command {
     /// What others need to check the identity of instances and their credentials.
     #[command(subcommand)]
     Identity(IdentityCommand),
+    /// Work with Elastic addresses: public addresses that stay, and move between instances.
+    #[command(subcommand)]
+    Address(AddressCommand),
     /// List instance types.
     Types(JsonArg),
     /// Say what this host offers, and what to do about each gap.
@@ -378,6 +381,35 @@ pub struct SubnetCreateArgs {
     /// What to call it.
     #[arg(long)]
     pub name: Option<String>,
+}
+
+/// Commands on Elastic addresses.
+#[derive(Debug, Subcommand)]
+pub enum AddressCommand {
+    /// Get an Elastic address.
+    Allocate,
+    /// List Elastic addresses.
+    Ls(JsonArg),
+    /// Let one lead to an instance, in place of the instance's other public address.
+    Associate {
+        /// Address or id.
+        address: String,
+        /// Id or name of the instance.
+        instance: String,
+        /// Even if it leads to another instance now.
+        #[arg(long)]
+        reassociate: bool,
+    },
+    /// Let one lead to nobody.
+    Disassociate {
+        /// Address or id.
+        address: String,
+    },
+    /// Give one back.
+    Release {
+        /// Address or id.
+        address: String,
+    },
 }
 
 /// Output for programs.

@@ -66,6 +66,7 @@ fn dispatch(cli: &Cli) -> Result<(), Failure> {
         Command::Terminate(args) => instances::terminate(state_dir, args),
         Command::Sg(command) => groups::sg(state_dir, command),
         Command::Vpc(command) => networks::vpc(state_dir, command),
+        Command::Address(command) => networks::address(state_dir, command),
         Command::Subnet(command) => networks::subnet(state_dir, command),
         Command::Role(command) => roles::role(state_dir, command),
         Command::Metadata(args) => metadata::metadata(state_dir, args),

@@ -1,8 +1,8 @@
-//! `kiln vpc` and `kiln subnet`.
+//! `kiln vpc`, `kiln subnet` and `kiln address`.
 
 use std::path::Path;
 
-use crate::args::{SubnetCommand, VpcCommand};
+use crate::args::{AddressCommand, SubnetCommand, VpcCommand};
 use crate::error::Failure;
 use crate::table::Table;
 use crate::{open, print_json};
@@ -61,5 +61,39 @@ pub fn subnet(state_dir: &Path, command: &SubnetCommand) -> Result<(), Failure> 
             crate::print(&table.render())
         }
         SubnetCommand::Rm { subnet } => Ok(networks.delete_subnet(subnet)?),
+    }
+}
+
+/// `kiln address`.
+pub fn address(state_dir: &Path, command: &AddressCommand) -> Result<(), Failure> {
+    let plane = open(state_dir)?;
+    let networks = plane.networks();
+    match command {
+        AddressCommand::Allocate => crate::print(&format!("{}\n", networks.allocate_address()?.address)),
+        AddressCommand::Ls(args) => {
+            let addresses = networks.elastic_addresses()?;
+            if args.json {
+                return print_json(&addresses);
+            }
+            let mut table = Table::new(["ADDRESS", "ID", "INSTANCE"]);
+            for row in addresses {
+                let instance = row.association.map_or_else(|| "-".to_owned(), |a| a.instance.to_string());
+                table.row([row.address.to_string(), row.id.to_string(), instance]);
+            }
+            crate::print(&table.render())
+        }
+        AddressCommand::Associate { address, instance, reassociate } => {
+            let address = networks.find_elastic(address)?.address;
+            let interface = plane.find(instance)?.interface.id;
+            let (_, moved) = networks.associate_address(address, interface, *reassociate)?;
+            Ok(plane.note_moved(&moved)?)
+        }
+        AddressCommand::Disassociate { address } => {
+            let moved = networks.disassociate_address(networks.find_elastic(address)?.address)?;
+            Ok(plane.note_moved(&moved)?)
+        }
+        AddressCommand::Release { address } => {
+            Ok(networks.release_address(networks.find_elastic(address)?.address)?)
+        }
     }
 }

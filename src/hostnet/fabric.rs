@@ -26,7 +26,7 @@ use crate::netlink::{Link, Netlink, Via};
 use crate::netns::{NetNs, on_thread};
 use crate::nft::{self, Outcome};
 use crate::plan::{MTU_RANGE, Nic, NicPlan};
-use crate::publish::{self, Public};
+use crate::publish;
 use crate::record::{Record, Records};
 use crate::{sysctl, tap};
 
@@ -95,19 +95,16 @@ pub fn detach(dir: &Path, interface: InterfaceId) -> Result<(), HostNetError> {
     }
 }
 
-/// Gives an attached interface another public address and other ports, or none. Answers the address.
-/// Conversations by way of the old address end.
+/// Gives an attached interface another public address; without one, a free one if ports of the host
+/// lead to it, else none. Answers the address that it has then. Conversations by way of the old one end.
 pub fn set_public(
     dir: &Path,
     interface: InterfaceId,
-    vpc_cidr: Ipv4Cidr,
-    wanted: Option<&Public>,
+    address: Option<Ipv4Addr>,
 ) -> Result<Option<Ipv4Addr>, HostNetError> {
     let records = Records::lock(dir)?;
-    let host = crate::plan::host_address(vpc_cidr)
-        .ok_or_else(|| HostNetError::Plan(format!("VPC range {vpc_cidr} has no address for the host")))?;
     match records.get(interface)? {
-        Some(record) => publish::replace(&records, &record, wanted, host),
+        Some(record) => publish::replace(&records, &record, address),
         None => Ok(None),
     }
 }
@@ -196,11 +193,15 @@ pub(crate) struct Transit {
     pub(crate) gateway: Ipv4Addr,
 }
 
-/// The link between the host and a VPC's gateway, if it is there, looked for in the host's namespace.
-pub(crate) fn transit_of(vpc: VpcId) -> Result<Option<Transit>, HostNetError> {
+/// The host's address in a VPC and its link to the gateway, if they are there, looked for in the host's
+/// namespace.
+pub(crate) fn host_of(vpc: VpcId) -> Result<Option<(Ipv4Addr, Transit)>, HostNetError> {
     let netlink = Netlink::open()?;
     let Some(link) = netlink.find(&names::host_link(vpc))? else { return Ok(None) };
-    Ok(Some(Transit::choose(&netlink.addresses()?, link, 0)?))
+    let addresses = netlink.addresses()?;
+    let transit = Transit::choose(&addresses, link, 0)?;
+    let mut own = addresses.into_iter().filter(|(on, address)| *on == link && !Transit::contains(*address));
+    Ok(own.next().map(|(_, host)| (host, transit)))
 }
 
 impl Transit {

@@ -14,7 +14,7 @@ use kiln_model::Ipv4Cidr;
 
 use crate::enforce::forget_connections;
 use crate::error::HostNetError;
-use crate::fabric::{Transit, transit_of};
+use crate::fabric::{Transit, host_of};
 use crate::names::{self, TABLE};
 use crate::netlink::{Netlink, Via};
 use crate::netns::{NetNs, on_thread};
@@ -181,24 +181,25 @@ pub(crate) fn retract(records: &Records, record: &Record) -> Result<(), HostNetE
     })
 }
 
-/// Changes the public address and ports of an attached interface.
+/// Changes the public address of an attached interface; its ports lead to the new one.
 pub(crate) fn replace(
     records: &Records,
     record: &Record,
-    wanted: Option<&Public>,
-    host: Ipv4Addr,
+    address: Option<Ipv4Addr>,
 ) -> Result<Option<Ipv4Addr>, HostNetError> {
-    let others: Vec<_> =
-        records.list()?.into_iter().filter(|other| other.interface != record.interface).collect();
-    retract(records, record)?;
-    let mut after = Record { public: None, ports: Vec::new(), ..record.clone() };
-    if let Some(wanted) = wanted {
-        let (public, ports) = settle(wanted, &others, start_of(record))?;
-        (after.public, after.ports) = (Some(public), ports);
+    let mut others = records.list()?;
+    others.retain(|other| other.interface != record.interface);
+    let mut after = Record { public: None, ports: record.ports.clone(), ..record.clone() };
+    if address.is_some() || !record.ports.is_empty() {
+        let wanted = Public { address, ports: record.ports.clone() };
+        after.public = Some(settle(&wanted, &others, start_of(record))?.0);
     }
+    retract(records, record)?;
     records.put(&after)?;
-    let Some(transit) = on_thread(|| transit_of(record.vpc))? else { return Ok(after.public) };
-    publish(records, &after, host, transit)?;
+    let host = on_thread(|| host_of(record.vpc))?;
+    if let Some((host, transit)) = host {
+        publish(records, &after, host, transit)?;
+    }
     Ok(after.public)
 }
 

@@ -138,6 +138,14 @@ id!(
     PrefixListId, "pl-", "a", "prefix list"
 );
 id!(
+    /// An allocated Elastic address.
+    AllocationId, "eipalloc-", "an", "address allocation"
+);
+id!(
+    /// An Elastic address leading to an interface.
+    AssociationId, "eipassoc-", "an", "address association"
+);
+id!(
     /// One launch request, which may make several instances.
     ReservationId, "r-", "a", "reservation"
 );

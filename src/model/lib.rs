@@ -23,8 +23,8 @@ mod utc;
 pub use cidr::{Ipv4Cidr, ParseCidrError};
 pub use clock::Clock;
 pub use id::{
-    ImageId, InstanceId, InterfaceId, ParseIdError, PrefixListId, ReservationId, SecurityGroupId,
-    SecurityGroupRuleId, SubnetId, VolumeId, VpcId,
+    AllocationId, AssociationId, ImageId, InstanceId, InterfaceId, ParseIdError, PrefixListId, ReservationId,
+    SecurityGroupId, SecurityGroupRuleId, SubnetId, VolumeId, VpcId,
 };
 pub use instance_state::{IllegalTransition, InstanceEvent, InstanceState};
 pub use instance_type::{InstanceType, Performance, UnknownInstanceType};

@@ -22,7 +22,7 @@ use kiln_controlplane::host::ProcessIdentity;
 use kiln_controlplane::instances::{
     BootOverride, ControlPlane, HostMemory, KeyRing, LaunchRequest, NetworkMode, Parts, RunningInstance,
 };
-use kiln_controlplane::network::{Counters, FabricError, NetworkFabric, NicRequest, Placement, PolicySource};
+use kiln_controlplane::network::{Attached, Counters, FabricError, NetworkFabric, NicRequest, Placement, PolicySource};
 use kiln_controlplane::state::{SqliteStore, StateDir};
 use kiln_controlplane::vmm_process::{
     Commands, Pending, StartedVmm, VmmError, VmmEvent, VmmHandle, VmmLaunch, VmmLauncher,
@@ -85,12 +85,16 @@ impl Clock for MovedClock {
 struct NoFabric;
 
 impl NetworkFabric for NoFabric {
-    fn attach(&self, _: &NicRequest, _: &PolicySource<'_>) -> Result<Vec<OwnedFd>, FabricError> {
-        Ok(Vec::new())
+    fn attach(&self, _: &NicRequest, _: &PolicySource<'_>) -> Result<Attached, FabricError> {
+        Ok(Attached { taps: Vec::new(), public: None })
     }
 
     fn apply(&self, _: VpcId, _: &PolicySource<'_>) -> Result<(), FabricError> {
         Ok(())
+    }
+
+    fn set_public(&self, _: InterfaceId, _: Option<Ipv4Addr>) -> Result<Option<Ipv4Addr>, FabricError> {
+        Ok(None)
     }
 
     fn counters(&self, _: VpcId) -> Result<Counters, FabricError> {

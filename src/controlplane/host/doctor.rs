@@ -57,14 +57,35 @@ impl Finding {
     }
 }
 
-/// Looks at everything. Starts one short child process (`nft`); changes nothing.
+/// Looks at everything. Starts short child processes (`nft`); changes nothing.
 pub fn examine(state_dir: &Path) -> Vec<Finding> {
     let mut findings = vec![user(), kvm_device()];
     findings.extend(nested());
     findings.extend([vmm(), jail(), seccomp(), landlock(), cgroup(), hyperthreads(), merging()]);
     findings.extend([tun(), nftables(), io_uring(), userfaultfd(), hugepages(), memory()]);
+    findings.extend(network());
     findings.push(state(state_dir));
     findings
+}
+
+/// What instances need of the host's network, tried in a namespace that vanishes.
+fn network() -> Vec<Finding> {
+    // The device and the user have lines of their own.
+    let told = ["tap device", "network privileges"];
+    let found = kiln_hostnet::check().into_iter().filter(|found| !told.contains(&found.subject));
+    found
+        .map(|found| match found.state {
+            kiln_hostnet::State::Good => Finding::good(found.subject, "works"),
+            kiln_hostnet::State::Doubtful(_) => Finding::limited(
+                found.subject,
+                "a filter of the host's own drops forwarded packets: instances reach only the host",
+                "allow the links kg*: iptables -I FORWARD -i kg+ -j ACCEPT; iptables -I FORWARD -o kg+ -j ACCEPT",
+            ),
+            kiln_hostnet::State::Bad(detail) => {
+                Finding::limited(found.subject, detail, "until then only --no-network works")
+            }
+        })
+        .collect()
 }
 
 fn user() -> Finding {

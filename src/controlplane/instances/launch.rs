@@ -7,6 +7,7 @@
 //! ```
 
 use std::fs::{self, File, OpenOptions};
+use std::net::Ipv4Addr;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
@@ -31,7 +32,7 @@ use crate::identity::KeyError;
 use crate::images::{Image, ImageError, Images, Source, SourceError};
 use crate::metadata::BuildError;
 use crate::network::{
-    FabricError, NetworkError, Networks, NicRequest, Public, ensure_default_subnet, policy_source,
+    FabricError, NetworkError, Networks, NicRequest, Public, elastic_of, ensure_default_subnet, policy_source,
 };
 use crate::state::dir::Lock;
 use crate::state::{StoreError, transact};
@@ -362,7 +363,8 @@ impl Plan<'_> {
         if instance.network == NetworkMode::Vpc {
             self.done.push(Effect::Network);
             let policy = policy_source(self.parts.store.as_ref(), instance.interface.subnet.vpc);
-            let attached = self.parts.fabric.attach(&nic_request(&instance), &policy)?;
+            let elastic = elastic_of(self.parts.store.as_ref(), &instance.interface)?;
+            let attached = self.parts.fabric.attach(&nic_request(&instance, elastic), &policy)?;
             opened.taps = attached.taps;
             instance.public_address = attached.public;
         }
@@ -388,7 +390,7 @@ impl Plan<'_> {
     }
 }
 
-fn nic_request(instance: &Instance) -> NicRequest {
+fn nic_request(instance: &Instance, elastic: Option<Ipv4Addr>) -> NicRequest {
     let interface = &instance.interface;
     NicRequest {
         interface: interface.id,
@@ -400,8 +402,8 @@ fn nic_request(instance: &Instance) -> NicRequest {
         router_mac: spec::ROUTER_MAC,
         queue_pairs: spec::queues(instance),
         mtu: spec::MTU,
-        public: (instance.public_ip || !instance.publish.is_empty())
-            .then(|| Public { address: None, ports: instance.publish.clone() }),
+        public: (instance.public_ip || elastic.is_some() || !instance.publish.is_empty())
+            .then(|| Public { address: elastic, ports: instance.publish.clone() }),
     }
 }
 

@@ -14,7 +14,7 @@ use crate::credentials::{AssumeRole, Issuer, Opener, Roles};
 use crate::host::{SystemClock, host_ranges};
 use crate::identity::{InstallationKeys, KeyError};
 use crate::images::Images;
-use crate::network::{NetworkFabric, Networks, choose_range};
+use crate::network::{Moved, NetworkFabric, Networks, choose_range};
 use crate::state::dir;
 use crate::state::{SqliteStore, StateDir, Store, StoreError, Vault, transact};
 use crate::vmm_process::{Commands, ControlConnection, ProcessLauncher, VmmError, VmmLauncher};
@@ -203,6 +203,18 @@ impl ControlPlane {
     /// the first time ever it makes them.
     pub fn keys(&self) -> Result<Arc<InstallationKeys>, KeyError> {
         self.parts.keys()
+    }
+
+    /// Notes which public addresses instances have after Elastic ones have moved.
+    pub fn note_moved(&self, moved: &Moved) -> Result<(), StoreError> {
+        for (id, address) in moved {
+            match self.parts.update(*id, |row| row.public_address = *address) {
+                // It has gone meanwhile.
+                Ok(_) | Err(StoreError::Missing(_)) => {}
+                Err(e) => return Err(e),
+            }
+        }
+        Ok(())
     }
 
     /// Time, as this control plane sees it.

@@ -58,6 +58,14 @@ impl NetworkFabric for Fake {
         Ok(())
     }
 
+    fn set_public(
+        &self,
+        _: InterfaceId,
+        address: Option<std::net::Ipv4Addr>,
+    ) -> Result<Option<std::net::Ipv4Addr>, FabricError> {
+        Ok(address)
+    }
+
     fn counters(&self, _vpc: VpcId) -> Result<Counters, FabricError> {
         Ok(Counters::default())
     }

@@ -44,6 +44,17 @@ pub enum NetworkError {
         /// Range of the subnet.
         cidr: Ipv4Cidr,
     },
+    /// No such Elastic address.
+    #[error("there is no Elastic address {0:?} (see `kiln address ls`)")]
+    NoElastic(String),
+    /// It leads to somebody.
+    #[error("{what} leads to {by}; disassociate it first")]
+    AddressAssociated {
+        /// Which address.
+        what: String,
+        /// The instance.
+        by: String,
+    },
     /// No such VPC.
     #[error("there is no VPC {0:?} (see `kiln vpc ls`)")]
     NoVpc(String),
@@ -210,6 +221,8 @@ impl NetworkError {
                 "InvalidParameterValue"
             }
             E::BadRule { .. } | E::Traffic(_) | E::Cidr(_) => "InvalidParameterValue",
+            E::NoElastic(_) => "InvalidAllocationID.NotFound",
+            E::AddressAssociated { .. } => "InvalidIPAddress.InUse",
             E::NoVpc(_) => "InvalidVpcID.NotFound",
             E::NoSubnet(_) => "InvalidSubnetID.NotFound",
             E::VpcRange(_) => "InvalidVpc.Range",
@@ -228,6 +241,7 @@ impl NetworkError {
             E::TooManyRules { .. } => "RulesPerSecurityGroupLimitExceeded",
             E::TooManyGroups { .. } => "SecurityGroupsPerInterfaceLimitExceeded",
             E::Limit { what: "security groups", .. } => "SecurityGroupLimitExceeded",
+            E::Limit { what: "Elastic addresses", .. } => "AddressLimitExceeded",
             E::Limit { what: "VPCs", .. } => "VpcLimitExceeded",
             E::Limit { what: "subnets", .. } => "SubnetLimitExceeded",
             E::Limit { .. } => "ResourceLimitExceeded",

@@ -57,6 +57,14 @@ pub trait NetworkFabric: Send + Sync {
     /// Makes the policy of a VPC hold for what is attached of it.
     fn apply(&self, vpc: VpcId, policy: &PolicySource<'_>) -> Result<(), FabricError>;
 
+    /// Gives an attached interface another public address; without one, its own again if ports lead to
+    /// it. Answers the address that it has then; none where it is not attached.
+    fn set_public(
+        &self,
+        interface: InterfaceId,
+        address: Option<Ipv4Addr>,
+    ) -> Result<Option<Ipv4Addr>, FabricError>;
+
     /// What the filter of a VPC has counted.
     fn counters(&self, vpc: VpcId) -> Result<Counters, FabricError>;
 

@@ -1,6 +1,7 @@
 //! The real fabric: namespaces, taps and packet filter of this host.
 
 use std::io;
+use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 
 use kiln_hostnet::{Counters, HostNetError, NicPlan, PolicySource, Rate};
@@ -54,6 +55,17 @@ impl NetworkFabric for HostFabric {
         match kiln_hostnet::apply(&self.records, vpc, policy) {
             Err(e) if !means_nothing_there(&e) => Err(FabricError(e.into())),
             _ => Ok(()),
+        }
+    }
+
+    fn set_public(
+        &self,
+        interface: InterfaceId,
+        address: Option<Ipv4Addr>,
+    ) -> Result<Option<Ipv4Addr>, FabricError> {
+        match kiln_hostnet::set_public(&self.records, interface, address) {
+            Err(e) if means_nothing_there(&e) => Ok(None),
+            result => result.map_err(|e| FabricError(e.into())),
         }
     }
 

@@ -5,6 +5,7 @@
 //! codes ([`NetworkError::code`]).
 
 mod addresses;
+mod elastic;
 mod error;
 mod fabric;
 mod groups;
@@ -14,6 +15,8 @@ mod rule_spec;
 mod service;
 
 pub use addresses::{Interface, Subnet, Vpc, choose_range, ensure_default_subnet};
+pub(crate) use elastic::elastic_of;
+pub use elastic::{Association, ElasticAddress, Moved};
 pub use error::NetworkError;
 pub use fabric::{Attached, FabricError, NetworkFabric, NicRequest};
 pub use groups::{DEFAULT_GROUP, MAX_GROUPS_PER_INTERFACE, MAX_RULES, Membership, SecurityGroup};
@@ -21,8 +24,8 @@ pub use host_fabric::HostFabric;
 pub use kiln_hostnet::{Count, Counters, InterfaceCounters, PolicySource, Public, Published};
 pub use prefix_lists::PrefixList;
 pub use rule_spec::{PeerSpec, RuleSpec};
-pub use service::{Explanation, Networks, Placement, Reason};
 pub(crate) use service::policy_source;
+pub use service::{Explanation, Networks, Placement, Reason};
 
 #[cfg(test)]
 mod tests;

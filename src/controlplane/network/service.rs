@@ -14,6 +14,7 @@ use kiln_model::security::{Decision, Direction, Member, Message, NetworkPolicy, 
 use kiln_model::{InstanceId, InterfaceId, Ipv4Cidr, SecurityGroupId, SecurityGroupRuleId, SubnetId, VpcId};
 
 use super::addresses::{DEFAULT_NAME, DefaultSubnet, ensure_default_subnet, release, reserve};
+use super::elastic;
 use super::groups::{self, Membership, SecurityGroup, touch, touch_last};
 use super::{Interface, NetworkError, NetworkFabric, PrefixList, RuleSpec, Subnet, Vpc};
 use crate::state::{Store, StoreError, Transaction, transact};
@@ -59,7 +60,7 @@ pub struct Placement {
 pub struct Explanation {
     /// The packet.
     pub packet: Packet,
-    /// What the sender's end says, and what the receiver's.
+    /// What the sender's end says.
     pub egress: Reason,
     /// What the receiver's end says.
     pub ingress: Reason,
@@ -332,6 +333,7 @@ impl<'a> Networks<'a> {
     /// Gives an interface's address back, as part of `tx`.
     pub(crate) fn give_back(tx: &mut Transaction<'_>, interface: &Interface) -> Result<(), StoreError> {
         release(tx, interface);
+        elastic::forget(tx, interface.id)?;
         groups::forget_interface(tx, interface)
     }
 

@@ -22,6 +22,14 @@ impl NetworkFabric for Fake {
         Ok(())
     }
 
+    fn set_public(
+        &self,
+        _: InterfaceId,
+        address: Option<std::net::Ipv4Addr>,
+    ) -> Result<Option<std::net::Ipv4Addr>, FabricError> {
+        Ok(address)
+    }
+
     fn counters(&self, _: VpcId) -> Result<Counters, FabricError> {
         Ok(Counters::default())
     }
@@ -273,4 +281,35 @@ fn prefix_list_in_use_is_not_deleted_and_changes_at_once() -> Result<(), StoreEr
     networks.set_prefix_list(list.id, &ranges[..2]).unwrap();
     assert_eq!(bench.policy().prefix_lists[&list.id], ranges[..2]);
     Ok(())
+}
+
+#[test]
+fn elastic_address_moves_and_stays_when_its_instance_is_gone() {
+    let bench = Bench::new();
+    let networks = bench.networks();
+    let (one, two) = (bench.place(1, &[], &[]).unwrap(), bench.place(2, &[], &[]).unwrap());
+    let elastic = networks.allocate_address().unwrap();
+    let address = elastic.address;
+    let id = |n| InstanceId::from_bits(n);
+    let (_, moved) = networks.associate_address(address, one.id, false).unwrap();
+    assert_eq!(moved, [(id(1), Some(address))]);
+    assert_eq!(elastic_of(&bench.store, &one).unwrap(), Some(address));
+    assert_eq!(code(networks.associate_address(address, two.id, false)), "InvalidIPAddress.InUse");
+    assert_eq!(code(networks.release_address(address)), "InvalidIPAddress.InUse");
+    let (_, moved) = networks.associate_address(address, two.id, true).unwrap();
+    assert_eq!(moved, [(id(1), None), (id(2), Some(address))]);
+
+    // One interface has one: the other leads to nobody from then on.
+    let other = networks.allocate_address().unwrap().address;
+    networks.associate_address(other, two.id, false).unwrap();
+    assert_eq!(networks.find_elastic(&elastic.id.to_string()).unwrap().association, None);
+    transact(&bench.store, |tx| Networks::give_back(tx, &two)).unwrap();
+    assert_eq!(networks.find_elastic(&other.to_string()).unwrap().association, None);
+    assert_eq!(code(networks.associate_address(other, two.id, false)), "InvalidNetworkInterfaceID.NotFound");
+    networks.release_address(other).unwrap();
+    assert_eq!(code(networks.find_elastic(&other.to_string())), "InvalidAllocationID.NotFound");
+    for _ in 0..4 {
+        networks.allocate_address().unwrap();
+    }
+    assert_eq!(code(networks.allocate_address()), "AddressLimitExceeded");
 }

@@ -153,11 +153,8 @@ fn address_that_moves_takes_its_traffic_along_and_ends_what_was_there() {
             Guest::new(plan, nic.queues.remove(0)).serve(80)
         });
         let address = Ipv4Addr::new(198, 18, 7, 7);
-        let elastic = Public { address: Some(address), ports: vec![] };
-        let give = |plan: &NicPlan, to: Option<&Public>| {
-            set_public(dir.path(), plan.interface, plan.vpc_cidr, to).unwrap()
-        };
-        assert_eq!(give(&first, Some(&elastic)), Some(address));
+        let give = |plan: &NicPlan, to: Option<Ipv4Addr>| set_public(dir.path(), plan.interface, to).unwrap();
+        assert_eq!(give(&first, Some(address)), Some(address));
         let server = SocketAddrV4::new(address, 80);
         let mut held = inside("outside", || TcpStream::connect_timeout(&server.into(), DEADLINE)).unwrap();
         held.set_read_timeout(Some(DEADLINE / 10)).unwrap();
@@ -166,7 +163,13 @@ fn address_that_moves_takes_its_traffic_along_and_ends_what_was_there() {
         held.read_exact(&mut byte).unwrap();
 
         assert_eq!(give(&first, None), None);
-        assert_eq!(give(&second, Some(&elastic)), Some(address));
+        assert!(set_public(dir.path(), first.interface, Some(address)).is_ok());
+        assert!(matches!(
+            set_public(dir.path(), second.interface, Some(address)),
+            Err(HostNetError::PublicInUse(_))
+        ));
+        assert_eq!(give(&first, None), None);
+        assert_eq!(give(&second, Some(address)), Some(address));
         let _ = held.write_all(b"b");
         assert!(held.read_exact(&mut byte).is_err(), "what was there ends");
         assert_eq!(inside("outside", || say(server, "new")).as_deref(), Some("new"));

@@ -1,0 +1,109 @@
+//! `kiln sg`, `vpc` and `subnet` on a state directory: what is printed, and what is refused.
+
+#![expect(clippy::unwrap_used, clippy::panic, reason = "a failed step is a failed test")]
+
+mod cli_support;
+
+use cli_support::Bench;
+
+fn words(bench: &Bench, line: &str) -> String {
+    bench.succeed(&line.split(' ').collect::<Vec<_>>())
+}
+
+fn refused(bench: &Bench, line: &str) -> String {
+    bench.fail(&line.split(' ').collect::<Vec<_>>())
+}
+
+#[test]
+fn groups_are_made_filled_shown_and_removed() {
+    let bench = Bench::new();
+    assert!(words(&bench, "sg create web --description for-http").starts_with("sg-0"));
+    words(&bench, "sg create ssh");
+    let rule =
+        words(&bench, "sg authorize ssh --allow tcp:22:web --allow icmp:8:10.0.0.0/8 --description jump");
+    assert_eq!(rule.matches("sgr-0").count(), 2);
+    let shown = words(&bench, "sg show ssh");
+    for part in ["ingress    tcp:22:web", "icmp:8:10.0.0.0/8", "egress     all:0.0.0.0/0", "jump"] {
+        assert!(shown.contains(part), "{part} is not in {shown}");
+    }
+    let list = words(&bench, "sg ls");
+    assert!(list.contains("for-http") && list.contains("default VPC security group"), "{list}");
+
+    // A name, an id of the group and an id of the rule all do.
+    let id = rule.lines().next().unwrap();
+    words(&bench, &format!("sg revoke ssh --rule {id}"));
+    words(&bench, "sg revoke ssh --egress --allow all:0.0.0.0/0");
+    assert!(!words(&bench, "sg show ssh").contains("egress"));
+    words(&bench, "sg rm web ssh");
+    assert_eq!(words(&bench, "sg ls --json").matches("\"owner\"").count(), 1, "the default group stays");
+}
+
+#[test]
+fn what_cannot_be_is_refused_with_one_line_and_changes_nothing() {
+    let bench = Bench::new();
+    words(&bench, "sg create web");
+    words(&bench, "sg create ssh");
+    words(&bench, "sg authorize ssh --allow tcp:22:web");
+    words(&bench, "vpc create 10.50.0.0/16 --name blue");
+    words(&bench, "subnet create blue 10.50.2.0/24 --name blue-2");
+    let before = words(&bench, "sg ls --json");
+    for (line, word) in [
+        ("sg create web", "exists already"),
+        ("sg create sg-web", "taken for ids"),
+        ("sg rm web", "in use by a rule of ssh"),
+        ("sg rm default", "cannot be deleted"),
+        ("sg rm wbe", "did you mean web?"),
+        ("sg show nobody", "there is no security group"),
+        ("sg authorize ssh --allow tcp:22:web", "exists already in ssh"),
+        ("sg authorize ssh --allow tcp:65536:web", "65536 is not a port"),
+        ("sg authorize ssh --allow tcp:23-22:web", "wrong way round"),
+        ("sg authorize ssh --allow tcp:22:10.0.0.0/33", "not an IPv4 network"),
+        ("sg authorize ssh --allow tcp:22:10.0.0.1/8", "did you mean 10.0.0.0/8"),
+        ("sg authorize ssh --allow tcp:22:10.0.0.1", "write 10.0.0.1/32"),
+        ("sg authorize ssh --allow tcp:22:nobody", "there is no security group \"nobody\""),
+        ("sg revoke ssh --allow tcp:23:web", "there is no rule tcp:23:web in ssh"),
+        ("sg revoke ssh --rule sgr-00000000000000001", "there is no security group rule"),
+        ("sg explain nobody 10.0.0.1 22", "there is no instance"),
+        ("vpc create 10.0.0.0/8", "expected /16 to /28"),
+        ("vpc create 10.0.0.1/16", "host bits"),
+        ("vpc rm blue", "in use by subnet-"),
+        ("subnet create blue 10.50.2.128/25", "overlaps"),
+        ("subnet create blue 10.51.0.0/24", "inside of 10.50.0.0/16"),
+        ("subnet create red 10.51.0.0/24", "there is no VPC \"red\""),
+        ("run x --allow tcp", "no peer"),
+        ("run x --publish 80", "expected such as 8080:80"),
+        ("run x --private-ip 10.50.2", "invalid value"),
+        ("run x --no-network --allow all:host", "cannot be used with"),
+    ] {
+        let told = refused(&bench, line);
+        assert!(told.contains(word), "{line}: {told:?} does not say {word:?}");
+    }
+    assert_eq!(words(&bench, "sg ls --json"), before);
+    words(&bench, "subnet rm blue-2");
+    words(&bench, "vpc rm blue");
+}
+
+#[test]
+fn instances_that_cannot_be_placed_are_refused_before_anything_is_made() {
+    let bench = Bench::new();
+    if !cli_support::have_kvm() {
+        return;
+    }
+    let image = bench.file("disk.raw", &cli_support::disk(1));
+    words(&bench, "vpc create 10.50.0.0/16 --name blue");
+    words(&bench, "subnet create blue 10.50.2.0/24 --name blue-2");
+    for (options, word) in [
+        ("--security-group nobody", "there is no security group \"nobody\""),
+        ("--subnet nowhere", "there is no subnet \"nowhere\""),
+        ("--subnet blue-2 --private-ip 10.50.2.3", "is reserved"),
+        ("--subnet blue-2 --private-ip 10.50.2.255", "is reserved"),
+        ("--subnet blue-2 --private-ip 10.50.3.4", "is outside of subnet"),
+        ("--allow tcp:22:nobody", "there is no security group \"nobody\""),
+    ] {
+        let mut command = bench.kiln(&["run", &image, "--memory", "64"]);
+        let output = command.args(options.split(' ')).env("KILN_ALLOW_SOFTWARE_KVM", "1").output().unwrap();
+        let told = cli_support::refusal(&output);
+        assert!(told.contains(word), "{options}: {told}");
+        bench.assert_no_instance();
+    }
+}
