@@ -22,7 +22,9 @@ use kiln_controlplane::host::ProcessIdentity;
 use kiln_controlplane::instances::{
     BootOverride, ControlPlane, HostMemory, KeyRing, LaunchRequest, NetworkMode, Parts, RunningInstance,
 };
-use kiln_controlplane::network::{Attached, Counters, FabricError, NetworkFabric, NicRequest, Placement, PolicySource};
+use kiln_controlplane::network::{
+    Attached, Counters, FabricError, NetworkFabric, NicRequest, Placement, PolicySource,
+};
 use kiln_controlplane::state::{SqliteStore, StateDir};
 use kiln_controlplane::vmm_process::{
     Commands, Pending, StartedVmm, VmmError, VmmEvent, VmmHandle, VmmLaunch, VmmLauncher,

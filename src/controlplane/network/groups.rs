@@ -231,6 +231,8 @@ pub(super) fn delete(tx: &mut Transaction<'_>, group: &SecurityGroup) -> Result<
     if group.name == DEFAULT_GROUP {
         return Err(NetworkError::DefaultGroup(group.id));
     }
+    // Before looking who needs it: whoever begins to from here on conflicts.
+    touch_last(tx, &group.id)?;
     if let Some(user) = tx.list::<Membership>()?.into_iter().find(|m| m.groups.contains(&group.id)) {
         return Err(NetworkError::InUse { what: group.to_string(), by: user.instance.to_string() });
     }
