@@ -181,7 +181,9 @@ pub fn markdown() -> String {
         let _ = write!(text, "\n**{who}**\n\n| call | arguments | why |\n|---|---|---|\n");
         for call in calls {
             let args: Vec<String> = call.args.iter().map(Arg::to_string).collect();
-            let _ = writeln!(text, "| `{}` | {} | {} |", call.name.name(), args.join("; "), call.why);
+            // A bar would begin the next column.
+            let args = args.join("; ").replace('|', "\\|");
+            let _ = writeln!(text, "| `{}` | {args} | {} |", call.name.name(), call.why);
         }
     }
     text.push_str("\n| thread | system calls |\n|---|---|\n");
