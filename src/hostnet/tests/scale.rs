@@ -80,13 +80,13 @@ fn populate(world: &mut World, interfaces: u32, addresses: u32) {
 #[test]
 #[ignore = "a measurement: scripts/bench network"]
 fn costs_by_size() {
-    on_own_host(|| {
-        println!(
-            "{:>10} {:>8} {:>14} {:>12} {:>14} {:>12}",
-            "interfaces", "members", "first packet", "rule added", "member added", "20000 frames"
-        );
-        let mut base = None;
-        for (interfaces, members) in [(10, 10), (100, 1000), (1000, 10_000)] {
+    println!(
+        "{:>10} {:>8} {:>14} {:>12} {:>14} {:>12}",
+        "interfaces", "members", "first packet", "rule added", "member added", "20000 frames"
+    );
+    let mut base = None;
+    for (interfaces, members) in [(10, 10), (100, 1000), (1000, 10_000)] {
+        on_own_host(|| {
             let mut world = World::new(&[4, 5]);
             // Who is known by being a member of a group of that size.
             let rules = vec![ingress("udp 1-1000 group 1"), all_out()];
@@ -137,6 +137,6 @@ fn costs_by_size() {
                 "",
                 bare.as_secs_f64() / bulk.as_secs_f64()
             );
-        }
-    });
+        });
+    }
 }
