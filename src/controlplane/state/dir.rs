@@ -2,8 +2,9 @@
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io;
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use kiln_model::InstanceId;
 use rustix::fs::{FlockOperation, flock};
@@ -146,18 +147,26 @@ impl InstanceDir {
     }
 }
 
-/// An advisory lock on a file, held until dropped or until the process ends.
+/// An advisory lock on a file, held until dropped or until the process ends. The file says whose it is.
+///
+/// A child that is being started when its parent is killed has the descriptor, and with it the lock,
+/// until it replaces or ends itself. So a lock whose owner is gone is about to be free.
 #[derive(Debug)]
 pub struct Lock {
     file: File,
     path: PathBuf,
 }
 
+/// How often, and after what pauses, a lock is asked for whose owner is gone.
+const ORPHAN_TRIES: u32 = 300;
+const ORPHAN_PAUSE: Duration = Duration::from_millis(10);
+
 impl Lock {
     fn open(path: &Path) -> Result<File, StoreError> {
         OpenOptions::new()
             .create(true)
             .truncate(false)
+            .read(true)
             .write(true)
             .mode(0o600)
             .open(path)
@@ -172,18 +181,33 @@ impl Lock {
     }
 
     fn take(path: &Path, operation: FlockOperation) -> Result<Option<Lock>, StoreError> {
+        let mut tries = 0;
         loop {
             let candidate = Self::open(path)?;
             match flock(&candidate, operation) {
                 Ok(()) if Self::is_current(&candidate, path) => {
+                    candidate
+                        .write_all_at(&std::process::id().to_ne_bytes(), 0)
+                        .map_err(file("sign the lock", path))?;
                     return Ok(Some(Lock { file: candidate, path: path.to_owned() }));
                 }
                 // Removed between open and lock, or interrupted by a signal.
                 Ok(()) | Err(rustix::io::Errno::INTR) => {}
+                Err(rustix::io::Errno::WOULDBLOCK) if tries < ORPHAN_TRIES && Self::is_orphan(&candidate) => {
+                    tries += 1;
+                    std::thread::sleep(ORPHAN_PAUSE);
+                }
                 Err(rustix::io::Errno::WOULDBLOCK) => return Ok(None),
                 Err(e) => return Err(file("take the lock", path)(e.into())),
             }
         }
+    }
+
+    /// Whether the process that took the lock has ended.
+    fn is_orphan(file: &File) -> bool {
+        let mut owner = [0; size_of::<u32>()];
+        file.read_exact_at(&mut owner, 0).is_ok()
+            && !Path::new(&format!("/proc/{}", u32::from_ne_bytes(owner))).exists()
     }
 
     fn try_take(path: &Path) -> Result<Option<Lock>, StoreError> {
@@ -199,7 +223,13 @@ impl Lock {
     pub fn remove(self) {
         // Best effort: an empty file left behind does no harm and the next sweep removes it.
         let _ = fs::remove_file(&self.path);
-        drop(self.file);
+    }
+}
+
+impl Drop for Lock {
+    fn drop(&mut self) {
+        // For a child that is being started and has the descriptor too. It cannot fail.
+        let _ = flock(&self.file, FlockOperation::Unlock);
     }
 }
 
@@ -215,6 +245,23 @@ mod tests {
             assert_eq!(fs::metadata(&path).unwrap().mode() & 0o777, 0o700, "{}", path.display());
         }
         assert!(StateDir::create(state.root()).is_ok(), "an existing directory is taken as it is");
+    }
+
+    #[test]
+    fn lock_outlives_its_owner_no_longer_than_the_owners_last_child() {
+        let temp = tempfile::tempdir().unwrap();
+        let path = temp.path().join("lock");
+        let lock = Lock::try_take(&path).unwrap().unwrap();
+        // As if a process that has ended had taken it, and a child of its still held it.
+        let mut ended = std::process::Command::new("true").spawn().unwrap();
+        ended.wait().unwrap();
+        lock.file.write_all_at(&ended.id().to_ne_bytes(), 0).unwrap();
+        let child = std::thread::spawn(move || {
+            std::thread::sleep(ORPHAN_PAUSE * 3);
+            drop(lock);
+        });
+        assert!(Lock::try_take(&path).unwrap().is_some());
+        child.join().unwrap();
     }
 
     #[test]
