@@ -61,21 +61,16 @@ fn fio(dir: &Path) -> PathBuf {
     tar
 }
 
-fn qemu_img(args: &[&str], path: &Path) -> String {
-    let output = Command::new("qemu-img").args(args).arg(path).output().unwrap();
+fn qemu_img(args: &[&str]) -> String {
+    let output = Command::new("qemu-img").args(args).output().unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     String::from_utf8(output.stdout).unwrap()
 }
 
-/// An overlay over `base`, as an instance gets it.
-fn overlay(path: &Path, base: &Path, format: &str, mib: u64) -> File {
-    let output = Command::new("qemu-img")
-        .args(["create", "-q", "-f", "qcow2", "-F", format, "-b", base.to_str().unwrap()])
-        .arg(path)
-        .arg(format!("{mib}M"))
-        .output()
-        .unwrap();
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+/// An overlay over the raw image `base`, as an instance gets it.
+fn overlay(path: &Path, base: &Path, mib: u64) -> File {
+    let (at, base, size) = (path.to_str().unwrap(), base.to_str().unwrap(), format!("{mib}M"));
+    qemu_img(&["create", "-q", "-f", "qcow2", "-F", "raw", "-b", base, at, &size]);
     open(path)
 }
 
@@ -85,7 +80,7 @@ fn open(path: &Path) -> File {
 
 /// Boots `tiny` with `volume` as its second disk, and lets fio at it.
 fn verify(image: &Path, dir: &Path, volume: Disk) {
-    let root = overlay(&dir.join("root.qcow2"), image, "raw", 512);
+    let root = overlay(&dir.join("root.qcow2"), image, 512);
     let root = vec![(root, DiskFormat::Qcow2), (File::open(image).unwrap(), DiskFormat::Raw)];
     let disks = vec![Disk { layers: root, queues: 1 }, volume, Disk::raw(open(&fio(dir)))];
     let setup = Setup { vcpus: 2, memory_mib: 512, disks, nic: true, ..Setup::default() };
@@ -116,11 +111,9 @@ fn every_block_comes_back_from_an_overlay_and_its_base_stays() {
     let content: Vec<u8> = (0..MIB << 20).map(|n| (n / 512 % 255) as u8).collect();
     std::fs::write(&base, &content).unwrap();
     let top = dir.path().join("volume.qcow2");
-    let layers = vec![
-        (overlay(&top, &base, "raw", MIB), DiskFormat::Qcow2),
-        (File::open(&base).unwrap(), DiskFormat::Raw),
-    ];
+    let layers =
+        vec![(overlay(&top, &base, MIB), DiskFormat::Qcow2), (File::open(&base).unwrap(), DiskFormat::Raw)];
     verify(&image, dir.path(), Disk { layers, queues: QUEUES });
     assert!(std::fs::read(&base).unwrap() == content, "the base has changed");
-    assert!(qemu_img(&["check"], &top).contains("No errors were found"));
+    assert!(qemu_img(&["check", top.to_str().unwrap()]).contains("No errors were found"));
 }
