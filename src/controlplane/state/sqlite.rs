@@ -5,17 +5,20 @@
 //! `sqlite3 kiln.db "select key, value from document"`.
 
 use std::fs::OpenOptions;
+use std::io::ErrorKind;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use rusqlite::{Connection, OptionalExtension, Transaction, TransactionBehavior, params};
+use rusqlite::{Connection, ErrorCode, OptionalExtension, Transaction, TransactionBehavior, params};
 
 use super::store::{Commit, Entry, Outcome, Store, StoreError};
 
 /// How long to wait for other processes. Their transactions take milliseconds.
 const BUSY: Duration = Duration::from_secs(20);
+/// Between two tries of what SQLite does not wait for.
+const SWITCH_PAUSE: Duration = Duration::from_millis(5);
 
 /// One step per schema version, oldest first. Never change a step that was released: add one.
 const MIGRATIONS: [&str; 1] = ["
@@ -46,9 +49,13 @@ impl SqliteStore {
     pub fn open(path: &Path) -> Result<Self, StoreError> {
         // User data and keys are inside: readable by the owner alone, which SQLite's own create
         // would leave to the umask. Its side files take over the mode.
-        OpenOptions::new().create(true).append(true).mode(0o600).open(path).map_err(|source| {
-            StoreError::File { action: "open the state database", path: path.to_owned(), source }
-        })?;
+        match OpenOptions::new().create_new(true).append(true).mode(0o600).open(path) {
+            Err(source) if source.kind() != ErrorKind::AlreadyExists => {
+                let path = path.to_owned();
+                return Err(StoreError::File { action: "create the state database", path, source });
+            }
+            _ => {}
+        }
         let mut connection = Connection::open(path).map_err(database("open"))?;
         configure(&connection).map_err(database("set up"))?;
         migrate(&mut connection)?;
@@ -62,10 +69,23 @@ impl SqliteStore {
 }
 
 fn configure(connection: &Connection) -> rusqlite::Result<()> {
-    // First of all: switching the journal mode waits for other processes too.
     connection.busy_timeout(BUSY)?;
-    connection.query_row("PRAGMA journal_mode = WAL", [], |_| Ok(()))?;
+    keep_write_ahead_log(connection)?;
     connection.execute_batch("PRAGMA synchronous = FULL; PRAGMA trusted_schema = OFF;")
+}
+
+/// The switch, which is only made in a new file, does not keep to the busy timeout: of two processes
+/// that both have read the old mode one is refused at once, lest they wait for each other.
+fn keep_write_ahead_log(connection: &Connection) -> rusqlite::Result<()> {
+    let start = Instant::now();
+    loop {
+        match connection.query_row("PRAGMA journal_mode = WAL", [], |_| Ok(())) {
+            Err(e) if e.sqlite_error_code() == Some(ErrorCode::DatabaseBusy) && start.elapsed() < BUSY => {
+                std::thread::sleep(SWITCH_PAUSE);
+            }
+            other => return other,
+        }
+    }
 }
 
 fn migrate(connection: &mut Connection) -> Result<(), StoreError> {
@@ -203,6 +223,23 @@ mod tests {
 
     fn child_store() -> Option<SqliteStore> {
         std::env::var_os(CHILD_DB).map(|db| SqliteStore::open(Path::new(&db)).unwrap())
+    }
+
+    #[test]
+    fn a_new_database_can_be_opened_by_many_at_once() {
+        for _ in 0..100 {
+            let dir = tempfile::tempdir().unwrap();
+            let path = dir.path().join("kiln.db");
+            let start = std::sync::Barrier::new(8);
+            std::thread::scope(|scope| {
+                for _ in 0..8 {
+                    scope.spawn(|| {
+                        start.wait();
+                        SqliteStore::open(&path).unwrap();
+                    });
+                }
+            });
+        }
     }
 
     #[test]
