@@ -196,6 +196,7 @@ class Machine:
                 stderr=log,
                 preexec_fn=die_with_parent,
             )
+        self.output_log = None if job.interactive else open(logs / "output.log", "wb", buffering=0)
         self.sockets = {}
         try:
             for port in ports:
@@ -234,9 +235,9 @@ class Machine:
             if not self.up:
                 remaining = min(remaining, self.started + UP_LIMIT - time.monotonic())
             if remaining <= 0 and not self.up:
-                raise Fail(DIED, f"L1 did not come up in {UP_LIMIT} s; console and registers in {self.logs}")
+                raise Fail(DIED, f"L1 did not come up in {UP_LIMIT} s; console, registers and output in {self.logs}")
             if remaining <= 0:
-                raise Fail(TIMED_OUT, f"timed out after {self.timeout:g} s; console and registers in {self.logs}")
+                raise Fail(TIMED_OUT, f"timed out after {self.timeout:g} s; console, registers and output in {self.logs}")
             for key, _ in selector.select(remaining):
                 if not key.data(key.fileobj):
                     selector.unregister(key.fileobj)
@@ -257,6 +258,8 @@ class Machine:
     def _on_output(self, stream: socket.socket) -> bool:
         data = stream.recv(65536)
         self.received += len(data)
+        if self.output_log:
+            self.output_log.write(data)
         view = memoryview(data)
         while view:
             view = view[os.write(sys.stdout.fileno(), view) :]
