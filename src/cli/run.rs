@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use kiln_controlplane::host::host_memory;
 use kiln_controlplane::instances::{
     BootOverride, ControlPlane, Ending, Instance, LaunchRequest, NetworkMode, RunningInstance,
+    ShutdownBehavior,
 };
 use kiln_controlplane::metadata::parse_options;
 use kiln_controlplane::network::Placement;
@@ -95,6 +96,9 @@ fn request(args: &RunArgs) -> Result<LaunchRequest, Failure> {
         tags: args.tags.clone(),
         profile: args.role.clone(),
         keep: args.keep,
+        shutdown: ShutdownBehavior::Stop,
+        protected: false,
+        key_name: None,
     })
 }
 

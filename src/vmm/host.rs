@@ -74,6 +74,8 @@ pub struct Host {
     pub initrd: Option<File>,
     /// Where the console log goes.
     pub console_log: Option<File>,
+    /// Where the reason of the end goes.
+    pub ending: Option<File>,
 }
 
 impl Host {
@@ -98,6 +100,7 @@ impl Host {
         };
         let mut file = |fd: Option<FdIndex>| fd.map(|fd| fds.take(fd).map(File::from)).transpose();
         let (kernel, initrd, console_log) = (file(kernel)?, file(initrd)?, file(spec.console.log)?);
+        let ending = file(spec.ending)?;
         // Last, because it is the only thing that costs the host something.
         let memory = memory::allocate(spec.memory)?;
         let equip = |(index, (disk, spec)): (usize, (Arc<dyn Disk>, &DiskSpec))| {
@@ -107,7 +110,7 @@ impl Host {
         };
         let disks = disks.into_iter().zip(&spec.disks).enumerate().map(equip);
         let disks = disks.collect::<Result<_, HostError>>()?;
-        Ok(Host { kvm, memory, disks, nics, kernel, initrd, console_log })
+        Ok(Host { kvm, memory, disks, nics, kernel, initrd, console_log, ending })
     }
 }
 

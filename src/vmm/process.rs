@@ -80,6 +80,7 @@ pub fn run(listener: UnixListener, confinement: Confinement) -> Result<ExitReaso
     let mut process = Process::new(server, *spec, confinement)?;
     let reason = process.live(fds, starter, request.id);
     process.forward_console();
+    process.write_down(&reason);
     process.server.broadcast(&Event::Exited(reason.clone()));
     process.server.finish();
     Ok(reason)
@@ -93,6 +94,9 @@ struct Process {
     confinement: Confinement,
     console: Console,
     log: Option<ConsoleLog>,
+    ending: Option<File>,
+    /// The guest was asked to power off in order to start again.
+    reboots: bool,
     events: MachineEvents,
     reported: Receiver<MachineEvent>,
     machine_wake: Arc<EventFd>,
@@ -124,6 +128,8 @@ impl Process {
             confinement,
             console,
             log: None,
+            ending: None,
+            reboots: false,
             events,
             reported,
             machine_wake,
@@ -143,6 +149,7 @@ impl Process {
             Ok(opened) => opened,
             Err(message) => return self.fail(Some((starter, request)), message),
         };
+        self.ending = host.ending.take();
         self.log =
             host.console_log.take().map(|file| ConsoleLog::new(file, self.spec.console.log_limit_bytes));
         let mut unanswered = Some((starter, request));
@@ -170,6 +177,7 @@ impl Process {
                 Outcome::Exit(reason) => return reason,
                 Outcome::Reset => {
                     self.resets = self.resets.saturating_add(1);
+                    self.reboots = false;
                     self.forward_console();
                     self.server.broadcast(&Event::Rebooting);
                     if let Err(e) = memory::wipe(&host.memory) {
@@ -232,6 +240,7 @@ impl Process {
                 }
             }
             match self.reported.try_recv() {
+                Ok(MachineEvent::PowerOff) if self.reboots => return Outcome::Reset,
                 Ok(MachineEvent::PowerOff) => return Outcome::Exit(ExitReason::PowerOff),
                 Ok(MachineEvent::Reset) => return Outcome::Reset,
                 Ok(MachineEvent::Failed(message)) => return Outcome::Exit(ExitReason::Failed { message }),
@@ -253,6 +262,12 @@ impl Process {
                 Reply::Ok
             }
             Command::PowerButton => {
+                self.reboots = false;
+                machine.press_power_button();
+                Reply::Ok
+            }
+            Command::Reboot => {
+                self.reboots = true;
                 machine.press_power_button();
                 Reply::Ok
             }
@@ -277,6 +292,7 @@ impl Process {
                     nic.stats(&format!("net{index}"), &mut stats.counters);
                 }
                 stats.counters.insert("machine.resets".into(), self.resets);
+                stats.counters.insert("metadata.generation".into(), self.metadata.generation);
                 stats.counters.insert("console.dropped_bytes".into(), self.console.dropped());
                 Reply::Stats(Box::new(stats))
             }
@@ -305,6 +321,16 @@ impl Process {
         self.metadata = Arc::new(snapshot);
         host.nics.iter().for_each(|nic| nic.update_metadata(Arc::clone(&self.metadata)));
         Ok(())
+    }
+
+    /// Leaves the reason of the end to whoever comes later.
+    fn write_down(&mut self, reason: &ExitReason) {
+        let Some(mut file) = self.ending.take() else { return };
+        let written =
+            serde_json::to_vec(reason).map_err(io::Error::from).and_then(|text| file.write_all(&text));
+        if let Err(e) = written {
+            tracing::warn!("the reason of the end could not be written: {e}");
+        }
     }
 
     /// Carries what the guest printed to the log and to attached clients.

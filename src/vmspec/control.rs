@@ -16,6 +16,8 @@ pub enum Command {
     Resume,
     /// Press the ACPI power button.
     PowerButton,
+    /// Press the ACPI power button, and start the machine again when the guest has powered off.
+    Reboot,
     /// Reset the machine as its reset line would.
     Reset,
     /// End the VMM at once; the guest gets no notice.

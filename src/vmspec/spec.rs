@@ -34,6 +34,10 @@ pub struct VmSpec {
     pub console: ConsoleSpec,
     /// First metadata snapshot; later ones come with `Command::UpdateMetadata`.
     pub metadata: MetadataSnapshot,
+    /// An empty file into which the VMM writes its [`crate::ExitReason`] as JSON before it ends, for
+    /// control planes that are away at that moment.
+    #[serde(default)]
+    pub ending: Option<FdIndex>,
 }
 
 /// Guest memory.

@@ -20,17 +20,16 @@ use std::time::{Duration, SystemTime};
 
 use kiln_controlplane::host::ProcessIdentity;
 use kiln_controlplane::instances::{
-    BootOverride, ControlPlane, HostMemory, KeyRing, LaunchRequest, NetworkMode, Parts, RunningInstance,
+    ControlPlane, HostMemory, KeyRing, LaunchRequest, NetworkMode, Notices, Parts, RunningInstance,
 };
-use kiln_controlplane::network::{
-    Attached, Counters, FabricError, NetworkFabric, NicRequest, Placement, PolicySource,
-};
+use kiln_controlplane::network::{Attached, Counters, FabricError, NetworkFabric, NicRequest, PolicySource};
+use kiln_controlplane::state::dir::InstanceDir;
 use kiln_controlplane::state::{SqliteStore, StateDir};
 use kiln_controlplane::vmm_process::{
     Commands, Pending, StartedVmm, VmmError, VmmEvent, VmmHandle, VmmLaunch, VmmLauncher,
 };
 use kiln_model::{ByteSize, Clock, InstanceId, InterfaceId, VpcId};
-use kiln_vmspec::{Command as VmmCommand, HttpTokens, MetadataOptions, Reply};
+use kiln_vmspec::{Command as VmmCommand, HttpTokens, Reply, VmSpec};
 use link::{Link, MTU};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use tokio::sync::mpsc;
@@ -126,6 +125,7 @@ impl Drop for Namespace {
 struct NamespaceLauncher(Arc<Mutex<BTreeMap<String, Arc<Namespace>>>>);
 
 struct Handle {
+    launcher: NamespaceLauncher,
     namespace: Mutex<Option<Arc<Namespace>>>,
     _events: mpsc::Sender<VmmEvent>,
 }
@@ -153,6 +153,24 @@ impl VmmHandle for Handle {
         None
     }
 
+    fn begin(&self, spec: VmSpec, _fds: Vec<OwnedFd>) {
+        static NUMBER: AtomicU32 = AtomicU32::new(0);
+        let name = format!("klm{}-{}", std::process::id(), NUMBER.fetch_add(1, Ordering::Relaxed));
+        let nic = &spec.nics[0];
+        ip(&["netns", "add", &name]);
+        let mut namespace = Namespace { name: name.clone(), link: None };
+        namespace.link = Some(Link::start(&name, &nic.link_local, nic.mac, spec.metadata.clone()));
+        let address = format!("{}/{}", nic.link_local.private_ipv4, nic.link_local.prefix_len);
+        let inside = |arguments: &[&str]| ip(&[&["-n", &name], arguments].concat());
+        inside(&["link", "set", "lo", "up"]);
+        inside(&["link", "set", "eth0", "address", &nic.mac.to_string(), "mtu", &MTU.to_string(), "up"]);
+        inside(&["address", "add", &address, "dev", "eth0"]);
+        inside(&["route", "add", "default", "via", &nic.link_local.router.to_string()]);
+        let namespace = Arc::new(namespace);
+        self.launcher.0.lock().unwrap().insert(spec.instance_id, Arc::clone(&namespace));
+        *self.namespace.lock().unwrap() = Some(namespace);
+    }
+
     fn end(&self, _patience: Duration) {
         *self.namespace.lock().unwrap() = None;
     }
@@ -163,24 +181,14 @@ impl VmmLauncher for NamespaceLauncher {
         Ok(std::fs::File::open("/dev/null").unwrap().into())
     }
 
-    fn start(&self, launch: VmmLaunch) -> Result<StartedVmm, VmmError> {
-        static NUMBER: AtomicU32 = AtomicU32::new(0);
-        let name = format!("klm{}-{}", std::process::id(), NUMBER.fetch_add(1, Ordering::Relaxed));
-        let nic = &launch.spec.nics[0];
-        ip(&["netns", "add", &name]);
-        let mut namespace = Namespace { name: name.clone(), link: None };
-        namespace.link = Some(Link::start(&name, &nic.link_local, nic.mac, launch.spec.metadata.clone()));
-        let address = format!("{}/{}", nic.link_local.private_ipv4, nic.link_local.prefix_len);
-        let inside = |arguments: &[&str]| ip(&[&["-n", &name], arguments].concat());
-        inside(&["link", "set", "lo", "up"]);
-        inside(&["link", "set", "eth0", "address", &nic.mac.to_string(), "mtu", &MTU.to_string(), "up"]);
-        inside(&["address", "add", &address, "dev", "eth0"]);
-        inside(&["route", "add", "default", "via", &nic.link_local.router.to_string()]);
-        let namespace = Arc::new(namespace);
-        self.0.lock().unwrap().insert(launch.spec.instance_id.clone(), Arc::clone(&namespace));
+    fn start(&self, _launch: VmmLaunch) -> Result<StartedVmm, VmmError> {
         let (sender, events) = mpsc::channel(4);
-        let handle = Handle { namespace: Mutex::new(Some(namespace)), _events: sender };
+        let handle = Handle { launcher: self.clone(), namespace: Mutex::default(), _events: sender };
         Ok(StartedVmm { handle: Arc::new(handle), events })
+    }
+
+    fn adopt(&self, _dir: &InstanceDir, _process: ProcessIdentity) -> Result<StartedVmm, VmmError> {
+        Err(VmmError::NoAnswer)
     }
 }
 
@@ -211,6 +219,7 @@ impl World {
             clock: Arc::new(clock.clone()),
             sts: Arc::new(kiln_sts::Sts),
             keys: KeyRing::default(),
+            notices: Notices::default(),
             vpc_range: "172.31.0.0/16".parse().unwrap(),
         });
         Some(World { plane, clock, launcher, temp })
@@ -228,26 +237,9 @@ impl World {
     ) -> Instance {
         let image = self.path("disk.raw");
         std::fs::write(&image, vec![0; 1 << 20]).unwrap();
-        let mut request = LaunchRequest {
-            image: image.to_str().unwrap().to_owned(),
-            format: None,
-            instance_type: "t3.micro".to_owned(),
-            vcpus: None,
-            memory: None,
-            hugepages: false,
-            volume_size: None,
-            network: NetworkMode::LinkLocalOnly,
-            placement: Placement::default(),
-            user_data: None,
-            ssh_key: None,
-            metadata_options: MetadataOptions { tokens: HttpTokens::Required, ..MetadataOptions::default() },
-            boot: BootOverride::default(),
-            console_log: None,
-            name: None,
-            tags: Vec::new(),
-            profile: None,
-            keep: false,
-        };
+        let mut request = LaunchRequest::new(image.to_str().unwrap(), "t3.micro");
+        request.network = NetworkMode::LinkLocalOnly;
+        request.metadata_options.tokens = HttpTokens::Required;
         change(&mut request);
         let memory = HostMemory { available: ByteSize::bytes(64 << 30), free_hugepages: ByteSize::bytes(0) };
         let mut run = self.plane.launch(&request, memory).unwrap();

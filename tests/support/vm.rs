@@ -216,6 +216,7 @@ impl Setup {
             }
         };
         VmSpec {
+            ending: None,
             kvm: fds.add(kvm),
             instance_id: INSTANCE_ID.into(),
             vcpus: self.vcpus,

@@ -1,7 +1,8 @@
 //! A set of credentials, and the document in which an instance reads it.
 
-use kiln_model::Secret;
+use kiln_model::{Secret, Utc};
 use kiln_vmspec::LeafValue;
+use serde::Deserialize;
 use serde_json::json;
 
 use super::SourceError;
@@ -33,6 +34,25 @@ impl Credentials {
             ("Expiration", json!(timestamp(self.expiration))),
         ])
         .into()
+    }
+
+    /// Reads such a document back, unless it tells of a failure.
+    pub fn from_document(document: &[u8]) -> Option<Self> {
+        #[derive(Deserialize)]
+        #[serde(rename_all = "PascalCase")]
+        struct Form {
+            access_key_id: String,
+            secret_access_key: String,
+            token: String,
+            expiration: String,
+        }
+        let form: Form = serde_json::from_slice(document).ok()?;
+        Some(Credentials {
+            access_key_id: form.access_key_id,
+            secret_access_key: Secret::new(form.secret_access_key),
+            session_token: Secret::new(form.token),
+            expiration: Utc::parse_rfc3339(&form.expiration)?,
+        })
     }
 
     /// Whether `other` is the same set.
@@ -75,6 +95,18 @@ mod tests {
              \"SecretAccessKey\" : \"s3cr3t\",\n  \"Token\" : \"t0k3n\",\n  \
              \"Expiration\" : \"2023-07-01T01:25:35Z\"\n}"
         );
+    }
+
+    #[test]
+    fn document_is_read_back_and_a_failure_is_not() {
+        let back = Credentials::from_document(credentials().document(1_688_152_002).as_bytes()).unwrap();
+        assert!(back.is_same(&credentials()));
+        assert_eq!(
+            (back.session_token.expose().as_str(), back.secret_access_key.expose().as_str()),
+            ("t0k3n", "s3cr3t")
+        );
+        let failure = failure_document(&SourceError::Pending, 0);
+        assert!(Credentials::from_document(failure.as_bytes()).is_none());
     }
 
     #[test]

@@ -313,7 +313,7 @@ pub(crate) fn profile(tx: &mut Transaction<'_>, name: &str) -> Result<InstancePr
 }
 
 fn unused(tx: &Transaction<'_>, profile: &InstanceProfile) -> Result<(), RoleError> {
-    let has = |i: &Instance| i.profile.as_ref().is_some_and(|a| a.profile == profile.name);
+    let has = |i: &Instance| !i.is_gone() && i.profile.as_ref().is_some_and(|a| a.profile == profile.name);
     match tx.list::<Instance>()?.into_iter().find(has) {
         None => Ok(()),
         Some(instance) => Err(RoleError::InUse { profile: profile.name.clone(), instance: instance.id }),

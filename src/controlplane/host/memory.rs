@@ -9,17 +9,27 @@ use crate::instances::HostMemory;
 
 /// What `/proc/meminfo` says now. Where it cannot be read, nothing is taken to be scarce.
 pub fn host_memory() -> HostMemory {
-    let unknown =
-        HostMemory { available: ByteSize::bytes(u64::MAX), free_hugepages: ByteSize::bytes(u64::MAX) };
-    fs::read_to_string("/proc/meminfo").ok().and_then(|text| parse_meminfo(&text)).unwrap_or(unknown)
+    fs::read_to_string("/proc/meminfo")
+        .ok()
+        .and_then(|text| parse_meminfo(&text))
+        .unwrap_or(HostMemory::UNBOUNDED)
+}
+
+/// All memory of the host. Where it cannot be read, nothing is taken to be scarce.
+pub fn host_total_memory() -> ByteSize {
+    let text = fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    let kib = field(&text, "MemTotal").and_then(|kib| kib.checked_mul(KIB));
+    ByteSize::bytes(kib.unwrap_or(u64::MAX))
+}
+
+fn field(text: &str, name: &str) -> Option<u64> {
+    let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))?;
+    line.split_ascii_whitespace().next()?.parse().ok()
 }
 
 /// Reads the text of `/proc/meminfo`.
 pub fn parse_meminfo(text: &str) -> Option<HostMemory> {
-    let value = |name: &str| {
-        let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))?;
-        line.split_ascii_whitespace().next()?.parse::<u64>().ok()
-    };
+    let value = |name| field(text, name);
     let available = value("MemAvailable")?.checked_mul(KIB)?;
     // Only the pool of the default size is counted, and only if that is 2 MiB.
     let two_mib = value("Hugepagesize").is_some_and(|kib| kib.checked_mul(KIB) == Some(2 * MIB));

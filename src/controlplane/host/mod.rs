@@ -8,9 +8,9 @@ mod process;
 mod routes;
 
 pub use kvm::{KvmError, KvmKind, open_kvm};
-pub use memory::{host_memory, parse_meminfo};
+pub use memory::{host_memory, host_total_memory, parse_meminfo};
 pub use nameservers::host_nameservers;
-pub use process::ProcessIdentity;
+pub use process::{ProcessIdentity, boot_id};
 pub use routes::host_ranges;
 
 /// The system's clock.

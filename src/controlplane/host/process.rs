@@ -1,7 +1,8 @@
 //! Processes named so that a recycled number is not mistaken for one of ours.
 
 use std::fs;
-use std::time::Duration;
+use std::os::fd::OwnedFd;
+use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, Signal, getpid, pidfd_open, pidfd_send_signal};
@@ -36,24 +37,46 @@ impl ProcessIdentity {
     /// Kills exactly this process and waits up to `patience` for its end. Success too when it is gone
     /// already.
     pub fn kill(self, patience: Duration) -> std::io::Result<()> {
-        let pid = i32::try_from(self.pid).ok().and_then(Pid::from_raw);
-        let Some(Ok(handle)) = pid.map(|pid| pidfd_open(pid, PidfdFlags::empty())) else { return Ok(()) };
-        // The handle is of whichever process has the number now; it stays of that one. So a look at
-        // the start time after opening it is proof.
-        if !self.is_alive() {
-            return Ok(());
-        }
+        let Some(handle) = self.open() else { return Ok(()) };
         match pidfd_send_signal(&handle, Signal::KILL) {
             Ok(()) | Err(rustix::io::Errno::SRCH) => {}
             Err(e) => return Err(e.into()),
         }
-        let limit = Timespec::try_from(patience).ok();
-        let mut fds = [PollFd::new(&handle, PollFlags::IN)];
-        match poll(&mut fds, limit.as_ref())? {
-            0 => Err(std::io::ErrorKind::TimedOut.into()),
-            _ => Ok(()),
+        if ended(&handle, patience)? { Ok(()) } else { Err(std::io::ErrorKind::TimedOut.into()) }
+    }
+
+    /// Waits up to `patience` for the end of exactly this process; whether it has ended. One that nobody
+    /// has waited for yet has.
+    pub fn wait(self, patience: Duration) -> bool {
+        self.open().is_none_or(|handle| ended(&handle, patience).unwrap_or(false))
+    }
+
+    /// A handle on exactly this process, if it is there.
+    fn open(self) -> Option<OwnedFd> {
+        let pid = i32::try_from(self.pid).ok().and_then(Pid::from_raw)?;
+        let handle = pidfd_open(pid, PidfdFlags::empty()).ok()?;
+        // The handle is of whichever process has the number now; it stays of that one. So a look at
+        // the start time after opening it is proof.
+        self.is_alive().then_some(handle)
+    }
+}
+
+fn ended(process: &OwnedFd, patience: Duration) -> std::io::Result<bool> {
+    let deadline = Instant::now().checked_add(patience);
+    loop {
+        let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
+        let limit = left.and_then(|left| Timespec::try_from(left).ok());
+        match poll(&mut [PollFd::new(process, PollFlags::IN)], limit.as_ref()) {
+            Ok(ready) => return Ok(ready > 0),
+            Err(rustix::io::Errno::INTR) => {}
+            Err(e) => return Err(e.into()),
         }
     }
+}
+
+/// Number of the host's present boot: processes of another one are gone.
+pub fn boot_id() -> String {
+    fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default().trim().to_owned()
 }
 
 /// Field 22 of a line of `/proc/<pid>/stat`. The second field is the program's name in brackets and
@@ -86,7 +109,9 @@ mod tests {
         let other = ProcessIdentity { started: identity.started + 1, ..identity };
         other.kill(Duration::from_secs(10)).unwrap();
         assert!(child.try_wait().unwrap().is_none(), "a process of another start time was killed");
+        assert!(other.wait(Duration::MAX) && !identity.wait(Duration::ZERO));
         identity.kill(Duration::from_secs(10)).unwrap();
+        assert!(identity.wait(Duration::MAX), "a zombie has ended");
         assert!(!child.wait().unwrap().success());
         identity.kill(Duration::from_secs(10)).unwrap();
         assert!(!identity.is_alive());

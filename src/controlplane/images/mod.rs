@@ -347,7 +347,7 @@ impl Images<'_> {
             // Read first: a launch that comes between the look at the instances and the commit
             // changes this row, and this body runs again.
             let Some(row) = tx.get::<Image>(&image.id)? else { return Ok(()) };
-            let uses = |i: &Instance| i.root.base == BaseImage::Imported { image: image.id };
+            let uses = |i: &Instance| !i.is_gone() && i.root.base == BaseImage::Imported { image: image.id };
             let users = tx.list::<Instance>()?.into_iter().filter(uses);
             let instances: Vec<_> = users.map(|i| i.id).collect();
             if !instances.is_empty() {

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use kiln_model::InstanceEvent;
+use kiln_model::{InstanceEvent, InstanceState};
 use kiln_sandbox::cgroup::Hierarchies;
 
 use super::{Instance, NetworkMode, Parts};
@@ -112,10 +112,20 @@ fn undo_rows(parts: &Parts, instance: &Instance, stays: bool) -> Result<(), Stor
             row.vmm = None;
             row.public_address = None;
             tx.put(&row)
+        } else if row.is_gone() {
+            // Given back already, and by now perhaps another's.
+            Ok(())
         } else {
             Networks::give_back(tx, &row.interface)?;
-            tx.remove::<Instance>(&row.id);
-            Ok(())
+            if !row.supervised {
+                tx.remove::<Instance>(&row.id);
+                return Ok(());
+            }
+            row.state = InstanceState::Terminated;
+            row.owner = None;
+            row.vmm = None;
+            row.public_address = None;
+            tx.put(&row)
         }
     })
 }

@@ -106,7 +106,7 @@ fn facts(instance: &Instance, live: Live) -> InstanceFacts {
         ami_id,
         instance_type: instance.instance_type.clone(),
         reservation_id: instance.reservation,
-        launch_index: 0,
+        launch_index: instance.launch_index,
         account_id: ACCOUNT.to_owned(),
         launched: instance.launched,
         placement: Placement {
@@ -133,7 +133,10 @@ fn facts(instance: &Instance, live: Live) -> InstanceFacts {
         }],
         root_device: "/dev/xvda".to_owned(),
         data_devices: Vec::new(),
-        key: instance.ssh_key.clone().map(|public_key| KeyPair { name: KEY_NAME.to_owned(), public_key }),
+        key: instance.ssh_key.clone().map(|public_key| KeyPair {
+            name: instance.key_name.clone().unwrap_or_else(|| KEY_NAME.to_owned()),
+            public_key,
+        }),
         tags: instance.tags.clone(),
         user_data: instance.user_data.clone(),
         role: live.role,

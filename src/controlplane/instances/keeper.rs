@@ -15,12 +15,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use kiln_model::InstanceId;
-use kiln_vmspec::{Command, MetadataSnapshot};
+use kiln_vmspec::{Command, MetadataSnapshot, Reply};
 use tokio::task::{JoinError, JoinHandle};
 use tokio::time::MissedTickBehavior;
 
 use super::facts::{self, Around, Live};
-use super::{Instance, LaunchError, Parts};
+use super::{Instance, LaunchError, NoticeEvent, Parts};
 use crate::credentials::{
     CredentialSource, CredentialStatus, Credentials, InstanceProfile, Lifetime, Principal, Role, Rotation,
     SourceError, Subject,
@@ -89,6 +89,34 @@ impl Held {
         Ok(held)
     }
 
+    /// What goes on with a machine that another process started, whose metadata are of `generation`. What
+    /// has changed since goes out with the first look.
+    pub(super) async fn adopted(
+        parts: &Arc<Parts>,
+        instance: &Instance,
+        generation: u64,
+        commands: &dyn Commands,
+    ) -> Result<Self, LaunchError> {
+        let mut held = Held::new(parts, instance)?;
+        let now = parts.clock.unix_seconds();
+        if let Some(role) = &mut held.role
+            && role.rotation.current(now).is_none()
+        {
+            // The guest still has the set of before, which lies nowhere else: it is good until its end.
+            let path = format!("/latest/meta-data/iam/security-credentials/{}", role.role.name);
+            if let Ok(Reply::Metadata { found: Some(document) }) =
+                commands.request(Command::ReadMetadata { path }).await
+                && let Some(set) = Credentials::from_document(document.as_bytes())
+            {
+                role.rotation.fetched(Ok(set), now, rand::random());
+            }
+        }
+        held.published = MetadataSnapshot { generation, ..MetadataSnapshot::default() };
+        // Of no revision, so that the first look is a thorough one.
+        held.revision = 0;
+        Ok(held)
+    }
+
     /// The last snapshot.
     pub(super) fn published(&self) -> &MetadataSnapshot {
         &self.published
@@ -135,7 +163,7 @@ impl Held {
         let source: Arc<dyn CredentialSource> = parts.opener()?.open(&role.source).into();
         let mut rotation = Rotation::new(now);
         if let Some(result) = source.at_once(&subject, now) {
-            note(self.instance.id, &role, &result);
+            note(parts, self.instance.id, &role, &result);
             rotation.fetched(result, now, rand::random());
         }
         let info = InstanceRole {
@@ -174,7 +202,7 @@ impl Held {
         let now = parts.clock.unix_seconds();
         let mut changed = false;
         if let (Some(result), Some(held)) = (fetched, &mut self.role) {
-            note(self.instance.id, &held.role, &result);
+            note(parts, self.instance.id, &held.role, &result);
             held.rotation.fetched(result, now, rand::random());
             changed = true;
         }
@@ -257,13 +285,16 @@ impl Held {
 }
 
 /// Tells people what a fetch gave.
-fn note(instance: InstanceId, role: &Role, result: &Result<Credentials, SourceError>) {
+fn note(parts: &Parts, instance: InstanceId, role: &Role, result: &Result<Credentials, SourceError>) {
     match result {
         Ok(set) => {
             tracing::info!(%instance, role = %role.name, key = set.access_key_id, "new credentials");
         }
         Err(error) => {
             tracing::warn!(%instance, role = %role.name, source = %role.source, "no credentials: {error}");
+            let (role, code) = (role.name.to_string(), error.code().to_owned());
+            let event = NoticeEvent::CredentialFailure { instance, role, code };
+            parts.notices.tell(parts.clock.unix_seconds(), event);
         }
     }
 }

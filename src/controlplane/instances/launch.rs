@@ -8,7 +8,6 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::net::Ipv4Addr;
-use std::os::fd::OwnedFd;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
@@ -19,12 +18,13 @@ use kiln_vmspec::DiskFormat;
 
 use super::effects::{Effect, undo};
 use super::keeper::Held;
+use super::lifecycle::chain;
 use super::modify::associate;
 use super::request::HostMemory;
 use super::spec::{self, OpenError, Opened};
 use super::{
     BaseImage, Instance, LaunchRequest, MetadataState, NetworkMode, Parts, RequestError, RootVolume,
-    RunningInstance, bounds, facts, smbios,
+    RunningInstance, StateReason, bounds, facts, smbios,
 };
 use crate::credentials::RoleError;
 use crate::host::ProcessIdentity;
@@ -35,7 +35,7 @@ use crate::network::{
     FabricError, NetworkError, Networks, NicRequest, Public, elastic_of, ensure_default_subnet, policy_source,
 };
 use crate::state::dir::Lock;
-use crate::state::{StoreError, transact};
+use crate::state::{StoreError, Transaction, transact};
 use crate::vmm_process::{StartedVmm, VmmError, VmmLaunch};
 
 /// Largest root volume, as in EC2's largest volume type.
@@ -171,36 +171,79 @@ fn volume_size(wanted: Option<ByteSize>, image: ByteSize) -> Result<ByteSize, La
     Ok(ByteSize::bytes(size.as_bytes().next_multiple_of(512)))
 }
 
-/// Launches a new instance.
-pub(super) fn launch(
-    parts: &std::sync::Arc<Parts>,
+/// What else a transaction shall write that makes instances, such as a client's token. It may run several
+/// times; its error undoes all.
+pub type Also<'a> = dyn FnMut(&mut Transaction<'_>, &[Instance]) -> Result<(), StoreError> + 'a;
+
+/// How many instances of a wish, and for whom.
+pub(super) struct Admission<'a> {
+    pub(super) count: u32,
+    /// They belong to a daemon.
+    pub(super) supervised: bool,
+    /// What else shall be written with their rows, or not at all.
+    pub(super) also: &'a mut Also<'a>,
+}
+
+/// Checks a wish and writes the rows of its instances, all or none. Nothing else of them exists yet.
+pub(super) fn admit(
+    parts: &Parts,
     request: &LaunchRequest,
     host: HostMemory,
-) -> Result<RunningInstance, LaunchError> {
+    admission: Admission<'_>,
+) -> Result<Vec<(Instance, Lock)>, LaunchError> {
     request.check(host)?;
     let base = find_base(parts, &request.image, request.format)?;
     let size = volume_size(request.volume_size, base.virtual_size)?;
     // Looked at before anything is made, so that the message is about the file.
     open_kernel_files(&request.boot)?;
-    let kvm = parts.launcher.open_kvm()?;
-    let id = new_id(parts)?;
-    // Before the row: a sweep takes a row without a locked lock for a leftover.
-    let lock = parts.dir.lock_instance(id)?.ok_or(StoreError::Contended)?;
-    let instance = match insert_rows(parts, id, request, host, &base, size) {
-        Ok(instance) => instance,
+    drop(parts.launcher.open_kvm()?);
+    let mut ids = Vec::new();
+    let mut locks = Vec::new();
+    for _ in 0..admission.count {
+        let id = new_id(parts, &ids)?;
+        // Before the row: a sweep takes a row without a locked lock for a leftover.
+        locks.push(parts.dir.lock_instance(id)?.ok_or(StoreError::Contended)?);
+        ids.push(id);
+    }
+    match insert_rows(parts, &ids, request, host, &base, size, admission) {
+        Ok(instances) => Ok(instances.into_iter().zip(locks).collect()),
         Err(e) => {
-            lock.remove();
-            return Err(e);
+            locks.into_iter().for_each(Lock::remove);
+            Err(e)
         }
-    };
-    Plan { parts, done: vec![Effect::Rows], fresh: true }.run(&instance, kvm, base, lock)
+    }
+}
+
+/// Launches a new instance that this process runs.
+pub(super) fn launch(
+    parts: &std::sync::Arc<Parts>,
+    request: &LaunchRequest,
+    host: HostMemory,
+) -> Result<RunningInstance, LaunchError> {
+    let admission = Admission { count: 1, supervised: false, also: &mut |_, _| Ok(()) };
+    let mut admitted = admit(parts, request, host, admission)?;
+    let (instance, lock) = admitted.pop().ok_or(StoreError::Contended)?;
+    run(parts, &instance, lock)
+}
+
+/// Makes the machine of an instance whose row says `pending`, as a whole or not at all.
+pub(super) fn run(
+    parts: &std::sync::Arc<Parts>,
+    instance: &Instance,
+    lock: Lock,
+) -> Result<RunningInstance, LaunchError> {
+    // One that has never run has nothing on its volume that could be lost.
+    Plan { parts, done: vec![Effect::Rows], fresh: !instance.has_run }.run(instance, lock)
 }
 
 /// A fresh id whose user id no instance here has.
-fn new_id(parts: &Parts) -> Result<InstanceId, StoreError> {
+fn new_id(parts: &Parts, others: &[InstanceId]) -> Result<InstanceId, StoreError> {
     let uid = |id: InstanceId| jail::uid_of(id.low_bits());
     let taken: std::collections::BTreeSet<u32> = transact(parts.store.as_ref(), |tx| {
-        Ok::<_, StoreError>(tx.list::<Instance>()?.iter().map(|instance| uid(instance.id)).collect())
+        let rows = tx.list::<Instance>()?;
+        Ok::<_, StoreError>(
+            rows.iter().map(|instance| instance.id).chain(others.iter().copied()).map(uid).collect(),
+        )
     })?;
     loop {
         let id = InstanceId::from_bits(rand::random());
@@ -211,24 +254,36 @@ fn new_id(parts: &Parts) -> Result<InstanceId, StoreError> {
     }
 }
 
-/// Starts a stopped instance again.
-pub(super) fn start(
-    parts: &std::sync::Arc<Parts>,
-    instance: &Instance,
-    lock: Lock,
-) -> Result<RunningInstance, LaunchError> {
-    let base = reopen_base(parts, &instance.root)?;
-    let kvm = parts.launcher.open_kvm()?;
+/// Notes that a stopped instance starts again, in the hands of a daemon or not.
+pub(super) fn note_start(parts: &Parts, id: InstanceId, supervised: bool) -> Result<Instance, StoreError> {
     let now = parts.clock.unix_seconds();
-    let instance = parts.update(instance.id, |row| {
+    parts.update(id, |row| {
         row.state = InstanceState::Pending;
         row.launched = now;
         row.starts += 1;
         // Signed anew below: it says when the instance was started.
         row.identity = None;
+        row.reason = None;
         row.owner = ProcessIdentity::current();
-    })?;
-    Plan { parts, done: vec![Effect::Rows], fresh: false }.run(&instance, kvm, base, lock)
+        row.supervised = supervised;
+    })
+}
+
+/// What can be found out without starting a stopped instance.
+pub(super) fn check_start(parts: &Parts, instance: &Instance) -> Result<(), LaunchError> {
+    reopen_base(parts, &instance.root)?;
+    drop(parts.launcher.open_kvm()?);
+    Ok(())
+}
+
+/// Starts a stopped instance again in this process.
+pub(super) fn start(
+    parts: &std::sync::Arc<Parts>,
+    instance: &Instance,
+    lock: Lock,
+) -> Result<RunningInstance, LaunchError> {
+    check_start(parts, instance)?;
+    run(parts, &note_start(parts, instance.id, false)?, lock)
 }
 
 fn open_kernel_files(boot: &super::BootOverride) -> Result<(Option<File>, Option<File>), OpenError> {
@@ -240,19 +295,19 @@ fn open_kernel_files(boot: &super::BootOverride) -> Result<(Option<File>, Option
 
 fn insert_rows(
     parts: &Parts,
-    id: InstanceId,
+    ids: &[InstanceId],
     request: &LaunchRequest,
     host: HostMemory,
     base: &Base,
     volume_size: ByteSize,
-) -> Result<Instance, LaunchError> {
+    admission: Admission<'_>,
+) -> Result<Vec<Instance>, LaunchError> {
     let size = request.size(host)?;
     let tags = request.tags()?;
     let subnet = ensure_default_subnet(parts.store.as_ref(), parts.vpc_range)?;
     let now = parts.clock.unix_seconds();
     let reservation = ReservationId::from_bits(rand::random());
-    let volume = VolumeId::from_bits(rand::random());
-    let uuid = smbios::new_uuid(rand::random());
+    let Admission { supervised, also, .. } = admission;
     transact(parts.store.as_ref(), |tx| {
         if let BaseImage::Imported { image } = base.image {
             let missing = || ImageError::NotFound { wanted: request.image.clone(), suggestions: Vec::new() };
@@ -260,48 +315,61 @@ fn insert_rows(
             row.launches += 1;
             tx.put(&row)?;
         }
-        let instance = Instance {
-            id,
-            reservation,
-            tags: tags.clone(),
-            state: InstanceState::Pending,
-            instance_type: size.instance_type.clone(),
-            vcpus: size.vcpus,
-            memory: size.memory,
-            hugepages: request.hugepages,
-            root: RootVolume {
-                id: volume,
-                size: volume_size,
-                base: base.image.clone(),
-                base_format: base.format,
-            },
-            interface: Networks::place(tx, &subnet, id, &request.placement)?,
-            network: request.network,
-            public_ip: request.placement.public_ip,
-            publish: request.placement.publish.clone(),
-            public_address: None,
-            user_data: request.user_data.clone(),
-            ssh_key: request.ssh_key.clone(),
-            metadata_options: request.metadata_options,
-            profile: request.profile.as_ref().map(|name| associate(tx, name.as_str(), now)).transpose()?,
-            identity: None,
-            metadata: MetadataState::default(),
-            boot: request.boot.clone(),
-            console_log: request.console_log.clone(),
-            uuid: uuid.clone(),
-            keep: request.keep,
-            has_run: false,
-            created: now,
-            launched: now,
-            starts: 1,
-            owner: ProcessIdentity::current(),
-            vmm: None,
-        };
-        // 64 random bits: a second instance with this id would be a fault of the random source.
-        if !tx.insert(&instance)? {
-            return Err(StoreError::Contended.into());
+        let mut instances = Vec::new();
+        for (launch_index, id) in (0..).zip(ids) {
+            let profile =
+                request.profile.as_ref().map(|name| associate(tx, name.as_str(), now)).transpose()?;
+            let instance = Instance {
+                id: *id,
+                reservation,
+                tags: tags.clone(),
+                state: InstanceState::Pending,
+                instance_type: size.instance_type.clone(),
+                vcpus: size.vcpus,
+                memory: size.memory,
+                hugepages: request.hugepages,
+                root: RootVolume {
+                    id: VolumeId::from_bits(rand::random()),
+                    size: volume_size,
+                    base: base.image.clone(),
+                    base_format: base.format,
+                },
+                interface: Networks::place(tx, &subnet, *id, &request.placement)?,
+                network: request.network,
+                public_ip: request.placement.public_ip,
+                publish: request.placement.publish.clone(),
+                public_address: None,
+                user_data: request.user_data.clone(),
+                ssh_key: request.ssh_key.clone(),
+                metadata_options: request.metadata_options,
+                profile,
+                identity: None,
+                metadata: MetadataState::default(),
+                boot: request.boot.clone(),
+                console_log: request.console_log.clone(),
+                uuid: smbios::new_uuid(rand::random()),
+                keep: request.keep || supervised,
+                has_run: false,
+                created: now,
+                launched: now,
+                starts: 1,
+                owner: ProcessIdentity::current(),
+                vmm: None,
+                supervised,
+                shutdown: request.shutdown,
+                protected: request.protected,
+                reason: None,
+                launch_index,
+                key_name: request.key_name.clone(),
+            };
+            // 64 random bits: a second instance with this id would be a fault of the random source.
+            if !tx.insert(&instance)? {
+                return Err(StoreError::Contended.into());
+            }
+            instances.push(instance);
         }
-        Ok(instance)
+        also(tx, &instances)?;
+        Ok(instances)
     })
 }
 
@@ -314,17 +382,19 @@ struct Plan<'a> {
 }
 
 impl Plan<'_> {
-    fn run(
-        mut self,
-        instance: &Instance,
-        kvm: OwnedFd,
-        base: Base,
-        lock: Lock,
-    ) -> Result<RunningInstance, LaunchError> {
-        match self.steps(instance, kvm, base) {
+    fn run(mut self, instance: &Instance, lock: Lock) -> Result<RunningInstance, LaunchError> {
+        match self.steps(instance) {
             Ok((instance, vmm, held)) => Ok(RunningInstance::new(self.parts, instance, vmm, held, lock)),
             Err(e) => {
                 tracing::debug!(instance = %instance.id, done = ?self.done, "launch failed, undoing");
+                let reason = StateReason::internal(&chain(&e), self.parts.clock.unix_seconds());
+                // Before the undo, which changes the state.
+                let noted = self.parts.update(instance.id, |row| {
+                    row.reason.get_or_insert_with(|| reason.clone());
+                });
+                if let Err(e) = noted {
+                    tracing::warn!(instance = %instance.id, "the reason could not be noted: {e}");
+                }
                 // What cannot be undone now was logged; the rows are left for the next sweep.
                 if undo(self.parts, instance, &self.done, !self.fresh).is_ok() {
                     lock.remove();
@@ -334,12 +404,9 @@ impl Plan<'_> {
         }
     }
 
-    fn steps(
-        &mut self,
-        instance: &Instance,
-        kvm: OwnedFd,
-        base: Base,
-    ) -> Result<(Instance, StartedVmm, Held), LaunchError> {
+    fn steps(&mut self, instance: &Instance) -> Result<(Instance, StartedVmm, Held), LaunchError> {
+        let base = reopen_base(self.parts, &instance.root)?;
+        let kvm = self.parts.launcher.open_kvm()?;
         let dir = self.parts.dir.instance(instance.id);
         let mut instance = instance.clone();
         // Noted before the step: an undo takes care of a step that was done in part.
@@ -358,6 +425,7 @@ impl Plan<'_> {
             kernel,
             initrd,
             console_log: spec::open_console_log(&instance, &dir)?,
+            ending: instance.supervised.then(|| spec::create_ending(&dir)).transpose()?,
             taps: Vec::new(),
         };
         if instance.network == NetworkMode::Vpc {
@@ -378,10 +446,15 @@ impl Plan<'_> {
         let held = Held::new(self.parts, instance)?;
         let (spec, fds) = spec::build(instance, held.published().clone(), opened);
         self.done.push(Effect::Process);
-        let vmm = self.parts.launcher.start(VmmLaunch { dir, spec, fds, bounds })?;
+        let launch = VmmLaunch { dir, name: instance.id.to_string(), bounds, outlives: instance.supervised };
+        let vmm = self.parts.launcher.start(launch)?;
         let process = vmm.handle.process();
+        // Noted before it begins: a process that nobody knows of ends with this one.
         match self.parts.update(instance.id, |row| row.vmm = process) {
-            Ok(instance) => Ok((instance, vmm, held)),
+            Ok(instance) => {
+                vmm.handle.begin(spec, fds);
+                Ok((instance, vmm, held))
+            }
             Err(e) => {
                 vmm.handle.end(std::time::Duration::ZERO);
                 Err(e.into())

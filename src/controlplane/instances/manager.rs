@@ -9,7 +9,7 @@ use kiln_vmspec::Command;
 
 use super::effects::{Effect, undo};
 use super::request::HostMemory;
-use super::{Instance, LaunchError, LaunchRequest, RunningInstance, UndoError, launch};
+use super::{Instance, LaunchError, LaunchRequest, Notices, RunningInstance, UndoError, launch};
 use crate::credentials::{AssumeRole, Issuer, Opener, Roles};
 use crate::host::{SystemClock, host_ranges};
 use crate::identity::{InstallationKeys, KeyError};
@@ -35,6 +35,8 @@ pub struct Parts {
     pub sts: Arc<dyn AssumeRole>,
     /// Keys of the installation.
     pub keys: KeyRing,
+    /// What happens to instances.
+    pub notices: Notices,
     /// Range of the default VPC, should it have to be made.
     pub vpc_range: Ipv4Cidr,
 }
@@ -104,6 +106,9 @@ pub enum InstanceError {
         /// Ids or names that look similar.
         suggestions: Vec<String>,
     },
+    /// It refuses to be terminated.
+    #[error("instance {0} is protected from termination (aws ec2 modify-instance-attribute takes that away)")]
+    Protected(InstanceId),
     /// Several have that name.
     #[error("several instances are named {0:?}; say which by its id (see `kiln ps`)")]
     Ambiguous(String),
@@ -113,6 +118,9 @@ pub enum InstanceError {
     /// Another process runs it.
     #[error("instance {0} is run by another process at the moment")]
     Busy(InstanceId),
+    /// It belongs to the daemon.
+    #[error("instance {0} belongs to kilnd, which starts it (aws ec2 start-instances --instance-ids {0})")]
+    Supervised(InstanceId),
     /// It has no machine.
     #[error("instance {id} is {state}, it has no machine to talk to")]
     NotRunning {
@@ -172,6 +180,7 @@ impl ControlPlane {
             clock: Arc::new(SystemClock),
             sts,
             keys: KeyRing::default(),
+            notices: Notices::default(),
             vpc_range: choose_range(&host_ranges(), scatter),
         }))
     }
@@ -262,6 +271,9 @@ impl ControlPlane {
         let lock = self.parts.dir.lock_instance(id)?.ok_or(InstanceError::Busy(id))?;
         // Looked up under the lock: nobody else changes it from here on.
         let instance = self.find(&id.to_string())?;
+        if instance.supervised {
+            return Err(InstanceError::Supervised(id));
+        }
         if instance.state != InstanceState::Stopped {
             instance.state.next(InstanceEvent::StartRequested, true)?;
             return Err(InstanceError::Busy(id));
@@ -295,6 +307,9 @@ impl ControlPlane {
     /// Ends an instance for good: machine, volume, address. Blocks until nothing of it is left.
     pub async fn terminate(&self, id: InstanceId) -> Result<(), InstanceError> {
         let instance = self.find(&id.to_string())?;
+        if instance.protected {
+            return Err(InstanceError::Protected(id));
+        }
         if let Some(lock) = self.parts.dir.lock_instance(id)? {
             // Nobody runs it: what is to be done is done here.
             undo(&self.parts, &instance, &Effect::ALL, false)?;
@@ -308,7 +323,7 @@ impl ControlPlane {
             let _ = connection.request(Command::Kill).await;
         }
         let gone = async {
-            while self.find(&id.to_string()).is_ok() {
+            while self.find(&id.to_string()).is_ok_and(|instance| !instance.is_gone()) {
                 tokio::time::sleep(OWNER_POLL).await;
             }
         };
@@ -322,7 +337,8 @@ impl ControlPlane {
             tracing::warn!("sweeping images failed: {e}");
         }
         let all = self.instances().unwrap_or_default();
-        for instance in all.iter().filter(|i| i.state != InstanceState::Stopped) {
+        // Those of a daemon outlive it; the next daemon looks after them.
+        for instance in all.iter().filter(|i| i.state != InstanceState::Stopped && !i.supervised) {
             if let Err(e) = self.sweep_one(instance.id) {
                 tracing::warn!(instance = %instance.id, "sweeping failed: {e}");
             }

@@ -15,6 +15,7 @@ mod effects;
 mod facts;
 mod keeper;
 mod launch;
+mod lifecycle;
 mod manager;
 mod modify;
 mod password;
@@ -24,16 +25,22 @@ mod row;
 mod running;
 mod smbios;
 mod spec;
+mod supervisor;
 
 pub use effects::UndoError;
 pub use keeper::MetadataKeeper;
-pub use launch::LaunchError;
+pub use launch::{Also, LaunchError};
+pub use lifecycle::{ShutdownBehavior, StateReason};
 pub use manager::{ControlPlane, InstanceError, KeyRing, Parts};
 pub use modify::{ModifyError, TagChange};
 pub use password::{PasswordReport, find_password};
 pub use request::{HostMemory, LaunchRequest, MAX_VCPUS, MIN_MEMORY_MIB, RequestError};
 pub use row::{BaseImage, BootOverride, Instance, MetadataState, NetworkMode, RootVolume};
 pub use running::{Ending, RunningInstance};
+pub use supervisor::{
+    Attribute, Capacity, Change, ConsoleOutput, Counters, Health, Notice, NoticeEvent, Notices, Settings,
+    Supervisor, SupervisorError,
+};
 
 #[cfg(test)]
 mod tests;

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use kiln_model::{ByteSize, InstanceType, InvalidTag, SshPublicKey, Tag, UnknownInstanceType, UserData};
 use kiln_vmspec::{DiskFormat, MetadataOptions};
 
-use super::{BootOverride, NetworkMode};
+use super::{BootOverride, NetworkMode, ShutdownBehavior};
 use crate::credentials::RoleName;
 use crate::metadata::{InvalidMetadataTag, check_tag_keys};
 use crate::network::Placement;
@@ -58,6 +58,12 @@ pub struct LaunchRequest {
     pub profile: Option<RoleName>,
     /// Whether the instance stays when its machine ends.
     pub keep: bool,
+    /// What becomes of it when its guest powers off by itself. For instances of a daemon.
+    pub shutdown: ShutdownBehavior,
+    /// Whether it refuses to be terminated. For instances of a daemon.
+    pub protected: bool,
+    /// Name of the key that may log in.
+    pub key_name: Option<String>,
 }
 
 /// Why a wish makes no sense.
@@ -129,6 +135,12 @@ pub struct HostMemory {
     pub free_hugepages: ByteSize,
 }
 
+impl HostMemory {
+    /// Where somebody else counts what there is.
+    pub const UNBOUNDED: HostMemory =
+        HostMemory { available: ByteSize::bytes(u64::MAX), free_hugepages: ByteSize::bytes(u64::MAX) };
+}
+
 /// A wish that makes sense.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Size {
@@ -138,6 +150,33 @@ pub(super) struct Size {
 }
 
 impl LaunchRequest {
+    /// An instance of `image` and of a type, with nothing else said.
+    pub fn new(image: &str, instance_type: &str) -> Self {
+        LaunchRequest {
+            image: image.to_owned(),
+            format: None,
+            instance_type: instance_type.to_owned(),
+            vcpus: None,
+            memory: None,
+            hugepages: false,
+            volume_size: None,
+            network: NetworkMode::Vpc,
+            placement: Placement::default(),
+            user_data: None,
+            ssh_key: None,
+            metadata_options: MetadataOptions::default(),
+            boot: BootOverride::default(),
+            console_log: None,
+            name: None,
+            tags: Vec::new(),
+            profile: None,
+            keep: false,
+            shutdown: ShutdownBehavior::Stop,
+            protected: false,
+            key_name: None,
+        }
+    }
+
     /// Checks everything that needs neither files nor state.
     pub fn check(&self, host: HostMemory) -> Result<(), RequestError> {
         self.size(host)?;
@@ -208,26 +247,7 @@ pub(super) mod tests {
         HostMemory { available: ByteSize::bytes(8 * GIB), free_hugepages: ByteSize::bytes(0) };
 
     pub(in crate::instances) fn request(image: &str) -> LaunchRequest {
-        LaunchRequest {
-            image: image.to_owned(),
-            format: None,
-            instance_type: "t3.micro".to_owned(),
-            vcpus: None,
-            memory: None,
-            hugepages: false,
-            volume_size: None,
-            network: NetworkMode::Vpc,
-            placement: Placement::default(),
-            user_data: None,
-            ssh_key: None,
-            metadata_options: MetadataOptions::default(),
-            boot: BootOverride::default(),
-            console_log: None,
-            name: None,
-            tags: Vec::new(),
-            profile: None,
-            keep: false,
-        }
+        LaunchRequest::new(image, "t3.micro")
     }
 
     #[test]

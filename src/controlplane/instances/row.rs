@@ -9,6 +9,7 @@ use kiln_model::{
 use kiln_vmspec::{DiskFormat, MetadataOptions};
 use serde::{Deserialize, Serialize};
 
+use super::{ShutdownBehavior, StateReason};
 use crate::credentials::Association;
 use crate::host::ProcessIdentity;
 use crate::images::FileIdentity;
@@ -153,6 +154,25 @@ pub struct Instance {
     pub owner: Option<ProcessIdentity>,
     /// Its VMM, if one runs.
     pub vmm: Option<ProcessIdentity>,
+    /// It belongs to a daemon: its machine outlives whoever runs it, and its row stays for a while after
+    /// its end.
+    #[serde(default)]
+    pub supervised: bool,
+    /// What becomes of it when its guest powers off by itself.
+    #[serde(default)]
+    pub shutdown: ShutdownBehavior,
+    /// Whether it refuses to be terminated (`DisableApiTermination`).
+    #[serde(default)]
+    pub protected: bool,
+    /// Why it is in its state, where there is something to say.
+    #[serde(default)]
+    pub reason: Option<StateReason>,
+    /// Its number among those of one request.
+    #[serde(default)]
+    pub launch_index: u32,
+    /// Name of the key that may log in.
+    #[serde(default)]
+    pub key_name: Option<String>,
 }
 
 impl Instance {
@@ -164,6 +184,16 @@ impl Instance {
     /// Whether it stays, stopped, when its machine ends.
     pub fn stays(&self) -> bool {
         self.keep && self.has_run
+    }
+
+    /// Whether its life is over: only its row is left, for people to see.
+    pub fn is_gone(&self) -> bool {
+        self.state == InstanceState::Terminated
+    }
+
+    /// Whether it has a machine, or is about to have one.
+    pub fn is_active(&self) -> bool {
+        !matches!(self.state, InstanceState::Stopped | InstanceState::Terminated)
     }
 }
 

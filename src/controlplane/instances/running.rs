@@ -67,6 +67,12 @@ impl RunningInstance {
         }
     }
 
+    /// A machine that does not answer any more: it is only waited for.
+    pub(super) fn orphan(parts: &Arc<Parts>, instance: Instance, vmm: StartedVmm, lock: Lock) -> Self {
+        let parts = Arc::clone(parts);
+        RunningInstance { parts, instance, vmm, held: None, pending: None, ending: None, lock: Some(lock) }
+    }
+
     /// The row as of the last change made here.
     pub fn instance(&self) -> &Instance {
         &self.instance
@@ -94,7 +100,8 @@ impl RunningInstance {
         Some(event)
     }
 
-    async fn note_running(&mut self) {
+    /// Notes that vCPUs run.
+    pub(super) async fn note_running(&mut self) {
         let (parts, id) = (Arc::clone(&self.parts), self.instance.id);
         let update = move || {
             parts.update(id, |row| {
@@ -129,9 +136,19 @@ impl RunningInstance {
     }
 
     /// Leaves everything as a killed process would.
-    #[cfg(test)]
-    pub(super) fn abandon(mut self) {
+    pub(super) fn leave(mut self) {
         self.lock = None;
+    }
+
+    /// Ends the machine whatever it says. Blocks.
+    pub(super) fn kill(&self) -> impl FnOnce() + Send + 'static {
+        let handle = Arc::clone(&self.vmm.handle);
+        move || handle.end(Duration::ZERO)
+    }
+
+    /// How it ended, once it has.
+    pub(super) fn ending(&self) -> Option<&Ending> {
+        self.ending.as_ref()
     }
 
     fn clean_up(&mut self) -> Result<(), UndoError> {

@@ -48,6 +48,7 @@ pub(super) struct Opened {
     pub(super) kernel: Option<File>,
     pub(super) initrd: Option<File>,
     pub(super) console_log: File,
+    pub(super) ending: Option<File>,
     pub(super) taps: Vec<OwnedFd>,
 }
 
@@ -77,6 +78,13 @@ pub(super) fn open_console_log(instance: &Instance, dir: &InstanceDir) -> Result
     let path = instance.console_log.clone().unwrap_or_else(|| dir.console_log());
     let failed = |source| OpenError { what: "console log", path: path.clone(), source };
     OpenOptions::new().create(true).append(true).mode(0o600).open(&path).map_err(failed)
+}
+
+/// Makes the file into which the VMM writes why it ended.
+pub(super) fn create_ending(dir: &InstanceDir) -> Result<File, OpenError> {
+    let path = dir.ending();
+    let failed = |source| OpenError { what: "note of the machine's end", path: path.clone(), source };
+    OpenOptions::new().create_new(true).append(true).mode(0o600).open(&path).map_err(failed)
 }
 
 /// Bytes that one start of the instance may add to its console log.
@@ -118,6 +126,7 @@ pub(super) fn build(
     };
     let tap_queues = opened.taps.into_iter().map(|tap| fds.add(tap)).collect();
     let log = fds.add(opened.console_log);
+    let ending = opened.ending.map(|file| fds.add(file));
     let spec = VmSpec {
         instance_id: instance.id.to_string(),
         kvm,
@@ -136,6 +145,7 @@ pub(super) fn build(
         smbios: smbios::ec2_profile(instance),
         console: ConsoleSpec { log: Some(log), log_limit_bytes: log_limit(instance) },
         metadata,
+        ending,
     };
     (spec, fds.0)
 }

@@ -1,16 +1,17 @@
 //! The launch plan with a fabric and a launcher that fail where they are told to.
 
 mod metadata;
+mod supervisor;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use kiln_model::{ByteSize, Clock, InstanceState, InterfaceId, MacAddr, VpcId};
-use kiln_vmspec::{BootSource, Command, DiskFormat, ExitReason, MetadataSnapshot, Reply, VmSpec};
+use kiln_model::{ByteSize, Clock, InstanceId, InstanceState, InterfaceId, MacAddr, VpcId};
+use kiln_vmspec::{BootSource, Command, DiskFormat, ExitReason, MetadataSnapshot, Reply, Stats, VmSpec};
 use tokio::sync::mpsc;
 
 use super::request::tests::{HOST, request};
@@ -19,6 +20,7 @@ use crate::host::ProcessIdentity;
 use crate::images::{ImportRequest, SourceError};
 use crate::network::{Attached, Counters, FabricError, NetworkFabric, NicRequest, PolicySource};
 use crate::progress::Silent;
+use crate::state::dir::InstanceDir;
 use crate::state::{SqliteStore, StateDir, Store};
 use crate::vmm_process::{
     Commands, Pending, StartedVmm, VmmError, VmmEvent, VmmHandle, VmmLaunch, VmmLauncher,
@@ -38,6 +40,13 @@ struct World {
     /// Snapshots sent to the running machine.
     metadata: Vec<MetadataSnapshot>,
     events: Option<mpsc::Sender<VmmEvent>>,
+    /// All machines that are connected.
+    machines: BTreeMap<InstanceId, mpsc::Sender<VmmEvent>>,
+    /// Commands without reply that they were sent.
+    told: Vec<(InstanceId, Command)>,
+    adopted: usize,
+    /// What a machine's process is said to be.
+    process: Option<ProcessIdentity>,
 }
 
 #[derive(Clone, Default)]
@@ -46,6 +55,15 @@ struct Fake(Arc<Mutex<World>>);
 impl Fake {
     fn world<T>(&self, f: impl FnOnce(&mut World) -> T) -> T {
         f(&mut self.0.lock().unwrap())
+    }
+
+    fn connected(&self, id: InstanceId) -> StartedVmm {
+        let (sender, events) = mpsc::channel(16);
+        self.world(|w| {
+            w.machines.insert(id, sender.clone());
+            w.events = Some(sender);
+        });
+        StartedVmm { handle: Arc::new(FakeHandle(self.clone(), id)), events }
     }
 
     fn say(&self, event: VmmEvent) {
@@ -94,25 +112,41 @@ impl NetworkFabric for Fake {
     }
 }
 
-struct FakeHandle(Fake);
+struct FakeHandle(Fake, InstanceId);
 
 impl Commands for FakeHandle {
-    fn send(&self, _command: Command) -> Result<(), VmmError> {
+    fn send(&self, command: Command) -> Result<(), VmmError> {
+        self.0.world(|w| w.told.push((self.1, command)));
         Ok(())
     }
 
     fn request(&self, command: Command) -> Pending<'_> {
-        if let Command::UpdateMetadata(snapshot) = command {
-            self.0.world(|w| w.metadata.push(*snapshot));
-        }
-        Box::pin(async { Ok(Reply::Ok) })
+        let reply = match command {
+            Command::UpdateMetadata(snapshot) => {
+                self.0.world(|w| w.metadata.push(*snapshot));
+                Reply::Ok
+            }
+            Command::Stats => {
+                let counters = [("metadata.generation".to_owned(), 7 << 32)].into();
+                Reply::Stats(Box::new(Stats { counters }))
+            }
+            _ => Reply::Ok,
+        };
+        Box::pin(async { Ok(reply) })
     }
 }
 
 impl VmmHandle for FakeHandle {
     fn process(&self) -> Option<ProcessIdentity> {
         // Nothing that could be killed by mistake.
-        Some(ProcessIdentity { pid: u32::MAX, started: 0 })
+        self.0.world(|w| w.process).or(Some(ProcessIdentity { pid: u32::MAX, started: 0 }))
+    }
+
+    fn begin(&self, spec: VmSpec, fds: Vec<OwnedFd>) {
+        self.0.world(|w| {
+            w.fds = fds.len();
+            w.specs.push(spec);
+        });
     }
 
     fn end(&self, _patience: Duration) {
@@ -133,13 +167,14 @@ impl VmmLauncher for Fake {
         if self.world(|w| w.fail_start) {
             return Err(VmmError::NoAnswer);
         }
-        let (sender, events) = mpsc::channel(16);
-        self.world(|w| {
-            w.fds = launch.fds.len();
-            w.specs.push(launch.spec);
-            w.events = Some(sender);
-        });
-        Ok(StartedVmm { handle: Arc::new(FakeHandle(self.clone())), events })
+        let id = launch.name.parse().unwrap();
+        Ok(self.connected(id))
+    }
+
+    fn adopt(&self, dir: &InstanceDir, _: ProcessIdentity) -> Result<StartedVmm, VmmError> {
+        let id = dir.path().file_name().unwrap().to_str().unwrap().parse().unwrap();
+        self.world(|w| w.adopted += 1);
+        Ok(self.connected(id))
     }
 }
 
@@ -177,6 +212,7 @@ fn plane(root: &std::path::Path, fake: &Fake, clock: &MovedClock) -> ControlPlan
         clock: Arc::new(clock.clone()),
         sts: Arc::new(crate::credentials::NoSts),
         keys: KeyRing::default(),
+        notices: Notices::default(),
         vpc_range: "172.31.0.0/16".parse().unwrap(),
     })
 }
@@ -193,7 +229,9 @@ impl Fixture {
     /// A raw image of one MiB.
     fn image(&self) -> String {
         let path = self.temp.path().join("base.raw");
-        std::fs::write(&path, vec![7; 1 << 20]).unwrap();
+        if !path.exists() {
+            std::fs::write(&path, vec![7; 1 << 20]).unwrap();
+        }
         path.to_str().unwrap().to_owned()
     }
 
@@ -238,7 +276,7 @@ fn drive(f: &Fixture, run: &mut RunningInstance, events: impl IntoIterator<Item 
     for event in events {
         f.fake.say(event);
     }
-    f.fake.world(|w| w.events = None);
+    f.fake.world(|w| (w.events, _) = (None, w.machines.clear()));
     runtime().block_on(async { while run.next_event().await.is_some() {} });
 }
 
@@ -443,8 +481,8 @@ fn sweep_leaves_living_instances_alone_and_clears_after_dead_owners() {
         run
     };
     let (dead_id, kept_id) = (dead.instance().id, kept_dead.instance().id);
-    dead.abandon();
-    kept_dead.abandon();
+    dead.leave();
+    kept_dead.leave();
     let orphan = kiln_model::InstanceId::from_bits(1);
     f.plane.instance_dir(orphan).create().unwrap();
     f.plane.sweep();

@@ -86,6 +86,11 @@ impl StateDir {
         Lock::try_take(&self.run().join(format!("{id}.lock")))
     }
 
+    /// Takes the lock that says "this process is the daemon of this directory". `None`: another one is.
+    pub fn lock_daemon(&self) -> Result<Option<Lock>, StoreError> {
+        Lock::try_take(&self.run().join("daemon.lock"))
+    }
+
     /// Waits for the lock under which base image files appear and disappear.
     pub fn lock_images(&self) -> Result<Lock, StoreError> {
         Lock::wait(&self.run().join("images.lock"))
@@ -124,6 +129,16 @@ impl InstanceDir {
         self.path.join("control.sock")
     }
 
+    /// Named pipe through which a VMM that outlives its parent prints.
+    pub fn vmm_pipe(&self) -> PathBuf {
+        self.path.join("vmm.pipe")
+    }
+
+    /// Why the machine of such a VMM ended, written by the VMM.
+    pub fn ending(&self) -> PathBuf {
+        self.path.join("ending.json")
+    }
+
     /// Creates the directory, which must not exist.
     pub fn create(&self) -> Result<(), StoreError> {
         DirBuilder::new().mode(0o700).create(&self.path).map_err(file("create", &self.path))
@@ -139,11 +154,13 @@ impl InstanceDir {
 
     /// Removes what belongs to one run and keeps what a later start needs.
     pub fn remove_run_files(&self) -> Result<(), StoreError> {
-        let path = self.control_socket();
-        match fs::remove_file(&path) {
-            Err(e) if e.kind() != io::ErrorKind::NotFound => Err(file("remove", &path)(e)),
-            _ => Ok(()),
+        for path in [self.control_socket(), self.vmm_pipe(), self.ending()] {
+            match fs::remove_file(&path) {
+                Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(file("remove", &path)(e)),
+                _ => {}
+            }
         }
+        Ok(())
     }
 }
 

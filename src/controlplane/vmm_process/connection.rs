@@ -76,13 +76,13 @@ impl ControlConnection {
     pub fn connect(path: &Path) -> Result<(Self, mpsc::Receiver<VmmEvent>), VmmError> {
         let stream = with_short_path(path, |short| UnixStream::connect(short))
             .map_err(|source| VmmError::Connect { path: path.to_owned(), source })?;
-        Self::new(stream, || "the connection to the VMM closed".to_owned())
+        Self::new(stream, || VmmEvent::Lost { detail: "the connection to the VMM closed".to_owned() })
     }
 
     /// Starts reading. `last_words` says how the VMM ended if it does not say so itself; it may block.
     pub(super) fn new(
         stream: UnixStream,
-        last_words: impl FnOnce() -> String + Send + 'static,
+        last_words: impl FnOnce() -> VmmEvent + Send + 'static,
     ) -> Result<(Self, mpsc::Receiver<VmmEvent>), VmmError> {
         let start = |action| move |source| VmmError::Start { action, source };
         stream.set_write_timeout(Some(PATIENCE)).map_err(start("set up the control connection"))?;
@@ -101,7 +101,7 @@ impl ControlConnection {
     }
 
     /// Sends the spec. A refusal arrives as [`VmmEvent::Exited`].
-    pub(super) fn start(&self, spec: VmSpec, fds: &[OwnedFd]) -> Result<(), VmmError> {
+    pub(super) fn begin(&self, spec: VmSpec, fds: &[OwnedFd]) -> Result<(), VmmError> {
         let fds: Vec<BorrowedFd<'_>> = fds.iter().map(AsFd::as_fd).collect();
         let request = Request { id: START_ID, command: Command::Start(Box::new(spec)) };
         Ok(lock(&self.writer).send(&request, &fds)?)
@@ -149,7 +149,7 @@ fn read(
     connection: &Connection,
     waiting: &Waiting,
     events: &mpsc::Sender<VmmEvent>,
-    last_words: impl FnOnce() -> String,
+    last_words: impl FnOnce() -> VmmEvent,
 ) {
     let last = loop {
         let event = match connection.receive::<Message>() {
@@ -167,7 +167,7 @@ fn read(
             Ok((Message::Event(Event::Running { booted }), _)) => VmmEvent::Running { booted },
             Ok((Message::Event(Event::Console { bytes }), _)) => VmmEvent::Console(bytes),
             Ok((Message::Event(Event::Rebooting), _)) => VmmEvent::Rebooting,
-            Err(FrameError::Closed | FrameError::Io(_)) => break VmmEvent::Lost { detail: last_words() },
+            Err(FrameError::Closed | FrameError::Io(_)) => break last_words(),
             Err(e) => break VmmEvent::Lost { detail: format!("the VMM sent nonsense: {e}") },
         };
         if events.blocking_send(event).is_err() {
@@ -189,7 +189,8 @@ mod tests {
 
     fn pair() -> (ControlConnection, mpsc::Receiver<VmmEvent>, Connection) {
         let (ours, theirs) = UnixStream::pair().unwrap();
-        let (connection, events) = ControlConnection::new(ours, || "last words".to_owned()).unwrap();
+        let lost = || VmmEvent::Lost { detail: "last words".to_owned() };
+        let (connection, events) = ControlConnection::new(ours, lost).unwrap();
         (connection, events, Connection::new(theirs))
     }
 

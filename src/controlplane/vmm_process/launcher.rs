@@ -1,10 +1,16 @@
 //! The real launcher: a `kiln-vmm` process per instance, in a jail (see `kiln_sandbox`).
 //!
 //! What the process prints comes through a pipe, of which the log keeps a bounded part: a VMM that was
-//! taken over can neither fill the disk with it nor stop anybody by it.
+//! taken over can neither fill the disk with it nor stop anybody by it. One that outlives this process has
+//! both ends of a named pipe, so that printing never fails; whoever adopts it reads on.
+//!
+//! | | dies with its parent | outlives it |
+//! |---|---|---|
+//! | its end | the reaper waits | the reaper waits; after an adoption, a process handle |
+//! | why | its last event; exit status | its last event; the file it leaves; exit status |
 
 use std::fs::{File, OpenOptions};
-use std::io::{self, PipeReader};
+use std::io::{self, Read};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -17,14 +23,17 @@ use std::time::Duration;
 use kiln_sandbox::cgroup::Hierarchies;
 use kiln_sandbox::seccomp;
 use kiln_sandbox::spawn::{Inherit, spawn};
-use kiln_vmspec::Command;
+use kiln_vmspec::{Command, ExitReason, VmSpec};
+use rustix::fs::{CWD, FileType, Mode, OFlags, mknodat};
 
 use super::connection::with_short_path;
 use super::{
-    Bounds, Commands, ControlConnection, Pending, StartedVmm, VmmError, VmmHandle, VmmLaunch, VmmLauncher,
+    Bounds, Commands, ControlConnection, Pending, StartedVmm, VmmError, VmmEvent, VmmHandle, VmmLaunch,
+    VmmLauncher,
 };
 use crate::host::{ProcessIdentity, open_kvm};
 use crate::printable;
+use crate::state::dir::InstanceDir;
 
 /// Environment variable with the path of the VMM program.
 const VMM_PROGRAM: &str = "KILN_VMM";
@@ -34,6 +43,8 @@ const LOG_VARIABLE: [&str; 1] = ["RUST_LOG"];
 const LOG_TAIL: u64 = 4096;
 /// How much of what a VMM prints is kept.
 const MOST_LOG: u64 = 1 << 20;
+/// More than the reason of an end can take.
+const MOST_ENDING: u64 = 64 << 10;
 /// How long after the connection closed a VMM may take to end.
 const END_PATIENCE: Duration = Duration::from_secs(10);
 
@@ -49,7 +60,7 @@ pub fn find_vmm() -> Result<PathBuf, VmmError> {
     if path.is_file() { Ok(path) } else { Err(VmmError::NotFound(dir.to_owned())) }
 }
 
-/// Starts `kiln-vmm` processes that die with this one.
+/// Starts `kiln-vmm` processes, and takes over those of an earlier process.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct ProcessLauncher;
 
@@ -87,63 +98,140 @@ impl VmmLauncher for ProcessLauncher {
     }
 
     fn start(&self, launch: VmmLaunch) -> Result<StartedVmm, VmmError> {
+        let VmmLaunch { dir, name, bounds, outlives } = launch;
         let program = find_vmm()?;
-        let socket = launch.dir.control_socket();
+        let socket = dir.control_socket();
         let listener = with_short_path(&socket, |short| UnixListener::bind(short))
             .map_err(failed("create the control socket"))?;
-        let log = OpenOptions::new()
-            .create(true)
-            .append(true)
-            .read(true)
-            .mode(0o600)
-            .open(launch.dir.vmm_log())
-            .map_err(failed("create the VMM's log"))?;
+        let log = open_log(&dir)?;
+        // Each run has the room for itself.
+        log.set_len(0).map_err(failed("empty the VMM's log"))?;
         // Connected before there is a process: it waits in the queue of the socket.
         let stream = with_short_path(&socket, |short| UnixStream::connect(short))
             .map_err(failed("connect to the control socket"))?;
+        let (printed, print) = if outlives { named_pipe(&dir)? } else { pipe()? };
         let exit = Arc::new(Exit::default());
         let copy = log.try_clone().map_err(failed("open the VMM's log"))?;
-        let child = NewProcess { program: &program, listener, log: copy, bounds: &launch.bounds };
-        let process = child.start(&launch.spec.instance_id, &exit)?;
+        let child = NewProcess { program: &program, listener, printed, print, log: copy, bounds, outlives };
+        let process = child.start(&name, &exit)?;
         let last_words = {
             let exit = Arc::clone(&exit);
-            move || last_words(exit.wait(END_PATIENCE), &log)
+            move || ending(exit.wait(END_PATIENCE), &log)
         };
         // From here on the caller ends the process through the handle, or dies and so ends it.
         let (connection, events) = ControlConnection::new(stream, last_words)?;
-        let handle = ProcessHandle { connection, process, exit };
-        if let Err(e) = handle.connection.start(launch.spec, &launch.fds) {
-            // A VMM that ended at once has said why in its log; the reader tells that as an event.
-            tracing::debug!("sending the spec failed: {e}");
-        }
-        Ok(StartedVmm { handle: Arc::new(handle), events })
+        Ok(StartedVmm { handle: Arc::new(ProcessHandle { connection, process, exit: Some(exit) }), events })
     }
+
+    fn adopt(&self, dir: &InstanceDir, process: ProcessIdentity) -> Result<StartedVmm, VmmError> {
+        let log = open_log(dir)?;
+        let path = dir.control_socket();
+        let stream = with_short_path(&path, |short| UnixStream::connect(short))
+            .map_err(|source| VmmError::Connect { path, source })?;
+        // Without its pipe a VMM goes on; only what it prints is lost.
+        match open_to_read(&dir.vmm_pipe()).and_then(|printed| Ok((printed, log.try_clone()?))) {
+            Ok((printed, log)) => {
+                let reader = std::thread::Builder::new().name(format!("log of {}", process.pid));
+                reader.spawn(move || keep_log(printed, log)).map_err(failed("start a thread"))?;
+            }
+            Err(e) => tracing::warn!(pid = process.pid, "what the VMM prints is not kept: {e}"),
+        }
+        let left = dir.clone();
+        let last_words = move || {
+            process.wait(END_PATIENCE);
+            last_ending(&left)
+        };
+        let (connection, events) = ControlConnection::new(stream, last_words)?;
+        Ok(StartedVmm {
+            handle: Arc::new(ProcessHandle { connection, process: Some(process), exit: None }),
+            events,
+        })
+    }
+}
+
+/// How a VMM ended that nobody was connected to: what it wrote down, or else the end of its log.
+pub fn last_ending(dir: &InstanceDir) -> VmmEvent {
+    if let Some(reason) = written_ending(&dir.ending()) {
+        return VmmEvent::Exited(reason);
+    }
+    match open_log(dir) {
+        Ok(log) => ending(None, &log),
+        Err(e) => VmmEvent::Lost { detail: format!("kiln-vmm ended without a word, and {e}") },
+    }
+}
+
+/// The process that wrote this may have been taken over by its guest.
+fn written_ending(path: &Path) -> Option<ExitReason> {
+    let mut text = Vec::new();
+    File::open(path).ok()?.take(MOST_ENDING).read_to_end(&mut text).ok()?;
+    match serde_json::from_slice(&text).ok()? {
+        ExitReason::Failed { message } => Some(ExitReason::Failed { message: printable(&message) }),
+        reason => Some(reason),
+    }
+}
+
+fn open_log(dir: &InstanceDir) -> Result<File, VmmError> {
+    let mut options = OpenOptions::new();
+    options.create(true).append(true).read(true).mode(0o600);
+    options.open(dir.vmm_log()).map_err(failed("create the VMM's log"))
+}
+
+/// Both ends of a pipe: what is printed, and where to print.
+fn pipe() -> Result<(File, File), VmmError> {
+    let (printed, print) = io::pipe().map_err(failed("make a pipe"))?;
+    // Text that finds the pipe full is lost, not waited for.
+    rustix::io::ioctl_fionbio(&print, true).map_err(|e| failed("set up a pipe")(e.into()))?;
+    Ok((OwnedFd::from(printed).into(), OwnedFd::from(print).into()))
+}
+
+/// The same with a name. Who prints can read too, so the pipe never breaks.
+fn named_pipe(dir: &InstanceDir) -> Result<(File, File), VmmError> {
+    let path = dir.vmm_pipe();
+    let make = || -> io::Result<(File, File)> {
+        mknodat(CWD, &path, FileType::Fifo, Mode::RUSR | Mode::WUSR, 0)?;
+        let print = OpenOptions::new().read(true).write(true).open(&path)?;
+        rustix::io::ioctl_fionbio(&print, true)?;
+        Ok((open_to_read(&path)?, print))
+    };
+    make().map_err(failed("make a pipe"))
+}
+
+/// Opens the reading end of a named pipe whose other end is open. Ends with the process at that end.
+fn open_to_read(path: &Path) -> io::Result<File> {
+    // Does not wait for a writer that may have gone meanwhile.
+    let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let file = File::from(rustix::fs::open(path, flags, Mode::empty())?);
+    rustix::io::ioctl_fionbio(&file, false)?;
+    Ok(file)
 }
 
 /// A process that is about to be started.
 struct NewProcess<'a> {
     program: &'a Path,
     listener: UnixListener,
+    printed: File,
+    print: File,
     log: File,
-    bounds: &'a Bounds,
+    bounds: Bounds,
+    outlives: bool,
 }
 
 impl NewProcess<'_> {
     /// Starts the process in a reaper thread of its own; see the module above.
     fn start(self, name: &str, exit: &Arc<Exit>) -> Result<Option<ProcessIdentity>, VmmError> {
-        let NewProcess { program, listener, log, bounds } = self;
+        let NewProcess { program, listener, printed, print, log, bounds, outlives } = self;
         let root = rustix::process::geteuid().is_root();
         let group = Hierarchies::host().create(&bounds.cgroup, &bounds.limits);
         for gap in &group.gaps {
             tracing::warn!(instance = name, "the VMM runs without a {gap}");
         }
-        let (printed, command) = self::command(program, &listener, bounds)?;
+        let command = self::command(program, &listener, print, &bounds)?;
         let exit = Arc::clone(exit);
         let (started, result) = mpsc::sync_channel(1);
         let reaper = move || {
             let inherit = Inherit {
                 fd: listener.as_fd(),
-                die_with_thread: true,
+                die_with_thread: !outlives,
                 new_pid_namespace: root,
                 cgroups: &group.procs,
             };
@@ -176,16 +264,14 @@ impl NewProcess<'_> {
     }
 }
 
-/// The command line of a VMM, and what it will print. Nothing of this process's environment goes along:
-/// it may hold secrets.
+/// The command line of a VMM that prints to `print`. Nothing of this process's environment goes along: it
+/// may hold secrets.
 fn command(
     program: &Path,
     listener: &UnixListener,
+    print: File,
     bounds: &Bounds,
-) -> Result<(PipeReader, std::process::Command), VmmError> {
-    let (printed, print) = io::pipe().map_err(failed("make a pipe"))?;
-    // Text that finds the pipe full is lost, not waited for.
-    rustix::io::ioctl_fionbio(&print, true).map_err(|e| failed("set up a pipe")(e.into()))?;
+) -> Result<std::process::Command, VmmError> {
     let mut command = std::process::Command::new(program);
     let number = std::os::fd::AsRawFd::as_raw_fd(listener);
     command.args(["--control-fd", &number.to_string()]);
@@ -196,12 +282,14 @@ fn command(
     command.stdin(Stdio::null());
     let stdout = print.try_clone().map_err(failed("set up a pipe"))?;
     command.stdout(stdout).stderr(print);
-    Ok((printed, command))
+    Ok(command)
 }
 
 /// Copies what the process prints until it has ended, as far as there is room.
-fn keep_log(mut printed: PipeReader, mut log: File) {
-    let kept = io::copy(&mut io::Read::take(&mut printed, MOST_LOG), &mut log);
+fn keep_log(mut printed: File, mut log: File) {
+    let there = log.metadata().map_or(0, |metadata| metadata.len());
+    let room = MOST_LOG.saturating_sub(there);
+    let kept = io::copy(&mut Read::take(&mut printed, room), &mut log);
     if let Err(e) = kept {
         tracing::warn!("the log of kiln-vmm cannot be written: {e}");
     }
@@ -216,10 +304,10 @@ fn reap(mut child: Child, exit: &Exit) {
     }
 }
 
-/// One line on how a VMM ended that did not say so itself.
-fn last_words(status: Option<ExitStatus>, log: &File) -> String {
+/// How a VMM ended that did not say so itself, in one line.
+fn ending(status: Option<ExitStatus>, log: &File) -> VmmEvent {
     let how = match status {
-        None => "kiln-vmm closed its control connection".to_owned(),
+        None => "kiln-vmm ended without a word".to_owned(),
         Some(status) => match (status.code(), status.signal()) {
             (_, Some(signal)) => format!("kiln-vmm was ended by signal {signal}"),
             (Some(seccomp::STATUS), _) => "kiln-vmm broke out of its list of system calls".to_owned(),
@@ -227,10 +315,11 @@ fn last_words(status: Option<ExitStatus>, log: &File) -> String {
             _ => "kiln-vmm ended".to_owned(),
         },
     };
-    match last_line(log) {
+    let detail = match last_line(log) {
         Some(line) => format!("{how}: {line}"),
         None => how,
-    }
+    };
+    VmmEvent::Lost { detail }
 }
 
 fn last_line(log: &File) -> Option<String> {
@@ -243,11 +332,22 @@ fn last_line(log: &File) -> Option<String> {
     Some(printable(line))
 }
 
-/// A process of ours and the connection to it.
+/// A process and the connection to it.
 struct ProcessHandle {
     connection: ControlConnection,
     process: Option<ProcessIdentity>,
-    exit: Arc<Exit>,
+    /// Present for a child of ours, which is gone only when it has been waited for.
+    exit: Option<Arc<Exit>>,
+}
+
+impl ProcessHandle {
+    fn wait(&self, patience: Duration) -> bool {
+        match (&self.exit, self.process) {
+            (Some(exit), _) => exit.wait(patience).is_some(),
+            (None, Some(process)) => process.wait(patience),
+            (None, None) => true,
+        }
+    }
 }
 
 impl Commands for ProcessHandle {
@@ -265,8 +365,15 @@ impl VmmHandle for ProcessHandle {
         self.process
     }
 
+    fn begin(&self, spec: VmSpec, fds: Vec<OwnedFd>) {
+        if let Err(e) = self.connection.begin(spec, &fds) {
+            // A VMM that ended at once has said why in its log; the reader tells that as an event.
+            tracing::debug!("sending the spec failed: {e}");
+        }
+    }
+
     fn end(&self, patience: Duration) {
-        if self.exit.wait(patience).is_some() {
+        if self.wait(patience) {
             return;
         }
         if let Some(process) = self.process
@@ -274,6 +381,6 @@ impl VmmHandle for ProcessHandle {
         {
             tracing::error!("kiln-vmm process {} cannot be killed: {e}", process.pid);
         }
-        self.exit.wait(END_PATIENCE);
+        self.wait(END_PATIENCE);
     }
 }

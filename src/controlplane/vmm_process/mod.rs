@@ -8,13 +8,15 @@
 //! ```
 //!
 //! The kernel kills a VMM when the *thread* that started it ends; the reaper lives exactly as long
-//! as its child, so that is when this process ends, however it ends.
+//! as its child, so that is when this process ends, however it ends. A VMM that is to outlive this
+//! process ([`VmmLaunch::outlives`]) is spared that. Then its log goes through a named pipe, and why it
+//! ended into a file, so that a later process can take it over: [`VmmLauncher::adopt`].
 
 mod connection;
 mod launcher;
 
 pub use connection::{ControlConnection, VmmEvent};
-pub use launcher::{ProcessLauncher, find_vmm};
+pub use launcher::{ProcessLauncher, find_vmm, last_ending};
 
 use std::future::Future;
 use std::io;
@@ -74,12 +76,12 @@ pub enum VmmError {
 pub struct VmmLaunch {
     /// Where its socket and its log go. The directory exists.
     pub dir: InstanceDir,
-    /// The machine.
-    pub spec: VmSpec,
-    /// Descriptors that the spec names.
-    pub fds: Vec<OwnedFd>,
+    /// Id of the instance.
+    pub name: String,
     /// What it may take of the host.
     pub bounds: Bounds,
+    /// Whether it goes on when this process ends.
+    pub outlives: bool,
 }
 
 /// The limits around one VMM.
@@ -112,6 +114,10 @@ pub trait VmmHandle: Commands {
     /// The process.
     fn process(&self) -> Option<ProcessIdentity>;
 
+    /// Tells a new VMM what to run, with the descriptors that the spec names. Once; what is wrong with it
+    /// comes as an event.
+    fn begin(&self, spec: VmSpec, fds: Vec<OwnedFd>);
+
     /// Waits for the end of the process; kills it after `patience`. Blocks.
     fn end(&self, patience: Duration);
 }
@@ -136,6 +142,11 @@ pub trait VmmLauncher: Send + Sync {
     /// instance.
     fn open_kvm(&self) -> Result<OwnedFd, VmmError>;
 
-    /// Starts one and sends it its spec. Blocks for the start of the process, not for the boot.
+    /// Starts a process that waits for [`VmmHandle::begin`]. Until then it ends with this process, even
+    /// one that is to outlive it: a caller that notes which process it is before it begins never loses
+    /// one.
     fn start(&self, launch: VmmLaunch) -> Result<StartedVmm, VmmError>;
+
+    /// Takes over a VMM that another process started and that goes on. Events from now on follow.
+    fn adopt(&self, dir: &InstanceDir, process: ProcessIdentity) -> Result<StartedVmm, VmmError>;
 }

@@ -1,0 +1,133 @@
+//! What a new daemon does with the instances of an earlier one.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use kiln_model::InstanceState;
+use kiln_vmspec::ExitReason;
+use serde::{Deserialize, Serialize};
+
+use super::actor::{Actor, Job, note_ending};
+use super::{Shared, SupervisorError};
+use crate::host::{ProcessIdentity, boot_id};
+use crate::instances::effects::{Effect, undo};
+use crate::instances::{Ending, Instance, InstanceError, launch};
+use crate::state::dir::Lock;
+use crate::state::{Row, StoreError, transact};
+use crate::vmm_process::{VmmEvent, last_ending};
+
+/// The boot of the host in which a daemon last ran.
+#[derive(Debug, Serialize, Deserialize)]
+struct HostBoot {
+    id: String,
+}
+
+impl Row for HostBoot {
+    const KIND: &'static str = "host";
+    type Key = String;
+
+    fn key(&self) -> String {
+        "boot".to_owned()
+    }
+}
+
+/// Whether processes that the rows name may still be there. Notes the present boot.
+fn same_boot(shared: &Shared) -> Result<bool, StoreError> {
+    let id = boot_id();
+    transact(shared.parts().store.as_ref(), |tx| {
+        let before = tx.get::<HostBoot>(&"boot".to_owned())?;
+        tx.put(&HostBoot { id: id.clone() })?;
+        Ok(before.is_none_or(|before| before.id == id))
+    })
+}
+
+/// Takes up every instance that is not at rest.
+pub(super) fn recover(shared: &Arc<Shared>) -> Result<(), SupervisorError> {
+    let same_boot = same_boot(shared)?;
+    for instance in shared.plane.instances()? {
+        if !instance.supervised || !instance.is_active() {
+            continue;
+        }
+        let id = instance.id;
+        let Some(lock) = shared.parts().dir.lock_instance(id)? else {
+            tracing::warn!(instance = %id, "another process runs it");
+            continue;
+        };
+        if let Err(e) = take_up(shared, &instance, lock, same_boot) {
+            // One that cannot be helped must not keep the others from it.
+            tracing::error!(instance = %id, "it could not be taken up: {e}");
+        }
+    }
+    shared.forget_terminated();
+    Ok(())
+}
+
+fn take_up(
+    shared: &Arc<Shared>,
+    instance: &Instance,
+    lock: Lock,
+    same_boot: bool,
+) -> Result<(), SupervisorError> {
+    let (parts, id) = (shared.parts(), instance.id);
+    match instance.vmm {
+        Some(vmm) if same_boot && !vmm.wait(Duration::ZERO) => {
+            match parts.launcher.adopt(&parts.dir.instance(id), vmm) {
+                Ok(vmm) => {
+                    Actor::spawn(shared, id, Job::Adopt(vmm, lock));
+                    // What was asked for before holds.
+                    let order = match instance.state {
+                        InstanceState::Stopping => Some(super::Order::Stop),
+                        InstanceState::ShuttingDown => Some(super::Order::Kill),
+                        _ => None,
+                    };
+                    if let Some(order) = order {
+                        shared.order(id, order);
+                    }
+                    return Ok(());
+                }
+                Err(e) => {
+                    tracing::warn!(instance = %id, "its machine cannot be reached and is ended: {e}");
+                    note_ending(shared, id, &Ending::Failed(e.to_string()));
+                }
+            }
+        }
+        Some(_) if same_boot => note_ending(shared, id, &left_ending(shared, instance)),
+        Some(_) if shared.settings.restart_after_boot && instance.stays() && ran(instance) => {
+            undo(parts, instance, &AGAIN, true).map_err(InstanceError::from)?;
+            launch::note_start(parts, id, true)?;
+            Actor::spawn(shared, id, Job::Launch(lock));
+            return Ok(());
+        }
+        Some(_) => note_ending(shared, id, &Ending::Failed("the host was restarted".to_owned())),
+        None if instance.state == InstanceState::Pending => {
+            tracing::info!(instance = %id, "its launch is done again");
+            undo(parts, instance, &AGAIN, instance.has_run).map_err(InstanceError::from)?;
+            parts.update(id, |row| row.owner = ProcessIdentity::current())?;
+            Actor::spawn(shared, id, Job::Launch(lock));
+            return Ok(());
+        }
+        None => {}
+    }
+    drop(lock);
+    shared.clear(id)?;
+    Ok(())
+}
+
+/// Everything but the rows.
+const AGAIN: [Effect; 3] = [Effect::Files, Effect::Network, Effect::Process];
+
+/// Whether it was meant to run.
+fn ran(instance: &Instance) -> bool {
+    matches!(instance.state, InstanceState::Pending | InstanceState::Running)
+}
+
+fn left_ending(shared: &Shared, instance: &Instance) -> Ending {
+    match last_ending(&shared.parts().dir.instance(instance.id)) {
+        VmmEvent::Exited(ExitReason::PowerOff) => Ending::PoweredOff,
+        VmmEvent::Exited(ExitReason::Killed) => Ending::Killed,
+        VmmEvent::Exited(ExitReason::Failed { message }) | VmmEvent::Lost { detail: message } => {
+            Ending::Failed(message)
+        }
+        other => Ending::Failed(format!("{other:?}")),
+    }
+}
