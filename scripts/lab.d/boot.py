@@ -125,7 +125,8 @@ def qemu_command(arguments: argparse.Namespace, job: Job, run: pathlib.Path, log
         *shlex.split(arguments.qemu),
         *("-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"),
         *("-machine", "q35", "-cpu", "max,+svm", "-accel", "tcg,thread=multi"),
-        *("-smp", str(arguments.smp), "-m", str(arguments.mem)),
+        # One more than the job gets: see l1-init.
+        *("-smp", str(arguments.smp + 1), "-m", str(arguments.mem)),
         *("-kernel", arguments.kernel, "-initrd", arguments.initramfs),
         *("-append", "console=ttyS0 quiet panic=-1 tsc=reliable"),
         *("-serial", f"file:{logs}/console.log"),
