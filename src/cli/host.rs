@@ -40,12 +40,17 @@ pub fn doctor(state_dir: &Path, args: &JsonArg) -> Result<(), Failure> {
 /// `kiln types`.
 pub fn types(args: &JsonArg) -> Result<(), Failure> {
     if args.json {
-        let row = |t: InstanceType| serde_json::json!({ "name": t.name, "vcpus": t.vcpus, "memory_bytes": t.memory.as_bytes() });
+        let row = |t: InstanceType| serde_json::json!({ "name": t.name, "vcpus": t.vcpus, "memory_bytes": t.memory.as_bytes(), "cpu_template": t.cpu_template().name() });
         return print_json(&InstanceType::all().map(row).collect::<Vec<_>>());
     }
-    let mut table = Table::new(["TYPE", "VCPUS", "MEMORY"]);
+    let mut table = Table::new(["TYPE", "VCPUS", "MEMORY", "CPU"]);
     for t in InstanceType::all() {
-        table.row([t.name.to_owned(), t.vcpus.to_string(), t.memory.to_string()]);
+        table.row([
+            t.name.to_owned(),
+            t.vcpus.to_string(),
+            t.memory.to_string(),
+            t.cpu_template().name().to_owned(),
+        ]);
     }
     crate::print(&table.render())
 }

@@ -1,5 +1,6 @@
 //! Instance types: how many vCPUs and how much memory a name such as `t3.micro` stands for.
 
+use crate::cpu_template::CpuTemplate;
 use crate::size::{ByteSize, GIB, MIB};
 use crate::suggest::nearest;
 
@@ -32,6 +33,9 @@ const PERFORMANCE: [(&[&str], Performance); 4] = [
     (&["c5", "m5", "r5"], performance(10_000, 4_750, 18_750)),
     (&["c6a", "c6i", "c7i", "m6a", "m6i", "m7i", "r6i", "r7i"], performance(12_500, 10_000, 40_000)),
 ];
+
+/// Families whose guests get the features of their generation; those of later ones get their host's.
+const FIFTH_GENERATION: &[&str] = &["t2", "t3", "t3a", "c5", "m5", "r5"];
 
 const fn performance(network_mbit: u64, disk_mbit: u64, disk_operations: u64) -> Performance {
     Performance {
@@ -124,10 +128,18 @@ impl InstanceType {
         T2.into_iter().chain(BURSTABLE.into_iter().flatten()).chain(FIXED.into_iter().flatten())
     }
 
+    fn family(&self) -> &'static str {
+        self.name.split('.').next().unwrap_or_default()
+    }
+
+    /// What guests of this type are told of their processor.
+    pub fn cpu_template(&self) -> CpuTemplate {
+        if FIFTH_GENERATION.contains(&self.family()) { CpuTemplate::X86_64V3 } else { CpuTemplate::Host }
+    }
+
     /// What instances of this type get of disks and network.
     pub fn performance(&self) -> Performance {
-        let family = self.name.split('.').next().unwrap_or_default();
-        let found = PERFORMANCE.iter().find(|(families, _)| families.contains(&family));
+        let found = PERFORMANCE.iter().find(|(families, _)| families.contains(&self.family()));
         // A test holds the table complete.
         found.map_or(performance(1_000, 1_000, 3_000), |(_, performance)| *performance)
     }
@@ -172,12 +184,19 @@ mod tests {
     #[test]
     fn every_family_has_its_rates() {
         for t in InstanceType::all() {
-            let family = t.name.split('.').next().unwrap();
-            let rows = PERFORMANCE.iter().filter(|(families, _)| families.contains(&family));
-            assert_eq!(rows.count(), 1, "{family}");
+            let rows = PERFORMANCE.iter().filter(|(families, _)| families.contains(&t.family()));
+            assert_eq!(rows.count(), 1, "{}", t.family());
         }
         let micro = InstanceType::find("t3.micro").unwrap().performance();
         assert_eq!((micro.network_bits, micro.disk_bytes), (5_000_000_000, 260_625_000));
+    }
+
+    #[test]
+    fn processor_features_are_those_of_the_generation() {
+        let template = |name| InstanceType::find(name).unwrap().cpu_template();
+        assert_eq!(template("t3.micro"), CpuTemplate::X86_64V3);
+        assert_eq!(template("m7i.large"), CpuTemplate::Host);
+        assert!(FIFTH_GENERATION.iter().all(|family| InstanceType::all().any(|t| t.family() == *family)));
     }
 
     #[test]

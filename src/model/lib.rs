@@ -6,6 +6,7 @@
 
 mod cidr;
 mod clock;
+mod cpu_template;
 mod id;
 mod instance_state;
 mod instance_type;
@@ -22,6 +23,7 @@ mod utc;
 
 pub use cidr::{Ipv4Cidr, ParseCidrError};
 pub use clock::Clock;
+pub use cpu_template::CpuTemplate;
 pub use id::{
     AllocationId, AssociationId, ImageId, InstanceId, InterfaceId, ParseIdError, PrefixListId, ReservationId,
     SecurityGroupId, SecurityGroupRuleId, SubnetId, VolumeId, VpcId,

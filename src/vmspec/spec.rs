@@ -2,7 +2,7 @@
 
 use std::net::Ipv4Addr;
 
-use kiln_model::MacAddr;
+use kiln_model::{CpuTemplate, MacAddr};
 use serde::{Deserialize, Serialize};
 
 use crate::MetadataSnapshot;
@@ -20,6 +20,8 @@ pub struct VmSpec {
     pub kvm: FdIndex,
     /// Number of vCPUs, 1 to 32.
     pub vcpus: u8,
+    /// What they offer.
+    pub cpu_template: CpuTemplate,
     /// Guest memory.
     pub memory: MemorySpec,
     /// Where the kernel comes from.

@@ -220,6 +220,7 @@ impl Setup {
             kvm: fds.add(kvm),
             instance_id: INSTANCE_ID.into(),
             vcpus: self.vcpus,
+            cpu_template: Default::default(),
             memory: MemorySpec { size_mib: self.memory_mib, hugepages: false },
             boot,
             disks,

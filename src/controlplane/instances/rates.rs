@@ -12,9 +12,13 @@ use super::Instance;
 /// flood of the smallest stops at a quarter of the wire's own limit.
 const FRAMES_PER_MEGABIT: u64 = 400;
 
+/// Its type, which was found at launch; one that a later version dropped limits nothing.
+pub(super) fn kind(instance: &Instance) -> Option<InstanceType> {
+    InstanceType::find(&instance.instance_type).ok()
+}
+
 fn performance(instance: &Instance) -> Option<Performance> {
-    // The type was found at launch; one that a later version dropped limits nothing.
-    InstanceType::find(&instance.instance_type).ok().map(|t| t.performance())
+    kind(instance).map(|kind| kind.performance())
 }
 
 fn rate(per_second: u64) -> Option<Rate> {

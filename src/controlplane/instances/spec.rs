@@ -131,6 +131,7 @@ pub(super) fn build(
         instance_id: instance.id.to_string(),
         kvm,
         vcpus: instance.vcpus,
+        cpu_template: rates::kind(instance).map(|kind| kind.cpu_template()).unwrap_or_default(),
         memory: MemorySpec { size_mib: instance.memory.as_mib(), hugepages: instance.hugepages },
         boot,
         disks: vec![DiskSpec {

@@ -1,7 +1,7 @@
 //! What CPUID tells the guest: what KVM supports, made consistent for this machine's vCPUs.
 //!
 //! ```text
-//!  KVM_GET_SUPPORTED_CPUID ──▶ Cpuid::new: features on and off, caches, hypervisor leaves
+//!  KVM_GET_SUPPORTED_CPUID ──▶ Cpuid::new: features on and off, template, caches, hypervisor leaves
 //!                                   │ for_vcpu(n): APIC id into leaves 1, 0xB, 0x1F, 0x8000001E
 //!                                   ▼
 //!                              KVM_SET_CPUID2, then MSRs (`msr`): KVM looks at CPUID when it
@@ -15,11 +15,13 @@
 //! in-kernel local APIC provides (x2APIC, TSC deadline) and the hypervisor bit.
 
 pub mod msr;
+mod template;
 mod topology;
 
 use std::arch::x86_64::__cpuid;
 use std::ops::Range;
 
+use kiln_model::CpuTemplate;
 use kvm_bindings::{CpuId, KVM_CPUID_FLAG_SIGNIFCANT_INDEX, kvm_cpuid_entry2};
 
 use crate::firmware::smbios::ProcessorInfo;
@@ -37,6 +39,8 @@ const BRAND_LEN: usize = 48;
 pub struct CpuidSpec {
     /// Number of vCPUs, 1 to 32.
     pub vcpus: u8,
+    /// What they offer, at most.
+    pub template: CpuTemplate,
     /// TSC frequency of the vCPUs (KVM_GET_TSC_KHZ), if known.
     pub tsc_khz: Option<u32>,
     /// KVM_CAP_TSC_DEADLINE_TIMER: KVM does not list the feature by itself.
@@ -88,6 +92,7 @@ impl Cpuid {
         }
         let vendor = leaves.vendor();
         features(&mut leaves, vendor, spec);
+        template::apply(&mut leaves, spec.template);
         topology::shared(&mut leaves, vendor, spec.vcpus);
         hypervisor(&mut leaves, spec);
         tsc_frequency(&mut leaves, vendor, spec);

@@ -2,10 +2,16 @@ use proptest::prelude::*;
 
 use super::*;
 
-const SPEC: CpuidSpec =
-    CpuidSpec { vcpus: 4, tsc_khz: Some(2_450_000), tsc_deadline_timer: true, pmu: false, nested: false };
+const SPEC: CpuidSpec = CpuidSpec {
+    vcpus: 4,
+    template: CpuTemplate::Host,
+    tsc_khz: Some(2_450_000),
+    tsc_deadline_timer: true,
+    pmu: false,
+    nested: false,
+};
 
-fn leaf(function: u32, index: u32, regs: [u32; 4]) -> kvm_cpuid_entry2 {
+pub(super) fn leaf(function: u32, index: u32, regs: [u32; 4]) -> kvm_cpuid_entry2 {
     let [eax, ebx, ecx, edx] = regs;
     kvm_cpuid_entry2 { function, index, eax, ebx, ecx, edx, ..Default::default() }
 }
@@ -231,9 +237,10 @@ proptest! {
         vendor in prop_oneof![Just(*b"AuthenticAMD"), Just(*b"GenuineIntel"), any::<[u8; 12]>()],
         tsc_khz in any::<Option<u32>>(),
         flags in any::<[bool; 3]>(),
+        template in prop_oneof![Just(CpuTemplate::Host), Just(CpuTemplate::X86_64V3)],
     ) {
         let [tsc_deadline_timer, pmu, nested] = flags;
-        let spec = CpuidSpec { vcpus, tsc_khz, tsc_deadline_timer, pmu, nested };
+        let spec = CpuidSpec { vcpus, template, tsc_khz, tsc_deadline_timer, pmu, nested };
         let Ok(cpuid) = Cpuid::new(&host(&vendor, &rest), &spec) else { return Ok(()) };
         cpuid.processor_info();
         let Ok(own) = cpuid.for_vcpu(vcpus - 1) else { return Ok(()) };
@@ -256,7 +263,8 @@ fn kvm_takes_leaves_and_msrs_of_every_vcpu() {
     let vm = kvm.create_vm().unwrap();
     vm.create_irq_chip().unwrap();
     let supported = kvm.get_supported_cpuid(kvm_bindings::KVM_MAX_CPUID_ENTRIES).unwrap();
-    let cpuid = Cpuid::new(&supported, &CpuidSpec { vcpus: 2, ..SPEC }).unwrap();
+    let template = CpuTemplate::X86_64V3;
+    let cpuid = Cpuid::new(&supported, &CpuidSpec { vcpus: 2, template, ..SPEC }).unwrap();
     for index in 0..2 {
         let vcpu = vm.create_vcpu(u64::from(index)).unwrap();
         vcpu.set_cpuid2(&cpuid.for_vcpu(index).unwrap()).unwrap();

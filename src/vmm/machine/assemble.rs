@@ -98,6 +98,7 @@ impl Machine {
             &vm.supported_cpuid()?,
             &CpuidSpec {
                 vcpus: spec.vcpus,
+                template: spec.cpu_template,
                 tsc_khz: vcpus.first().and_then(|vcpu| vcpu.get_tsc_khz().ok()),
                 tsc_deadline_timer: vm.has_tsc_deadline_timer(),
                 pmu: false,
