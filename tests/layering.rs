@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::process::Command;
 
 /// Crates of this workspace that each may use.
-const ALLOWED: [(&str, &[&str]); 12] = [
+const ALLOWED: [(&str, &[&str]); 13] = [
     ("kiln-model", &[]),
     ("kiln-vmspec", &["kiln-model"]),
     ("kiln-disk", &[]),
@@ -23,8 +23,9 @@ const ALLOWED: [(&str, &[&str]); 12] = [
     ("kiln-hostnet", &["kiln-model"]),
     ("kiln-controlplane", &["kiln-disk", "kiln-hostnet", "kiln-model", "kiln-sandbox", "kiln-vmspec"]),
     ("kiln-sts", &["kiln-controlplane", "kiln-model"]),
+    ("kiln-api", &["kiln-controlplane", "kiln-model", "kiln-sts"]),
     ("kiln-cli", &["kiln-controlplane", "kiln-disk", "kiln-model", "kiln-sts", "kiln-vmspec"]),
-    ("kiln", &["kiln-cli", "kiln-disk", "kiln-sandbox", "kiln-vmm", "kiln-vmspec"]),
+    ("kiln", &["kiln-api", "kiln-cli", "kiln-disk", "kiln-sandbox", "kiln-vmm", "kiln-vmspec"]),
 ];
 
 /// What must not be linked into the process that a guest may break into.

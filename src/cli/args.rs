@@ -72,6 +72,8 @@ pub enum Command {
     /// Work with Elastic addresses: public addresses that stay, and move between instances.
     #[command(subcommand)]
     Address(AddressCommand),
+    /// Print what AWS tools need to talk to kilnd: eval "$(kiln env)".
+    Env,
     /// List instance types.
     Types(JsonArg),
     /// Say what this host offers, and what to do about each gap.

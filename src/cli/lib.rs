@@ -4,6 +4,7 @@
 
 mod args;
 mod console;
+mod environment;
 mod error;
 mod groups;
 mod host;
@@ -72,6 +73,7 @@ fn dispatch(cli: &Cli) -> Result<(), Failure> {
         Command::Metadata(args) => metadata::metadata(state_dir, args),
         Command::Tag(args) => metadata::tag(state_dir, args),
         Command::Password(args) => metadata::password(state_dir, args),
+        Command::Env => environment::env(state_dir),
         Command::Identity(command) => identity::identity(state_dir, *command),
         Command::Types(args) => host::types(args),
         Command::Doctor(args) => host::doctor(state_dir, args),

@@ -19,10 +19,12 @@ pub mod host;
 pub mod identity;
 pub mod images;
 pub mod instances;
+pub mod key_pairs;
 pub mod metadata;
 pub mod network;
 pub mod progress;
 pub mod state;
+pub mod tags;
 pub mod vmm_process;
 
 /// Text that came from an image or a guest, made safe to show.

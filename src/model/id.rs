@@ -146,6 +146,10 @@ id!(
     AssociationId, "eipassoc-", "an", "address association"
 );
 id!(
+    /// A public key by name, for those who log in.
+    KeyPairId, "key-", "a", "key pair"
+);
+id!(
     /// One launch request, which may make several instances.
     ReservationId, "r-", "a", "reservation"
 );

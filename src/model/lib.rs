@@ -20,13 +20,14 @@ mod suggest;
 mod tag;
 mod user_data;
 mod utc;
+mod wildcard;
 
 pub use cidr::{Ipv4Cidr, ParseCidrError};
 pub use clock::Clock;
 pub use cpu_template::CpuTemplate;
 pub use id::{
-    AllocationId, AssociationId, ImageId, InstanceId, InterfaceId, ParseIdError, PrefixListId, ReservationId,
-    SecurityGroupId, SecurityGroupRuleId, SubnetId, VolumeId, VpcId,
+    AllocationId, AssociationId, ImageId, InstanceId, InterfaceId, KeyPairId, ParseIdError, PrefixListId,
+    ReservationId, SecurityGroupId, SecurityGroupRuleId, SubnetId, VolumeId, VpcId,
 };
 pub use instance_state::{IllegalTransition, InstanceEvent, InstanceState};
 pub use instance_type::{InstanceType, Performance, UnknownInstanceType};
@@ -39,3 +40,4 @@ pub use suggest::nearest;
 pub use tag::{InvalidTag, Tag};
 pub use user_data::{InvalidUserData, UserData};
 pub use utc::Utc;
+pub use wildcard::Wildcard;

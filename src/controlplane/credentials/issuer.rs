@@ -106,9 +106,20 @@ impl Issuer {
         lifetime: Lifetime,
         now: u64,
     ) -> Result<Credentials, SourceError> {
+        self.issue_for(principal, lifetime.seconds(), now)
+    }
+
+    /// As [`Issuer::issue`], for any number of seconds: `AssumeRole` gives a quarter of an hour too.
+    pub fn issue_for(
+        &self,
+        principal: &Principal,
+        seconds: u64,
+        now: u64,
+    ) -> Result<Credentials, SourceError> {
         let failed = |detail: String| SourceError::Issuer { detail };
-        let access_key_id = access_key_id().ok_or_else(|| failed("no random numbers".into()))?;
-        let expiration = now.saturating_add(lifetime.seconds());
+        let digits = random_digits().ok_or_else(|| failed("no random numbers".into()))?;
+        let access_key_id = format!("ASIA{digits}");
+        let expiration = now.saturating_add(seconds);
         let claims = Claims {
             iss: ISSUER.to_owned(),
             sub: principal.arn.clone(),
@@ -161,12 +172,11 @@ impl Issuer {
     }
 }
 
-/// `ASIA` and 80 random bits.
-fn access_key_id() -> Option<String> {
+/// 80 random bits as the digits of an access key id.
+pub(super) fn random_digits() -> Option<String> {
     let mut digits = [0; KEY_DIGITS];
     aws_lc_rs::rand::fill(&mut digits).ok()?;
-    let digits = digits.iter().map(|byte| BASE32.get(usize::from(byte % 32)).copied().map(char::from));
-    digits.collect::<Option<String>>().map(|digits| format!("ASIA{digits}"))
+    digits.iter().map(|byte| BASE32.get(usize::from(byte % 32)).copied().map(char::from)).collect()
 }
 
 impl Subject {

@@ -12,22 +12,28 @@
 //! the metadata of the instance; those of the embedded issuer need not be kept anywhere, because
 //! whoever holds the installation's keys can tell the secret from the token.
 
+mod access_key;
 mod document;
 mod file;
 mod issuer;
 mod json;
+mod policy;
 mod process;
 mod role;
+mod role_policies;
 mod rotation;
 pub(crate) mod service;
 mod source;
 mod status;
 
+pub use access_key::AccessKey;
 pub use document::{Credentials, failure_document};
 pub use issuer::{Issuer, Principal, Session, VerifyError};
+pub use policy::{InvalidPolicy, Policy, TrustPolicy, Verdict};
 pub use role::{
     Association, InstanceProfile, InvalidRole, Lifetime, MAX_LIFETIME, MIN_LIFETIME, Role, RoleName,
 };
+pub use role_policies::RolePolicies;
 pub use rotation::Rotation;
 pub use service::{NewRole, RoleError, Roles};
 pub use source::{

@@ -6,7 +6,10 @@ use crate::metadata::ACCOUNT;
 use crate::state::{Store, StoreError, Transaction, transact};
 use kiln_model::{InstanceId, nearest};
 
-use super::{InstanceProfile, InvalidRole, Lifetime, ParseSourceError, Role, RoleName, SourceSpec};
+use super::role_policies;
+use super::{
+    InstanceProfile, InvalidPolicy, InvalidRole, Lifetime, ParseSourceError, Role, RoleName, SourceSpec,
+};
 
 /// Longest description in characters.
 const MAX_DESCRIPTION: usize = 1000;
@@ -47,6 +50,28 @@ pub enum RoleError {
     /// A profile must be empty before it goes.
     #[error("the instance profile {0} still holds a role (remove it first)")]
     ProfileNotEmpty(RoleName),
+    /// A policy must go before its role.
+    #[error("the role {role} has the policy {policy:?} (delete that first)")]
+    RoleHasPolicy {
+        /// Which role.
+        role: RoleName,
+        /// One of its policies.
+        policy: String,
+    },
+    /// No such policy.
+    #[error("the role {role} has no policy {policy:?}")]
+    NoSuchPolicy {
+        /// Which role.
+        role: RoleName,
+        /// As given.
+        policy: String,
+    },
+    /// More than fits.
+    #[error("the policies of a role have at most 10240 bytes together")]
+    PoliciesTooLong,
+    /// Not a policy.
+    #[error(transparent)]
+    Policy(#[from] InvalidPolicy),
     /// Still needed by an instance.
     #[error("instance {instance} has the role {profile} (kiln role detach {instance}, or terminate it)")]
     InUse {
@@ -80,12 +105,16 @@ impl RoleError {
     /// Error code of the IAM API.
     pub fn code(&self) -> &'static str {
         match self {
-            RoleError::NoSuchRole { .. } | RoleError::NoSuchProfile(_) => "NoSuchEntity",
-            RoleError::Exists { .. } => "EntityAlreadyExists",
-            RoleError::ProfileFull(_) => "LimitExceeded",
-            RoleError::RoleInProfile { .. } | RoleError::ProfileNotEmpty(_) | RoleError::InUse { .. } => {
-                "DeleteConflict"
+            RoleError::NoSuchRole { .. } | RoleError::NoSuchProfile(_) | RoleError::NoSuchPolicy { .. } => {
+                "NoSuchEntity"
             }
+            RoleError::Exists { .. } => "EntityAlreadyExists",
+            RoleError::ProfileFull(_) | RoleError::PoliciesTooLong => "LimitExceeded",
+            RoleError::Policy(_) => "MalformedPolicyDocument",
+            RoleError::RoleHasPolicy { .. }
+            | RoleError::RoleInProfile { .. }
+            | RoleError::ProfileNotEmpty(_)
+            | RoleError::InUse { .. } => "DeleteConflict",
             RoleError::Invalid(_) | RoleError::Source(_) | RoleError::Description => "ValidationError",
             RoleError::Store(_) => "ServiceFailure",
         }
@@ -207,6 +236,7 @@ impl Roles<'_> {
             if let Some(holder) = holders.into_iter().find(|p| p.role.as_ref() == Some(&role.name)) {
                 return Err(RoleError::RoleInProfile { role: role.name, profile: holder.name });
             }
+            role_policies::remove(tx, &role.name, true)?;
             tx.remove::<Role>(&role.name.folded());
             Ok(())
         })
@@ -240,6 +270,7 @@ impl Roles<'_> {
                 unused(tx, &profile)?;
                 tx.remove::<InstanceProfile>(&profile.name.folded());
             }
+            role_policies::remove(tx, &role.name, false)?;
             tx.remove::<Role>(&role.name.folded());
             Ok(())
         })
@@ -292,7 +323,7 @@ fn unique_id(prefix: &str) -> String {
     prefix.chars().chain(digits).collect()
 }
 
-fn role(tx: &mut Transaction<'_>, name: &str) -> Result<Role, RoleError> {
+pub(super) fn role(tx: &mut Transaction<'_>, name: &str) -> Result<Role, RoleError> {
     match tx.get::<Role>(&name.to_ascii_lowercase())? {
         Some(role) => Ok(role),
         None => Err(no_such_role(tx, name)?),

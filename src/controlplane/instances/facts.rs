@@ -8,15 +8,12 @@ use kiln_vmspec::{LeafValue, MetadataSnapshot};
 use super::{BaseImage, Instance};
 use crate::metadata::{
     self, ACCOUNT, BuildError, InstanceFacts, InstanceRole, InterfaceDescription, KeyPair, Placement,
-    PublicAddress, SecurityGroupName, private_domain, private_host_name, public_host_name,
+    PublicAddress, REGION, SecurityGroupName, ZONE, ZONE_ID, private_domain, private_host_name,
+    public_host_name,
 };
 use crate::network::{Membership, SecurityGroup};
 use crate::state::{Store, StoreError, transact};
 
-/// Where this host is said to be. SDKs in the guest need some region they know.
-const REGION: &str = "us-east-1";
-const ZONE: &str = "us-east-1a";
-const ZONE_ID: &str = "use1-az1";
 /// Name under which the key given with `--ssh-key` is listed.
 const KEY_NAME: &str = "kiln";
 

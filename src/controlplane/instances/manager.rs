@@ -214,6 +214,16 @@ impl ControlPlane {
         self.parts.keys()
     }
 
+    /// The rows.
+    pub fn store(&self) -> &dyn Store {
+        self.parts.store.as_ref()
+    }
+
+    /// The files.
+    pub fn state_dir(&self) -> &StateDir {
+        &self.parts.dir
+    }
+
     /// Notes which public addresses instances have after Elastic ones have moved.
     pub fn note_moved(&self, moved: &Moved) -> Result<(), StoreError> {
         for (id, address) in moved {

@@ -21,7 +21,7 @@ pub use facts::{
     SignedIdentity,
 };
 pub use identity::identity_document;
-pub use names::{ACCOUNT, private_domain, private_host_name, public_host_name};
+pub use names::{ACCOUNT, REGION, ZONE, ZONE_ID, private_domain, private_host_name, public_host_name};
 pub use options::{ParseOptionsError, parse_options};
 pub use tags::{InvalidMetadataTag, check_tag_keys};
 pub use tree::{BuildError, build};

@@ -8,6 +8,13 @@ const FIRST_REGION: &str = "us-east-1";
 /// There are no accounts on a host of one's own; twelve digits are what tools expect.
 pub const ACCOUNT: &str = "000000000000";
 
+/// Where this host is said to be. SDKs in the guest need some region they know.
+pub const REGION: &str = "us-east-1";
+/// The one zone of that region.
+pub const ZONE: &str = "us-east-1a";
+/// Its id.
+pub const ZONE_ID: &str = "use1-az1";
+
 /// Domain of private host names, which DHCP hands out: `ec2.internal` in `us-east-1`, elsewhere
 /// `<region>.compute.internal`.
 pub fn private_domain(region: &str) -> String {

@@ -362,6 +362,25 @@ pub(super) fn revoke_ids(
     Ok(removed)
 }
 
+/// Gives rules another meaning.
+pub(super) fn modify(
+    tx: &mut Transaction<'_>,
+    group: &mut SecurityGroup,
+    changes: &[(SecurityGroupRuleId, RuleSpec)],
+) -> Result<(), NetworkError> {
+    for (id, spec) in changes {
+        let at = group.rules.iter().position(|rule| rule.id == *id).ok_or(NetworkError::NoRuleId(*id))?;
+        let direction = group.rules.remove(at).direction;
+        let rule = Rule { id: *id, ..resolve(tx, group.vpc, direction, spec)? };
+        if group.rules.iter().any(|other| other.same_meaning(&rule)) {
+            return Err(NetworkError::RuleExists { rule: spec_text(spec), group: group.to_string() });
+        }
+        group.rules.insert(at, rule);
+    }
+    check_quota(tx, group)?;
+    Ok(tx.put(group)?)
+}
+
 fn spec_text(spec: &RuleSpec) -> String {
     let traffic: Traffic = spec.traffic;
     match &spec.peer {

@@ -265,6 +265,15 @@ impl<'a> Networks<'a> {
         self.change_group(id, |tx, group| groups::revoke_ids(tx, group, rules))
     }
 
+    /// Gives rules another meaning; they keep their ids and directions. All or none.
+    pub fn modify_rules(
+        &self,
+        id: SecurityGroupId,
+        changes: &[(SecurityGroupRuleId, RuleSpec)],
+    ) -> Result<(), NetworkError> {
+        self.change_group(id, |tx, group| groups::modify(tx, group, changes))
+    }
+
     fn change_group<T>(
         &self,
         id: SecurityGroupId,

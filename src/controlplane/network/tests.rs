@@ -112,6 +112,19 @@ fn rules_are_in_force_when_the_call_returns() {
 }
 
 #[test]
+fn modified_rule_keeps_its_id_and_is_in_force() {
+    let bench = Bench::new();
+    let networks = bench.networks();
+    let group = bench.group("web");
+    let added = networks.authorize(group.id, IN, &rules(&["tcp:80:0.0.0.0/0", "tcp:81:0.0.0.0/0"])).unwrap();
+    let modify = |text: &str| networks.modify_rules(group.id, &[(added[0].id, text.parse().unwrap())]);
+    assert_eq!(code(modify("tcp:81:0.0.0.0/0")), "InvalidPermission.Duplicate");
+    modify("tcp:80:10.0.0.0/8").unwrap();
+    let rule = bench.policy().groups[&group.id].iter().find(|rule| rule.id == added[0].id).cloned().unwrap();
+    assert_eq!(format!("{} {rule}", rule.direction), "ingress tcp:80:10.0.0.0/8");
+}
+
+#[test]
 fn refusals_have_the_codes_of_ec2_and_change_nothing() {
     let bench = Bench::new();
     let networks = bench.networks();

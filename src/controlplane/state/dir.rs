@@ -13,6 +13,10 @@ use super::StoreError;
 
 /// Where state lives when nothing else is said.
 pub const DEFAULT: &str = "/var/lib/kiln";
+/// File among the locks in which a daemon notes where it listens.
+pub const ENDPOINT: &str = "kilnd.endpoint";
+/// Where a daemon listens when nothing else is said.
+pub const DEFAULT_ENDPOINT: &str = "http://127.0.0.1:4580";
 
 fn dir_error(path: &Path) -> impl FnOnce(io::Error) -> StoreError {
     let path = path.to_owned();

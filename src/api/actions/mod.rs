@@ -1,0 +1,191 @@
+//! What each action does: from checked parameters to the services of the control plane and back.
+//!
+//! An action is a function of a [`Context`] and the few parameters that it serves, and answers a value
+//! in the shape of the model. A parameter that is in the model but not in its struct is refused.
+
+#![expect(clippy::needless_pass_by_value, reason = "all actions have one signature and own their parameters")]
+
+mod addresses;
+mod groups;
+mod iam;
+mod ids;
+mod interfaces;
+mod key_pairs;
+mod listing;
+mod places;
+mod profiles;
+mod routes;
+mod rules;
+mod sts;
+mod subnets;
+mod tagging;
+mod types;
+mod vpcs;
+
+use kiln_controlplane::instances::ControlPlane;
+use kiln_controlplane::metadata::{ACCOUNT, REGION};
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+
+use crate::auth::{Authenticator, Caller};
+use crate::error::ApiError;
+
+/// Answer of an action.
+type Answer = Result<Value, ApiError>;
+/// An action on checked parameters.
+pub(crate) type Action = fn(&Context<'_>, Value) -> Answer;
+
+/// What an action has at hand.
+pub(crate) struct Context<'a> {
+    /// The services.
+    pub plane: &'a ControlPlane,
+    /// What issues credentials.
+    pub auth: &'a Authenticator,
+    /// Who asks.
+    pub caller: &'a Caller,
+    /// Unix seconds.
+    pub now: u64,
+}
+
+/// The parameters that an action serves, by the names of the model.
+macro_rules! input {
+    ($(#[$meta:meta])* $name:ident { $($field:ident: $kind:ty),* $(,)? }) => {
+        $(#[$meta])*
+        #[derive(Debug, Default, serde::Deserialize)]
+        #[serde(rename_all = "PascalCase", deny_unknown_fields, default)]
+        pub(super) struct $name { $(pub(super) $field: $kind),* }
+    };
+}
+pub(crate) use input;
+
+fn run<I: DeserializeOwned>(
+    context: &Context<'_>,
+    input: Value,
+    act: fn(&Context<'_>, I) -> Answer,
+) -> Answer {
+    let input = serde_json::from_value(input).map_err(|e| {
+        let text = e.to_string();
+        match text.strip_prefix("unknown field `").and_then(|rest| rest.split_once('`')) {
+            Some((name, _)) => ApiError::unsupported(format!("Kiln does not support the parameter {name}")),
+            None => ApiError::value(text),
+        }
+    })?;
+    act(context, input)
+}
+
+macro_rules! actions {
+    ($service:ident: $($name:ident => $act:path),* $(,)?) => {
+        &[$((stringify!($name), (|context, input| run(context, input, $act)) as Action)),*]
+    };
+}
+
+/// Actions of EC2 by name.
+static EC2: &[(&str, Action)] = actions! { ec2:
+    AllocateAddress => addresses::allocate,
+    AssociateAddress => addresses::associate,
+    AssociateIamInstanceProfile => profiles::associate,
+    AuthorizeSecurityGroupEgress => rules::authorize_egress,
+    AuthorizeSecurityGroupIngress => rules::authorize_ingress,
+    CreateKeyPair => key_pairs::create,
+    CreateSecurityGroup => groups::create,
+    CreateSubnet => subnets::create,
+    CreateTags => tagging::create,
+    CreateVpc => vpcs::create,
+    DeleteKeyPair => key_pairs::delete,
+    DeleteSecurityGroup => groups::delete,
+    DeleteSubnet => subnets::delete,
+    DeleteTags => tagging::delete,
+    DeleteVpc => vpcs::delete,
+    DescribeAccountAttributes => places::account_attributes,
+    DescribeAddresses => addresses::describe,
+    DescribeAddressesAttribute => addresses::describe_attribute,
+    DescribeAvailabilityZones => places::zones,
+    DescribeDhcpOptions => routes::dhcp_options,
+    DescribeIamInstanceProfileAssociations => profiles::describe,
+    DescribeInstanceTypeOfferings => types::offerings,
+    DescribeInstanceTypes => types::describe,
+    DescribeInternetGateways => routes::internet_gateways,
+    DescribeKeyPairs => key_pairs::describe,
+    DescribeNetworkInterfaces => interfaces::describe,
+    DescribeRegions => places::regions,
+    DescribeRouteTables => routes::route_tables,
+    DescribeSecurityGroupRules => rules::describe,
+    DescribeSecurityGroups => groups::describe,
+    DescribeSubnets => subnets::describe,
+    DescribeTags => tagging::describe,
+    DescribeVpcAttribute => vpcs::describe_attribute,
+    DescribeVpcs => vpcs::describe,
+    DisassociateAddress => addresses::disassociate,
+    DisassociateIamInstanceProfile => profiles::disassociate,
+    ImportKeyPair => key_pairs::import,
+    ModifyNetworkInterfaceAttribute => interfaces::modify,
+    ModifySecurityGroupRules => rules::modify,
+    ModifyVpcAttribute => vpcs::modify_attribute,
+    ReleaseAddress => addresses::release,
+    ReplaceIamInstanceProfileAssociation => profiles::replace,
+    RevokeSecurityGroupEgress => rules::revoke_egress,
+    RevokeSecurityGroupIngress => rules::revoke_ingress,
+};
+
+/// Actions of IAM by name.
+static IAM: &[(&str, Action)] = actions! { iam:
+    AddRoleToInstanceProfile => iam::add_role,
+    CreateInstanceProfile => iam::create_profile,
+    CreateRole => iam::create_role,
+    DeleteInstanceProfile => iam::delete_profile,
+    DeleteRole => iam::delete_role,
+    DeleteRolePolicy => iam::delete_policy,
+    GetInstanceProfile => iam::get_profile,
+    GetRole => iam::get_role,
+    GetRolePolicy => iam::get_policy,
+    ListAttachedRolePolicies => iam::list_attached,
+    ListInstanceProfiles => iam::list_profiles,
+    ListInstanceProfilesForRole => iam::list_profiles_for_role,
+    ListRolePolicies => iam::list_policies,
+    ListRoles => iam::list_roles,
+    PutRolePolicy => iam::put_policy,
+    RemoveRoleFromInstanceProfile => iam::remove_role,
+    UpdateAssumeRolePolicy => iam::set_trust,
+};
+
+/// Actions of STS by name.
+static STS: &[(&str, Action)] = actions! { sts:
+    AssumeRole => sts::assume_role,
+    GetCallerIdentity => sts::identity,
+};
+
+/// The action of a service by name.
+pub(crate) fn find(service: &str, name: &str) -> Option<Action> {
+    let table = match service {
+        "ec2" => EC2,
+        "iam" => IAM,
+        _ => STS,
+    };
+    table.iter().find(|(other, _)| *other == name).map(|(_, action)| *action)
+}
+
+/// ARN of a resource of EC2.
+fn arn(kind: &str, id: &impl std::fmt::Display) -> String {
+    format!("arn:aws:ec2:{REGION}:{ACCOUNT}:{kind}/{id}")
+}
+
+/// `{"Return": true}`, which older clients look at.
+fn done() -> Answer {
+    Ok(serde_json::json!({ "Return": true }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::schema::SERVICES;
+
+    #[test]
+    fn every_operation_of_the_model_has_an_action_and_every_action_a_model() {
+        for (service, table) in SERVICES.iter().zip([EC2, IAM, STS]) {
+            let model: Vec<_> = service.operations.iter().map(|operation| operation.name).collect();
+            let mut actions: Vec<_> = table.iter().map(|(name, _)| *name).collect();
+            actions.sort_unstable();
+            assert_eq!(model, actions, "{}", service.name);
+        }
+    }
+}

@@ -1,0 +1,113 @@
+//! From a signature to a principal.
+
+use kiln_controlplane::credentials::{AccessKey, Issuer, VerifyError};
+use kiln_controlplane::metadata::ACCOUNT;
+
+use super::{Refusal, Signed};
+use crate::error::ApiError;
+use crate::schema::Service;
+
+/// Who asks.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Caller {
+    /// ARN.
+    pub arn: String,
+    /// Unique id.
+    pub id: String,
+    /// What he is.
+    pub kind: Kind,
+}
+
+/// What a caller is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Kind {
+    /// The account itself: may do everything.
+    Root,
+    /// A session of a role, of this name.
+    Role(String),
+}
+
+/// Verifies requests.
+#[derive(Debug)]
+pub(crate) struct Authenticator {
+    root: AccessKey,
+    issuer: Issuer,
+}
+
+impl Authenticator {
+    pub(crate) fn new(root: AccessKey, issuer: Issuer) -> Self {
+        Authenticator { root, issuer }
+    }
+
+    /// What gives session credentials.
+    pub(crate) fn issuer(&self) -> &Issuer {
+        &self.issuer
+    }
+
+    /// Who signed. `now`: Unix seconds.
+    pub(crate) fn authenticate(
+        &self,
+        signed: &Signed<'_>,
+        service: &Service,
+        now: u64,
+    ) -> Result<Caller, ApiError> {
+        let refused = |refusal| refuse(refusal, service);
+        match signed.token {
+            None if signed.access_key_id == self.root.id => {
+                signed.verify(self.root.secret.expose(), now).map_err(refused)?;
+                let arn = format!("arn:aws:iam::{ACCOUNT}:root");
+                Ok(Caller { arn, id: ACCOUNT.to_owned(), kind: Kind::Root })
+            }
+            None => Err(unknown_key(service)),
+            Some(token) => {
+                let session = self.issuer.verify(signed.access_key_id, token, now).map_err(|e| match e {
+                    VerifyError::Invalid => unknown_key(service),
+                    VerifyError::Expired if service.name == "ec2" => {
+                        ApiError::new("RequestExpired", e.to_string())
+                    }
+                    VerifyError::Expired => ApiError::new("ExpiredToken", e.to_string()),
+                })?;
+                signed.verify(session.secret_access_key.expose(), now).map_err(refused)?;
+                let (arn, id) = (session.principal.arn, session.principal.id);
+                // arn:aws:sts::ACCOUNT:assumed-role/ROLE/SESSION
+                let role = arn.split('/').nth(1).unwrap_or_default().to_owned();
+                Ok(Caller { arn, id, kind: Kind::Role(role) })
+            }
+        }
+    }
+}
+
+fn unknown_key(service: &Service) -> ApiError {
+    match service.name {
+        "ec2" => {
+            ApiError::new("AuthFailure", "Kiln was not able to validate the provided access credentials")
+        }
+        _ => ApiError::new(
+            "InvalidClientTokenId",
+            "The security token included in the request is invalid (see kiln env)",
+        ),
+    }
+}
+
+/// The refusal in the words of a service.
+pub(crate) fn refuse(refusal: Refusal, service: &Service) -> ApiError {
+    let ec2 = service.name == "ec2";
+    match refusal {
+        Refusal::Missing => ApiError::new(
+            "MissingAuthenticationToken",
+            "The request is not signed; eval \"$(kiln env)\" gives AWS tools the key to do so",
+        ),
+        Refusal::Incomplete(why) => {
+            ApiError::new("IncompleteSignature", format!("The signature of the request is incomplete: {why}"))
+        }
+        Refusal::Expired if ec2 => ApiError::new("RequestExpired", "Request has expired: compare the clocks"),
+        Refusal::Expired => {
+            ApiError::new("SignatureDoesNotMatch", "Signature expired or not yet current: compare the clocks")
+        }
+        Refusal::Mismatch if ec2 => unknown_key(service),
+        Refusal::Mismatch => ApiError::new(
+            "SignatureDoesNotMatch",
+            "The request signature we calculated does not match the signature you provided",
+        ),
+    }
+}

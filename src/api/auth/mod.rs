@@ -1,0 +1,9 @@
+//! Who asks, and whether he may.
+
+mod caller;
+mod policy;
+mod sigv4;
+
+pub(crate) use caller::{Authenticator, Caller, Kind, refuse};
+pub(crate) use policy::{Request as PolicyRequest, kind_of, permits};
+pub(crate) use sigv4::{Message, Refusal, Signed};

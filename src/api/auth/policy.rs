@@ -1,0 +1,144 @@
+//! Whether a caller may: the policies of a role against an action and the resources it names.
+//!
+//! The account may do everything. A session of a role may do what the role's policies allow, on all of
+//! the resources that the request names. Resources are known by their ids in the parameters, roles and
+//! profiles of IAM by their names; an action that names none is on `*`, as the describing actions of
+//! EC2 always are. Who somebody is may be asked by everybody.
+
+use kiln_controlplane::credentials::{Policy, RoleError, Roles, Verdict};
+use kiln_controlplane::metadata::{ACCOUNT, REGION};
+use serde_json::Value;
+
+use super::{Caller, Kind};
+use crate::error::ApiError;
+
+/// Resources of EC2 by the beginning of their ids.
+const KINDS: [(&str, &str); 18] = [
+    ("i-", "instance"),
+    ("ami-", "image"),
+    ("vol-", "volume"),
+    ("snap-", "snapshot"),
+    ("sg-", "security-group"),
+    ("sgr-", "security-group-rule"),
+    ("vpc-", "vpc"),
+    ("subnet-", "subnet"),
+    ("eni-", "network-interface"),
+    ("eipalloc-", "elastic-ip"),
+    ("eipassoc-", "elastic-ip-association"),
+    ("key-", "key-pair"),
+    ("pl-", "prefix-list"),
+    ("acl-", "network-acl"),
+    ("rtb-", "route-table"),
+    ("igw-", "internet-gateway"),
+    ("dopt-", "dhcp-options"),
+    ("iip-assoc-", "iam-instance-profile-association"),
+];
+
+/// What is to be decided.
+#[derive(Debug)]
+pub(crate) struct Request<'a> {
+    /// Such as `ec2`.
+    pub service: &'a str,
+    /// Such as `StartInstances`.
+    pub action: &'a str,
+    /// Its parameters.
+    pub input: &'a Value,
+}
+
+/// Kind of a resource with that id.
+pub(crate) fn kind_of(id: &str) -> Option<&'static str> {
+    let hex = |digits: &str| !digits.is_empty() && digits.bytes().all(|b| b.is_ascii_hexdigit());
+    KINDS.iter().find(|(prefix, _)| id.strip_prefix(prefix).is_some_and(hex)).map(|(_, kind)| *kind)
+}
+
+/// Decides; the error is that of the service.
+pub(crate) fn permits(roles: &Roles<'_>, caller: &Caller, request: &Request<'_>) -> Result<(), ApiError> {
+    let Kind::Role(role) = &caller.kind else { return Ok(()) };
+    if request.action == "GetCallerIdentity" {
+        return Ok(());
+    }
+    let documents = match roles.policies(role) {
+        Ok(policies) => policies.inline,
+        // The role went; its sessions may do nothing any more.
+        Err(RoleError::NoSuchRole { .. }) => Default::default(),
+        Err(e) => return Err(e.into()),
+    };
+    // Checked when they were set; one that does not parse allows nothing, and must not hide a denial.
+    let policies: Result<Vec<_>, _> = documents.values().map(|document| Policy::parse(document)).collect();
+    let action = format!("{}:{}", request.service, request.action);
+    let resources = resources(request);
+    let denied =
+        resources.iter().find(|resource| !policies.as_ref().is_ok_and(|all| allowed(all, &action, resource)));
+    match denied {
+        None => Ok(()),
+        Some(resource) => {
+            let message = format!("{} is not authorized to perform {action} on {resource}", caller.arn);
+            let code = if request.service == "ec2" { "UnauthorizedOperation" } else { "AccessDenied" };
+            Err(ApiError::new(code, message))
+        }
+    }
+}
+
+fn allowed(policies: &[Policy], action: &str, resource: &str) -> bool {
+    let verdicts = || policies.iter().map(|policy| policy.judge(action, resource));
+    verdicts().any(|v| v == Verdict::Allow) && !verdicts().any(|v| v == Verdict::Deny)
+}
+
+fn resources(request: &Request<'_>) -> Vec<String> {
+    let mut found = Vec::new();
+    match request.service {
+        "ec2" if !request.action.starts_with("Describe") => {
+            ids(request.input, &mut found);
+            if request.action == "RunInstances" {
+                found.push(format!("arn:aws:ec2:{REGION}:{ACCOUNT}:instance/*"));
+            }
+        }
+        "iam" => {
+            for (member, kind) in [("RoleName", "role"), ("InstanceProfileName", "instance-profile")] {
+                if let Some(name) = request.input.get(member).and_then(Value::as_str) {
+                    found.push(format!("arn:aws:iam::{ACCOUNT}:{kind}/{name}"));
+                }
+            }
+        }
+        "sts" => found.extend(request.input.get("RoleArn").and_then(Value::as_str).map(str::to_owned)),
+        _ => {}
+    }
+    if found.is_empty() {
+        found.push("*".to_owned());
+    }
+    found
+}
+
+/// Every text that looks like an id, wherever it is. User data and tags of a form that looks like one
+/// can only narrow what is allowed.
+fn ids(value: &Value, found: &mut Vec<String>) {
+    match value {
+        Value::String(text) => {
+            if let Some(kind) = kind_of(text) {
+                found.push(format!("arn:aws:ec2:{REGION}:{ACCOUNT}:{kind}/{text}"));
+            }
+        }
+        Value::Array(all) => all.iter().for_each(|value| ids(value, found)),
+        Value::Object(members) => members.values().for_each(|value| ids(value, found)),
+        _ => {}
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn resources_are_the_ids_that_a_request_names() {
+        let input = json!({"InstanceIds": ["i-0a"], "Nested": [{"GroupId": "sg-01", "Key": "i-am not one"}]});
+        let named = |service, action| resources(&Request { service, action, input: &input });
+        let arn = |rest: &str| format!("arn:aws:ec2:us-east-1:000000000000:{rest}");
+        assert_eq!(named("ec2", "StartInstances"), [arn("instance/i-0a"), arn("security-group/sg-01")]);
+        assert_eq!(named("ec2", "DescribeInstances"), ["*"]);
+        let input = json!({"RoleName": "web"});
+        let named = resources(&Request { service: "iam", action: "GetRole", input: &input });
+        assert_eq!(named, ["arn:aws:iam::000000000000:role/web"]);
+    }
+}

@@ -1,0 +1,21 @@
+//! The EC2, IAM and STS Query API over the control plane, and `kilnd`, the daemon that serves it.
+//!
+//! ```text
+//!   HTTP ─▶ server ─▶ auth: SigV4 ─▶ caller ─▶ query: decode ─▶ auth: policy ─▶ DryRun? ─▶ actions
+//!            │ bounded body,                    by schema          │                        │
+//!            │ XML for every answer                                ▼                        ▼
+//!            ◀──────────────── query: write by schema ◀──── error in the dialect     controlplane
+//! ```
+//!
+//! Nothing a client sends has an effect before all of that said yes. Every answer is XML that was
+//! written by the published model, errors included.
+
+#![forbid(unsafe_code)]
+
+mod actions;
+mod auth;
+pub mod daemon;
+mod error;
+pub mod query;
+pub mod schema;
+mod server;

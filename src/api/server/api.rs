@@ -1,0 +1,174 @@
+//! One request from its bytes to its answer. Blocks; knows nothing of sockets.
+
+use kiln_controlplane::credentials::{AccessKey, Issuer};
+use kiln_controlplane::identity::KeyError;
+use kiln_controlplane::instances::ControlPlane;
+use kiln_controlplane::state::Vault;
+use serde_json::Value;
+
+use super::metrics::Metrics;
+use crate::actions::{self, Context};
+use crate::auth::{Authenticator, Message, PolicyRequest, Signed, permits, refuse};
+use crate::error::ApiError;
+use crate::query::{Parameters, decode, envelope, parse};
+use crate::schema::{EC2, Operation, SERVICES, Service};
+
+/// Parameters of the protocol itself.
+const PROTOCOL: [&str; 8] = [
+    "Action",
+    "Version",
+    "X-Amz-Algorithm",
+    "X-Amz-Credential",
+    "X-Amz-Date",
+    "X-Amz-Expires",
+    "X-Amz-Signature",
+    "X-Amz-SignedHeaders",
+];
+const TOKEN: &str = "X-Amz-Security-Token";
+
+/// The API on a control plane.
+pub struct Api {
+    plane: ControlPlane,
+    auth: Authenticator,
+    pub(super) metrics: Metrics,
+}
+
+impl std::fmt::Debug for Api {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Api")
+    }
+}
+
+/// A request as it came.
+pub(super) struct Request {
+    pub method: String,
+    /// Without `?`.
+    pub query: String,
+    /// Names in lower case.
+    pub headers: Vec<(String, String)>,
+    pub body: Vec<u8>,
+}
+
+/// What goes back.
+pub(super) struct Response {
+    pub status: u16,
+    pub request_id: String,
+    pub body: String,
+}
+
+impl Api {
+    /// The API on `plane`. Makes the keys at the first use. Blocks.
+    pub fn new(plane: ControlPlane) -> Result<Self, KeyError> {
+        let vault = Vault::open(plane.store(), plane.state_dir())?;
+        let auth = Authenticator::new(AccessKey::root(&vault)?, Issuer::new(plane.keys()?));
+        Ok(Api { plane, auth, metrics: Metrics::default() })
+    }
+
+    /// The control plane below.
+    pub(super) fn plane(&self) -> &ControlPlane {
+        &self.plane
+    }
+
+    /// Answers one request. Blocks.
+    pub(super) fn answer(&self, request: &Request) -> Response {
+        let request_id = request_id();
+        let started = std::time::Instant::now();
+        let mut known = Known { service: EC2, operation: None };
+        let result = self.serve(request, &request_id, &mut known);
+        let (service, operation) = (known.service, known.operation.map_or("unknown", |o| o.name));
+        let code = result.as_ref().err().map_or("Success", |e| e.code.as_ref());
+        self.metrics.count(service.name, operation, code, started.elapsed());
+        tracing::info!(service = service.name, action = operation, code, request = request_id, "answered");
+        let (status, body) = match result {
+            Ok(body) => (200, body),
+            Err(error) => (error.status(), error.to_xml(service, &request_id)),
+        };
+        Response { status, request_id, body }
+    }
+
+    /// An error that has nothing to do with what was asked.
+    pub(super) fn refuse(error: &ApiError) -> Response {
+        let request_id = request_id();
+        let body = error.to_xml(EC2, &request_id);
+        Response { status: error.status(), request_id, body }
+    }
+
+    fn serve(&self, request: &Request, request_id: &str, known: &mut Known) -> Result<String, ApiError> {
+        let query = parse(&request.query)?;
+        let body = std::str::from_utf8(&request.body)
+            .map_err(|_| ApiError::new("MalformedQueryString", "The body of the request is not UTF-8"))?;
+        let mut parameters = query.clone();
+        parameters.extend(parse(body)?);
+        let get = |name: &str| parameters.iter().find(|(n, _)| n == name).map(|(_, v)| v.as_str());
+        let version = get("Version");
+        // Errors are told in the dialect of whom the request means.
+        known.service =
+            SERVICES.into_iter().find(|service| Some(service.version) == version).unwrap_or(known.service);
+        let (method, headers) = (request.method.as_str(), request.headers.as_slice());
+        let message = Message { method, query: &query, headers, body: &request.body };
+        let signed = Signed::read(message).map_err(|refusal| refuse(refusal, known.service))?;
+        let service = Service::find(signed.service).ok_or_else(|| {
+            ApiError::new("InvalidAction", format!("There is no service {} here", signed.service))
+        })?;
+        known.service = service;
+        let now = self.plane.clock().unix_seconds();
+        let caller = self.auth.authenticate(&signed, service, now)?;
+        let name =
+            get("Action").ok_or_else(|| ApiError::new("MissingAction", "The request has no Action"))?;
+        if version.is_some_and(|version| version != service.version) {
+            let message = format!(
+                "The action {name} is not valid for this web service: its version is {}",
+                service.version
+            );
+            return Err(ApiError::new("InvalidAction", message));
+        }
+        let operation = service.operation(name).ok_or_else(|| {
+            ApiError::new("InvalidAction", format!("The action {name} is not valid for this web service."))
+        })?;
+        known.operation = Some(operation);
+        let mut input = decode(operation.input, &parameters, &protocol(&query))?;
+        permits(
+            &self.plane.roles(),
+            &caller,
+            &PolicyRequest { service: service.name, action: name, input: &input },
+        )?;
+        if take_dry_run(&mut input) {
+            let message = "Request would have succeeded, but DryRun flag is set.";
+            return Err(ApiError::new("DryRunOperation", message));
+        }
+        let action = actions::find(service.name, name)
+            .ok_or_else(|| ApiError::unsupported(format!("Kiln does not have {name}")))?;
+        let context = Context { plane: &self.plane, auth: &self.auth, caller: &caller, now };
+        let value = action(&context, input)?;
+        envelope(service, operation, &value, request_id).map_err(|e| ApiError::internal(&e))
+    }
+}
+
+/// What a request turned out to mean so far.
+struct Known {
+    service: &'static Service,
+    operation: Option<&'static Operation>,
+}
+
+/// The parameters that are the protocol's: those of a presigned query only in one.
+fn protocol(query: &Parameters) -> Vec<&'static str> {
+    let mut names = PROTOCOL.to_vec();
+    if query.iter().any(|(name, _)| name == TOKEN) {
+        names.push(TOKEN);
+    }
+    names
+}
+
+fn take_dry_run(input: &mut Value) -> bool {
+    let object = input.as_object_mut();
+    object.and_then(|object| object.remove("DryRun")).is_some_and(|value| value == true)
+}
+
+/// A random UUID.
+fn request_id() -> String {
+    let bits: u128 = rand::random();
+    let bits = bits & !(0xf << 76) & !(0x3 << 62) | 4 << 76 | 2 << 62;
+    let text = format!("{bits:032x}");
+    let part = |range| text.get(range).unwrap_or_default();
+    format!("{}-{}-{}-{}-{}", part(0..8), part(8..12), part(12..16), part(16..20), part(20..32))
+}

@@ -1,0 +1,53 @@
+//! Counters in the text format of Prometheus.
+
+use std::collections::BTreeMap;
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use kiln_controlplane::instances::ControlPlane;
+use kiln_controlplane::state::StoreError;
+
+/// Service, action and code: all of them words of ours, so their number is bounded.
+type Key = (&'static str, &'static str, String);
+
+/// What was answered so far.
+#[derive(Debug, Default)]
+pub(super) struct Metrics(Mutex<BTreeMap<Key, (u64, Duration)>>);
+
+impl Metrics {
+    pub(super) fn count(&self, service: &'static str, action: &'static str, code: &str, took: Duration) {
+        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let entry = all.entry((service, action, code.to_owned())).or_default();
+        *entry = (entry.0.saturating_add(1), entry.1.saturating_add(took));
+    }
+
+    /// Everything there is to say. Blocks.
+    pub(super) fn text(&self, plane: &ControlPlane) -> Result<String, StoreError> {
+        let mut text = String::from(
+            "# HELP kiln_api_requests_total Requests answered.\n# TYPE kiln_api_requests_total counter\n",
+        );
+        let all = self.0.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let labels = |(service, action, code): &Key| {
+            format!("{{service=\"{service}\",action=\"{action}\",code=\"{code}\"}}")
+        };
+        for (key, (count, _)) in &all {
+            text.push_str(&format!("kiln_api_requests_total{} {count}\n", labels(key)));
+        }
+        text.push_str(
+            "# HELP kiln_api_request_seconds_total Time spent on them.\n\
+             # TYPE kiln_api_request_seconds_total counter\n",
+        );
+        for (key, (_, took)) in &all {
+            text.push_str(&format!("kiln_api_request_seconds_total{} {}\n", labels(key), took.as_secs_f64()));
+        }
+        let mut states: BTreeMap<String, usize> = BTreeMap::new();
+        for instance in plane.instances()? {
+            *states.entry(instance.state.to_string()).or_default() += 1;
+        }
+        text.push_str("# HELP kiln_instances Instances by state.\n# TYPE kiln_instances gauge\n");
+        for (state, count) in states {
+            text.push_str(&format!("kiln_instances{{state=\"{state}\"}} {count}\n"));
+        }
+        Ok(text)
+    }
+}
