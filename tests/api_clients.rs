@@ -55,7 +55,7 @@ fn daemon_serves_on_both_sockets_and_ends_without_a_trace_when_told() {
     drop(idle);
     let left =
         std::fs::read_dir(daemon.state_dir().join("run")).unwrap().map(|entry| entry.unwrap().file_name());
-    let left: Vec<_> = left.filter(|name| name.to_str().unwrap().starts_with("kilnd")).collect();
+    let left: Vec<_> = left.filter(|name| name.to_str().unwrap().contains("kilnd")).collect();
     assert!(left.is_empty(), "{left:?}");
     assert_eq!(daemon.environment(), {
         let same = environment.into_iter();
@@ -74,7 +74,7 @@ fn second_daemon_and_open_addresses_are_refused() {
         String::from_utf8(output.stderr).unwrap()
     };
     let text = refused(&[]);
-    assert!(text.starts_with("kilnd: another kilnd serves the state directory /"), "{text}");
+    assert!(text.starts_with("kilnd: another kilnd serves this state directory"), "{text}");
     let text = refused(&["--listen", "0.0.0.0:0"]);
     assert!(text.starts_with("kilnd: 0.0.0.0:0 can be reached by others"), "{text}");
 }

@@ -1,10 +1,11 @@
 //! `kilnd`: listens, serves, stops when told.
 //!
 //! ```text
-//!   lock of the state directory ─▶ control plane ─▶ API ─▶ TCP on loopback ┐
-//!                                                          Unix socket     ┴─▶ until SIGTERM or SIGINT
+//!   control plane ─▶ supervisor ─▶ API ─▶ TCP on loopback ┐
+//!                                         Unix socket     ┴─▶ until SIGTERM or SIGINT
 //! ```
-//! Two may not serve one state directory; `kiln` beside a running `kilnd` may use it as ever.
+//! The supervisor holds the lock of the state directory: two may not serve one, and `kiln` beside a
+//! running `kilnd` may use it as ever. The machines of instances outlive this process.
 
 use std::ffi::OsString;
 use std::io;
@@ -15,7 +16,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use clap::Parser;
-use kiln_controlplane::instances::ControlPlane;
+use kiln_controlplane::instances::{ControlPlane, Settings, Supervisor, SupervisorError};
 use kiln_controlplane::network::HostFabric;
 use kiln_controlplane::state::StateDir;
 use kiln_controlplane::state::dir::{self, ENDPOINT};
@@ -49,8 +50,6 @@ struct Arguments {
 enum Error {
     #[error("{0} can be reached by others, who could listen in: say --allow-remote if that is meant")]
     Remote(SocketAddr),
-    #[error("another kilnd serves the state directory {0}")]
-    Running(PathBuf),
     #[error("cannot {action}: {source}")]
     Io {
         action: String,
@@ -59,6 +58,8 @@ enum Error {
     },
     #[error("{0}")]
     State(#[from] kiln_controlplane::state::StoreError),
+    #[error("{0}")]
+    Instances(#[from] SupervisorError),
     #[error("{0}")]
     Keys(#[from] kiln_controlplane::identity::KeyError),
 }
@@ -105,16 +106,14 @@ fn serve(arguments: &Arguments) -> Result<(), Error> {
         return Err(Error::Remote(arguments.listen));
     }
     let dir = StateDir::create(&arguments.state_dir)?;
-    let lock = dir.lock_daemon()?.ok_or_else(|| Error::Running(dir.root().to_owned()))?;
     let plane = ControlPlane::open(dir.root(), Arc::new(HostFabric::default()), Arc::new(Sts))?;
-    let api = Arc::new(Api::new(plane)?);
+    let api = Arc::new(Api::new(Supervisor::open(plane, Settings::default())?)?);
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
     let runtime = runtime.map_err(io_error("start the event loop"))?;
     let result = runtime.block_on(listen(arguments, &dir, api));
     // Actions in flight end by themselves; none waits for anything but the host.
     drop(runtime);
     let _ = std::fs::remove_file(dir.run().join(ENDPOINT));
-    lock.remove();
     result
 }
 

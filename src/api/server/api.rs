@@ -2,7 +2,7 @@
 
 use kiln_controlplane::credentials::{AccessKey, Issuer};
 use kiln_controlplane::identity::KeyError;
-use kiln_controlplane::instances::ControlPlane;
+use kiln_controlplane::instances::Supervisor;
 use kiln_controlplane::state::Vault;
 use serde_json::Value;
 
@@ -28,7 +28,7 @@ const TOKEN: &str = "X-Amz-Security-Token";
 
 /// The API on a control plane.
 pub struct Api {
-    plane: ControlPlane,
+    supervisor: Supervisor,
     auth: Authenticator,
     pub(super) metrics: Metrics,
 }
@@ -57,16 +57,17 @@ pub(super) struct Response {
 }
 
 impl Api {
-    /// The API on `plane`. Makes the keys at the first use. Blocks.
-    pub fn new(plane: ControlPlane) -> Result<Self, KeyError> {
+    /// The API on what `supervisor` looks after. Makes the keys at the first use. Blocks.
+    pub fn new(supervisor: Supervisor) -> Result<Self, KeyError> {
+        let plane = supervisor.plane();
         let vault = Vault::open(plane.store(), plane.state_dir())?;
         let auth = Authenticator::new(AccessKey::root(&vault)?, Issuer::new(plane.keys()?));
-        Ok(Api { plane, auth, metrics: Metrics::default() })
+        Ok(Api { supervisor, auth, metrics: Metrics::default() })
     }
 
-    /// The control plane below.
-    pub(super) fn plane(&self) -> &ControlPlane {
-        &self.plane
+    /// The instances below.
+    pub(super) fn supervisor(&self) -> &Supervisor {
+        &self.supervisor
     }
 
     /// Answers one request. Blocks.
@@ -111,7 +112,7 @@ impl Api {
             ApiError::new("InvalidAction", format!("There is no service {} here", signed.service))
         })?;
         known.service = service;
-        let now = self.plane.clock().unix_seconds();
+        let now = self.supervisor.plane().clock().unix_seconds();
         let caller = self.auth.authenticate(&signed, service, now)?;
         let name =
             get("Action").ok_or_else(|| ApiError::new("MissingAction", "The request has no Action"))?;
@@ -128,7 +129,7 @@ impl Api {
         known.operation = Some(operation);
         let mut input = decode(operation.input, &parameters, &protocol(&query))?;
         permits(
-            &self.plane.roles(),
+            &self.supervisor.plane().roles(),
             &caller,
             &PolicyRequest { service: service.name, action: name, input: &input },
         )?;
@@ -138,7 +139,7 @@ impl Api {
         }
         let action = actions::find(service.name, name)
             .ok_or_else(|| ApiError::unsupported(format!("Kiln does not have {name}")))?;
-        let context = Context { plane: &self.plane, auth: &self.auth, caller: &caller, now };
+        let context = Context { plane: self.supervisor.plane(), auth: &self.auth, caller: &caller, now };
         let value = action(&context, input)?;
         envelope(service, operation, &value, request_id).map_err(|e| ApiError::internal(&e))
     }

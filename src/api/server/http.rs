@@ -46,7 +46,7 @@ async fn query(State(shared): State<Shared>, request: HttpRequest<Body>) -> Http
 }
 
 async fn metrics(State(shared): State<Shared>) -> HttpResponse<Body> {
-    match work(&shared, |api| api.metrics.text(api.plane())).await {
+    match work(&shared, |api| api.metrics.text(api.supervisor())).await {
         Ok(Ok(text)) => answer(200, "text/plain; version=0.0.4", text),
         _ => answer(503, "text/plain", "the state database cannot be read\n".to_owned()),
     }

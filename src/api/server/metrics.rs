@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-use kiln_controlplane::instances::ControlPlane;
-use kiln_controlplane::state::StoreError;
+use kiln_controlplane::instances::{Supervisor, SupervisorError};
+use kiln_model::InstanceState;
 
 /// Service, action and code: all of them words of ours, so their number is bounded.
 type Key = (&'static str, &'static str, String);
@@ -22,7 +22,7 @@ impl Metrics {
     }
 
     /// Everything there is to say. Blocks.
-    pub(super) fn text(&self, plane: &ControlPlane) -> Result<String, StoreError> {
+    pub(super) fn text(&self, supervisor: &Supervisor) -> Result<String, SupervisorError> {
         let mut text = String::from(
             "# HELP kiln_api_requests_total Requests answered.\n# TYPE kiln_api_requests_total counter\n",
         );
@@ -40,13 +40,30 @@ impl Metrics {
         for (key, (_, took)) in &all {
             text.push_str(&format!("kiln_api_request_seconds_total{} {}\n", labels(key), took.as_secs_f64()));
         }
-        let mut states: BTreeMap<String, usize> = BTreeMap::new();
-        for instance in plane.instances()? {
-            *states.entry(instance.state.to_string()).or_default() += 1;
-        }
+        let counters = supervisor.counters()?;
         text.push_str("# HELP kiln_instances Instances by state.\n# TYPE kiln_instances gauge\n");
-        for (state, count) in states {
+        for (state, count) in InstanceState::ALL.iter().zip(counters.instances) {
             text.push_str(&format!("kiln_instances{{state=\"{state}\"}} {count}\n"));
+        }
+        for (name, kind, help, value) in [
+            ("instance_memory_bytes", "gauge", "Memory of instances with a machine.", counters.memory_bytes),
+            ("instance_vcpus", "gauge", "vCPUs of instances with a machine.", counters.vcpus),
+            ("launches_total", "counter", "Instances launched.", counters.launches),
+            ("starts_total", "counter", "Stopped instances started.", counters.starts),
+            (
+                "failed_launches_total",
+                "counter",
+                "Launches and starts that failed.",
+                counters.failed_launches,
+            ),
+            ("refused_total", "counter", "Launches refused for want of room.", counters.refused_for_capacity),
+            ("failed_machines_total", "counter", "Machines that failed.", counters.failed_machines),
+            ("adopted_total", "counter", "Machines of an earlier daemon taken over.", counters.adopted),
+            ("credential_failures", "gauge", "Failed fetches of credentials.", counters.credential_failures),
+        ] {
+            text.push_str(&format!(
+                "# HELP kiln_{name} {help}\n# TYPE kiln_{name} {kind}\nkiln_{name} {value}\n"
+            ));
         }
         Ok(text)
     }
