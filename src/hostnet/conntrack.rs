@@ -11,11 +11,11 @@ use std::io;
 use std::net::{IpAddr, Ipv4Addr};
 
 use kiln_model::security::{Message, Packet};
-use rtnetlink::sys::{Socket, SocketAddr, protocols::NETLINK_NETFILTER};
+use rtnetlink::sys::Socket;
 
 use crate::error::HostNetError;
 use crate::nfnetlink::{
-    Attributes, Messages, NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST, NLMSG_DONE, NLMSG_ERROR, message,
+    self, Attributes, Messages, NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST, NLMSG_DONE, NLMSG_ERROR, message,
 };
 
 const IPCTNL_MSG_CT_NEW: u16 = 0x0100;
@@ -64,8 +64,7 @@ pub(crate) fn forget(address: Ipv4Addr) -> Result<usize, HostNetError> {
 /// Deletes every tracked IPv4 connection that `wanted` says; tells how many. `which` is for errors.
 pub(crate) fn forget_all(which: &str, wanted: impl Fn(&Connection) -> bool) -> Result<usize, HostNetError> {
     let failed = |source| HostNetError::Netlink { action: format!("forgetting connections {which}"), source };
-    let socket = Socket::new(NETLINK_NETFILTER).map_err(failed)?;
-    socket.connect(&SocketAddr::new(0, 0)).map_err(failed)?;
+    let socket = nfnetlink::open().map_err(failed)?;
     let mut forgotten = 0;
     for _ in 0..MAX_PASSES {
         let found = list(&socket, &wanted).map_err(failed)?;
@@ -76,6 +75,7 @@ pub(crate) fn forget_all(which: &str, wanted: impl Fn(&Connection) -> bool) -> R
             forgotten += usize::from(delete(&socket, &connection).map_err(failed)?);
         }
     }
+    nfnetlink::close(socket);
     Ok(forgotten)
 }
 

@@ -1,135 +1,143 @@
 //! Making a VPC's packet filter what its policy says, in place.
 //!
 //! ```text
-//!  note {applied, target} ─▶ one transaction ─▶ addresses, settings ─▶ cut what ended ─▶ note {applied: target}
+//!  begin(change) ─▶ one transaction ─▶ addresses, settings ─▶ cut what ended ─▶ done
 //! ```
-//! The note is a file beside the records. Whoever finds one with a target (its writer was killed)
-//! carries the change out again first: the kernel has it wholly or not at all, and doing it twice is
-//! the same as once. So the filter is at any moment that of the old policy or of the new one.
+//! `begin` and `done` are in the note ([`crate::note`]). Whoever finds a change begun and not done
+//! carries it out again first: the kernel has it wholly or not at all, and doing it twice is the same
+//! as once. So the filter is at any moment that of the old policy or of the new one.
 
-use std::collections::BTreeSet;
-use std::fs::{self, File};
-use std::io::{self, BufReader, BufWriter, Write};
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr};
-use std::path::{Path, PathBuf};
 
-use kiln_model::security::{Member, NetworkPolicy};
-use kiln_model::{InterfaceId, SecurityGroupId, VpcId};
-use serde::{Deserialize, Serialize};
+use kiln_model::security::{Member, NetworkPolicy, Rule, Traffic};
+use kiln_model::{InterfaceId, VpcId};
 
+use crate::change::Change;
 use crate::error::HostNetError;
 use crate::netlink::{Netlink, Via};
 use crate::nft::{self, Filter, Outcome};
+use crate::note::Note;
 use crate::record::Records;
-use crate::{conntrack, elements, names, sysctl};
+use crate::{batch, conntrack, names, sysctl};
 
-/// What is known of a VPC's filter.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-struct Note {
-    /// In the kernel.
-    applied: NetworkPolicy,
-    /// Perhaps in the kernel.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    target: Option<NetworkPolicy>,
-}
-
-/// The note of one VPC.
+/// The filter of one VPC.
 pub(crate) struct Enforced<'a> {
     records: &'a Records,
-    path: PathBuf,
     note: Note,
 }
 
-fn failed(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> HostNetError {
-    let path = path.to_owned();
-    move |source| HostNetError::Record { action, path, source }
-}
-
 impl<'a> Enforced<'a> {
-    /// Reads the note; without one nothing is enforced yet.
+    /// Looks what is enforced.
     pub fn open(records: &'a Records, vpc: VpcId) -> Result<Self, HostNetError> {
         let path = records.dir().join("vpc").join(vpc.to_string());
-        let note = match File::open(&path) {
-            // A damaged one is that of a disk that was full: everything is written anew.
-            Ok(file) => serde_json::from_reader(BufReader::new(file)).unwrap_or_default(),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Note::default(),
-            Err(error) => return Err(failed("reading", &path)(error)),
-        };
-        Ok(Enforced { records, path, note })
+        Ok(Enforced { records, note: Note::open(&path)? })
     }
 
-    /// What holds, or is about to.
-    pub fn policy(&self) -> &NetworkPolicy {
-        self.note.target.as_ref().unwrap_or(&self.note.applied)
+    /// Interfaces that the filter knows or is about to; `None` where that is not known.
+    pub fn interfaces(&self) -> Option<BTreeSet<InterfaceId>> {
+        let note = self.note.is_known().then_some(&self.note)?;
+        let mut all: BTreeSet<_> = note.applied().interfaces.keys().copied().collect();
+        for (id, member) in note.pending().into_iter().flat_map(|change| &change.interfaces) {
+            if member.is_some() {
+                all.insert(*id)
+            } else {
+                all.remove(id)
+            };
+        }
+        Some(all)
     }
 
     /// Makes `target` hold, in the calling thread's network namespace, which is that of the VPC.
     /// False if it held already.
     pub fn change(&mut self, target: NetworkPolicy) -> Result<bool, HostNetError> {
-        if let Some(interrupted) = self.note.target.take() {
-            transition(self.records, &self.note.applied, &interrupted)?;
-            self.note.applied = interrupted;
+        self.finish()?;
+        let change = Change::between(self.note.applied(), &target);
+        self.carry_out(change, target)
+    }
+
+    /// As [`Enforced::change`], where one interface changes or goes. Answers what it was.
+    pub fn change_interface(
+        &mut self,
+        id: InterfaceId,
+        member: Option<Member>,
+    ) -> Result<Option<Member>, HostNetError> {
+        self.finish()?;
+        let before = self.note.applied().interfaces.get(&id).cloned();
+        if before != member {
+            let change = Change { interfaces: [(id, member)].into(), ..Change::default() };
+            let mut target = self.note.applied().clone();
+            change.apply(&mut target);
+            self.carry_out(change, target)?;
         }
-        if self.note.applied == target {
-            self.write()?;
+        Ok(before)
+    }
+
+    /// Carries out what another process has begun.
+    fn finish(&mut self) -> Result<(), HostNetError> {
+        let Some(change) = self.note.pending() else { return Ok(()) };
+        let mut target = self.note.applied().clone();
+        change.apply(&mut target);
+        transition(self.records, self.note.applied(), &target, change)?;
+        self.note.done(target)
+    }
+
+    fn carry_out(&mut self, change: Change, target: NetworkPolicy) -> Result<bool, HostNetError> {
+        if change.is_empty() {
             return Ok(false);
         }
-        self.note.target = Some(target.clone());
-        self.write()?;
-        transition(self.records, &self.note.applied, &target)?;
-        self.note = Note { applied: target, target: None };
-        self.write()?;
+        self.note.begin(change)?;
+        if let Some(change) = self.note.pending() {
+            transition(self.records, self.note.applied(), &target, change)?;
+        }
+        self.note.done(target)?;
         Ok(true)
     }
 
-    /// Forgets the note of a VPC that is gone.
+    /// Forgets a VPC that is gone.
     pub fn forget(self) -> Result<(), HostNetError> {
-        match fs::remove_file(&self.path) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                Err(failed("removing", &self.path)(error))
-            }
-            _ => Ok(()),
-        }
-    }
-
-    fn write(&self) -> Result<(), HostNetError> {
-        let dir = self.path.parent().unwrap_or(Path::new("."));
-        let temporary = self.path.with_extension("new");
-        let write = || {
-            fs::create_dir_all(dir)?;
-            let mut file = BufWriter::new(File::create(&temporary)?);
-            serde_json::to_writer(&mut file, &self.note)?;
-            file.flush()?;
-            fs::rename(&temporary, &self.path)
-        };
-        write().map_err(failed("writing", &self.path))
+        self.note.forget()
     }
 }
 
 /// Carries out a change that perhaps was carried out already.
-fn transition(records: &Records, from: &NetworkPolicy, to: &NetworkPolicy) -> Result<(), HostNetError> {
-    filter(records, &Filter::of(from), &Filter::of(to))?;
-    for (id, member) in &to.interfaces {
-        if let Some(before) = from.interfaces.get(id) {
-            move_addresses(*id, before, member)?;
+fn transition(
+    records: &Records,
+    old: &NetworkPolicy,
+    new: &NetworkPolicy,
+    change: &Change,
+) -> Result<(), HostNetError> {
+    filter(records, old, new, change)?;
+    for id in change.interfaces.keys() {
+        if let (Some(before), Some(after)) = (old.interfaces.get(id), new.interfaces.get(id)) {
+            move_addresses(*id, before, after)?;
         }
     }
-    cut(from, to);
+    cut(old, new, change);
     Ok(())
 }
 
-fn filter(records: &Records, from: &Filter, to: &Filter) -> Result<(), HostNetError> {
-    if let Some(moves) = from.moves(to)
-        && elements::apply(&moves)? == elements::Outcome::Done
+fn filter(
+    records: &Records,
+    old: &NetworkPolicy,
+    new: &NetworkPolicy,
+    change: &Change,
+) -> Result<(), HostNetError> {
+    let (from, to) = Filter::around(old, new, change);
+    if let Some(edits) = from.edits(&to)
+        && batch::apply(&edits)? == batch::Outcome::Done
     {
         return Ok(());
     }
     let (held, place) = (Some(records.held()), "the VPC");
-    match nft::run(held, &from.script(to), place)? {
+    match nft::run(held, &from.script(&to), place)? {
         Outcome::Done => Ok(()),
         // There is no table yet, or not any more: this is the first interface of the VPC.
-        Outcome::Missing => nft::apply(held, &(nft::vpc_base() + &Filter::default().script(to)), place),
-        Outcome::Exists => nft::apply(held, &from.script(to), place),
+        Outcome::Missing => {
+            let everything = Filter::default().script(&Filter::of(new));
+            nft::apply(held, &(nft::vpc_base() + &everything), place)
+        }
+        Outcome::Exists => nft::apply(held, &from.script(&to), place),
     }
 }
 
@@ -167,15 +175,15 @@ pub(crate) fn place_addresses(
 
 /// Ends what was let pass without tracking and is not let pass any more. New packets are judged by
 /// the new policy already.
-fn cut(from: &NetworkPolicy, to: &NetworkPolicy) {
-    let changed = changed_addresses(from, to);
+fn cut(old: &NetworkPolicy, new: &NetworkPolicy, change: &Change) {
+    let changed = changed_addresses(old, new, change);
     if changed.is_empty() {
         return;
     }
     let ends = |connection: &conntrack::Connection| {
         let begun = connection.begun;
         let at = |end: IpAddr| matches!(end, IpAddr::V4(end) if changed.contains(&end));
-        (at(begun.source) || at(begun.destination)) && from.cut_by(to, begun)
+        (at(begun.source) || at(begun.destination)) && old.cut_by(new, begun)
     };
     match conntrack::forget_all("that a rule allowed", ends) {
         Ok(count) => tracing::debug!(count, "cut connections of rules that are gone"),
@@ -183,21 +191,31 @@ fn cut(from: &NetworkPolicy, to: &NetworkPolicy) {
     }
 }
 
-/// Addresses of interfaces that something may be denied which was allowed before.
-fn changed_addresses(from: &NetworkPolicy, to: &NetworkPolicy) -> BTreeSet<Ipv4Addr> {
-    let lost_rules = |id: &SecurityGroupId| {
-        let after = to.groups.get(id).map(Vec::as_slice).unwrap_or_default();
-        from.groups.get(id).is_some_and(|rules| rules.iter().any(|rule| !after.contains(rule)))
+/// Addresses of interfaces that something may be denied which was allowed before without tracking:
+/// what a rule allows with everybody.
+fn changed_addresses(old: &NetworkPolicy, new: &NetworkPolicy, change: &Change) -> BTreeSet<Ipv4Addr> {
+    let untracked = |rule: &Rule| {
+        rule.peer.is_anywhere() && matches!(rule.traffic, Traffic::All | Traffic::Tcp(_) | Traffic::Udp(_))
     };
-    let changed = |(id, member): (&InterfaceId, &Member)| {
-        to.interfaces.get(id).is_some_and(|after| !after.groups.is_superset(&member.groups))
-            || member.groups.iter().any(lost_rules)
+    let loses = |id: &_| {
+        let after = new.groups.get(id).map(Vec::as_slice).unwrap_or_default();
+        let before = old.groups.get(id).map(Vec::as_slice).unwrap_or_default();
+        before.iter().any(|rule| untracked(rule) && !after.contains(rule))
     };
-    from.interfaces
+    let losers: BTreeSet<_> = change.groups.keys().copied().filter(loses).collect();
+    let leaves = |(id, member): &(&InterfaceId, &Member)| {
+        let after = new.interfaces.get(id).map(|after| &after.groups);
+        let left = member.groups.iter().filter(|group| after.is_some_and(|after| !after.contains(group)));
+        left.filter_map(|group| old.groups.get(group)).flatten().any(untracked)
+    };
+    let by_leaving =
+        change.interfaces.keys().filter_map(|id| old.interfaces.get_key_value(id)).filter(leaves);
+    let by_rules = old
+        .interfaces
         .iter()
-        .filter(|(id, member)| changed((id, member)))
-        .flat_map(|(_, member)| member.addresses.iter().copied())
-        .collect()
+        .filter(|(id, member)| new.interfaces.contains_key(id) && !losers.is_disjoint(&member.groups));
+    let all: BTreeMap<_, _> = by_leaving.chain(by_rules).collect();
+    all.values().flat_map(|member| member.addresses.iter().copied()).collect()
 }
 
 /// Leaves nothing of the address's connections to whoever gets it next. A kernel without this part

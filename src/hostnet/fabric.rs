@@ -116,16 +116,24 @@ pub fn apply(dir: &Path, vpc: VpcId, policy: &PolicySource<'_>) -> Result<bool, 
     let records = Records::lock(dir)?;
     let Some(namespace) = NetNs::open(&names::vpc_namespace(vpc))? else { return Ok(false) };
     let mut enforced = Enforced::open(&records, vpc)?;
-    let target = attached(&records, vpc, policy)?;
+    let target = attached(&records, &enforced, vpc, None, policy)?;
     namespace.run(|| enforced.change(target))
 }
 
-/// The policy of a VPC as far as it is about interfaces that are here.
-fn attached(records: &Records, vpc: VpcId, policy: &PolicySource<'_>) -> Result<NetworkPolicy, HostNetError> {
+/// The policy of a VPC as far as it is about interfaces that are here, and one that comes.
+fn attached(
+    records: &Records,
+    enforced: &Enforced<'_>,
+    vpc: VpcId,
+    coming: Option<InterfaceId>,
+    policy: &PolicySource<'_>,
+) -> Result<NetworkPolicy, HostNetError> {
     let mut policy = policy().map_err(HostNetError::Policy)?;
-    let here: std::collections::BTreeSet<_> =
-        records.list()?.into_iter().filter(|r| r.vpc == vpc).map(|r| r.interface).collect();
-    policy.interfaces.retain(|id, _| here.contains(id));
+    let here = match enforced.interfaces() {
+        Some(here) => here,
+        None => records.list()?.into_iter().filter(|r| r.vpc == vpc).map(|r| r.interface).collect(),
+    };
+    policy.interfaces.retain(|id, _| here.contains(id) || coming == Some(*id));
     Ok(policy)
 }
 
@@ -168,12 +176,13 @@ fn connect(
     host: Ipv4Addr,
     policy: &PolicySource<'_>,
 ) -> Result<Nic, HostNetError> {
-    let policy = attached(records, plan.vpc, policy)?;
+    let mut enforced = Enforced::open(records, plan.vpc)?;
+    let policy = attached(records, &enforced, plan.vpc, Some(plan.interface), policy)?;
     let vpc = ensure_namespace(&names::vpc_namespace(plan.vpc))?;
     let gateway = ensure_namespace(&names::gateway_namespace(plan.vpc))?;
     let transit = on_thread(|| join_host(plan.vpc, &gateway, host))?;
     gateway.run(|| set_up_gateway(records, plan, &vpc, transit, host))?;
-    let queues = vpc.run(|| set_up_interface(records, plan, host, policy))?;
+    let queues = vpc.run(|| set_up_interface(&mut enforced, records, plan, host, policy))?;
     on_thread(|| open_host(records, plan, transit, host))?;
     publish::publish(records, record, host, transit)?;
     Ok(Nic { tap: names::tap(plan.interface), queues, public: record.public })
@@ -273,6 +282,7 @@ fn set_up_gateway(
 
 /// VPC namespace: router, filter, and the tap of this interface.
 fn set_up_interface(
+    enforced: &mut Enforced<'_>,
     records: &Records,
     plan: &NicPlan,
     host: Ipv4Addr,
@@ -286,7 +296,7 @@ fn set_up_interface(
         return Err(HostNetError::Plan(format!("the policy has other addresses for {}", plan.interface)));
     }
     // The filter stands before there is anything to filter.
-    Enforced::open(records, plan.vpc)?.change(policy)?;
+    enforced.change(policy)?;
     set_up_router(&netlink, plan.vpc_cidr, plan.router, host)?;
 
     let name = names::tap(plan.interface);
@@ -365,9 +375,7 @@ fn remove_interface(records: &Records, record: &Record) -> Result<(), HostNetErr
             Netlink::open()?.remove(&names::tap(record.interface))?;
             if !last_of_vpc {
                 let mut enforced = Enforced::open(records, record.vpc)?;
-                let mut policy = enforced.policy().clone();
-                let member = policy.interfaces.remove(&record.interface);
-                enforced.change(policy)?;
+                let member = enforced.change_interface(record.interface, None)?;
                 let addresses = member.map_or(vec![record.address], |member| member.addresses);
                 addresses.into_iter().for_each(forget_connections);
             }

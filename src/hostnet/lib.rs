@@ -7,18 +7,21 @@
 //! All functions block and belong on a thread that may. The calling thread's network namespace is
 //! taken for the host's, and is left as it is.
 
+mod batch;
+mod change;
 mod check;
 mod conntrack;
 mod counters;
-mod elements;
 mod enforce;
 mod error;
+mod expressions;
 mod fabric;
 mod names;
 mod netlink;
 mod netns;
 mod nfnetlink;
 mod nft;
+mod note;
 mod plan;
 mod publish;
 mod record;

@@ -1,6 +1,9 @@
 //! Messages of netfilter's netlink: a header of 16 bytes, 4 bytes of family, attributes.
 
 use std::io;
+use std::thread;
+
+use rtnetlink::sys::{Socket, SocketAddr, protocols::NETLINK_NETFILTER};
 
 /// Netlink header and family.
 const HEADER: usize = 20;
@@ -21,6 +24,22 @@ pub(crate) const NLM_F_ACK: u16 = 0x004;
 pub(crate) const NLM_F_DUMP: u16 = 0x300;
 /// Makes what is not there.
 pub(crate) const NLM_F_CREATE: u16 = 0x400;
+/// Makes it the last of its kind.
+pub(crate) const NLM_F_APPEND: u16 = 0x800;
+
+/// Opens a socket to the netfilter of the calling thread's network namespace.
+pub(crate) fn open() -> io::Result<Socket> {
+    let socket = Socket::new(NETLINK_NETFILTER)?;
+    socket.connect(&SocketAddr::new(0, 0))?;
+    Ok(socket)
+}
+
+/// Closes it without waiting. The kernel keeps whoever closes such a socket until nobody looks any
+/// more at what was removed: some ten milliseconds that are no part of the change, which has happened.
+pub(crate) fn close(socket: Socket) {
+    // Where there can be no thread it is closed here.
+    let _ = thread::Builder::new().name("netfilter-close".to_owned()).spawn(move || drop(socket));
+}
 
 /// A request: header, family with the number of a resource, attributes.
 pub(crate) fn message(

@@ -1,4 +1,5 @@
-//! What varies in the tables of a VPC, and how to get from one state of it to another.
+//! What varies in the tables of a VPC, compiled from its policy: all of it, or the part that a change
+//! is about.
 //!
 //! ```text
 //!  eni_in[tap] ─▶ eni_…_in: allowance ─▶ grp_…_in ─▶ sg_…_in: one rule per rule of the group
@@ -8,13 +9,15 @@
 //! is written anew. Names derive from ids. Groups without interfaces here are left out.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fmt::{self, Write};
+use std::fmt;
 use std::net::Ipv4Addr;
 
-use kiln_model::security::{Direction, IcmpMatch, Member, NetworkPolicy, Peer, PortRange, Rule, Traffic};
+use kiln_model::security::{Direction, Member, NetworkPolicy, Peer, Rule};
 use kiln_model::{InterfaceId, Ipv4Cidr, MacAddr, PrefixListId, SecurityGroupId};
 
-use crate::names::{self, TABLE};
+use super::line::{Line, matches_anything};
+use crate::change::Change;
+use crate::names;
 
 /// A table.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -55,27 +58,41 @@ pub(crate) struct Place {
 
 /// Kind of a set that comes and goes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum SetKind {
+pub(super) enum SetKind {
     Addresses,
     Ranges,
 }
 
-/// All that varies.
+/// All that varies, or a part of it.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub(crate) struct Filter {
-    counters: BTreeSet<(Family, String)>,
-    sets: BTreeMap<String, SetKind>,
-    chains: BTreeMap<String, Vec<String>>,
-    elements: BTreeSet<(Place, Element)>,
+    pub(super) counters: BTreeSet<(Family, String)>,
+    pub(super) sets: BTreeMap<String, SetKind>,
+    pub(super) chains: BTreeMap<String, Vec<Line>>,
+    pub(super) elements: BTreeSet<(Place, Element)>,
 }
 
-/// Elements that come and go between two states whose sets, chains and counters are the same.
-#[derive(Debug, Default, PartialEq, Eq)]
-pub(crate) struct Moves<'a> {
-    /// To be added.
-    pub add: Vec<&'a (Place, Element)>,
-    /// To be removed.
-    pub remove: Vec<&'a (Place, Element)>,
+/// What a policy has of its groups and lists in the filter.
+#[derive(Debug, Default)]
+struct Uses {
+    /// Groups with interfaces.
+    groups: BTreeSet<SecurityGroupId>,
+    /// Groups whose members rules of those refer to.
+    members: BTreeSet<SecurityGroupId>,
+    /// Prefix lists that they refer to.
+    lists: BTreeSet<PrefixListId>,
+}
+
+/// Which part of a filter is meant.
+#[derive(Debug)]
+struct Scope {
+    interfaces: BTreeSet<InterfaceId>,
+    /// Chains of these.
+    groups: BTreeSet<SecurityGroupId>,
+    /// Sets of members, whole. Of others there are the addresses of `interfaces`.
+    members: BTreeSet<SecurityGroupId>,
+    /// Prefix lists, whole.
+    lists: BTreeSet<PrefixListId>,
 }
 
 /// Counter of a rule.
@@ -117,25 +134,113 @@ fn group_chain(group: SecurityGroupId, direction: Direction) -> String {
     format!("sg_{}_{}", group.short(), side(direction))
 }
 
-fn member_set(group: SecurityGroupId) -> String {
+pub(super) fn member_set(group: SecurityGroupId) -> String {
     format!("m_{}", group.short())
 }
 
-fn prefix_set(list: PrefixListId) -> String {
+pub(super) fn prefix_set(list: PrefixListId) -> String {
     format!("pl_{}", list.short())
+}
+
+impl Uses {
+    fn of(policy: &NetworkPolicy) -> Self {
+        let mut uses = Uses::default();
+        for member in policy.interfaces.values() {
+            uses.groups.extend(member.groups.iter().copied());
+        }
+        let rules = uses.groups.iter().filter_map(|group| policy.groups.get(group)).flatten();
+        for rule in rules.filter(|rule| matches_anything(rule, policy)) {
+            match rule.peer {
+                Peer::Group(group) => drop(uses.members.insert(group)),
+                Peer::PrefixList(list) => drop(uses.lists.insert(list)),
+                Peer::Ipv4(_) | Peer::Ipv6(_) => {}
+            }
+        }
+        uses
+    }
+}
+
+impl Scope {
+    /// Everything.
+    fn whole(policy: &NetworkPolicy, uses: &Uses) -> Self {
+        Scope {
+            interfaces: policy.interfaces.keys().copied().collect(),
+            groups: uses.groups.clone(),
+            members: uses.members.clone(),
+            lists: uses.lists.clone(),
+        }
+    }
+
+    /// Everything that differs between two policies, and little besides.
+    fn between(old: (&NetworkPolicy, &Uses), new: (&NetworkPolicy, &Uses), change: &Change) -> Self {
+        fn differing<'a, T: Ord + Copy>(
+            a: &'a BTreeSet<T>,
+            b: &'a BTreeSet<T>,
+        ) -> impl Iterator<Item = T> + 'a {
+            a.symmetric_difference(b).copied()
+        }
+        let mut groups: BTreeSet<_> = change.groups.keys().copied().collect();
+        // Whether a rule that refers to a group can match anything depends on there being that group.
+        let came_or_went =
+            |id: &SecurityGroupId| old.0.groups.contains_key(id) != new.0.groups.contains_key(id);
+        let moved: BTreeSet<_> = groups.iter().copied().filter(came_or_went).collect();
+        if !moved.is_empty() {
+            let refers = |rule: &Rule| matches!(rule.peer, Peer::Group(group) if moved.contains(&group));
+            let referring = new.0.groups.iter().filter(|(_, rules)| rules.iter().any(refers));
+            groups.extend(referring.map(|(id, _)| *id));
+        }
+        groups.extend(differing(&old.1.groups, &new.1.groups));
+        let lists = change.prefix_lists.keys().copied();
+        Scope {
+            interfaces: change.interfaces.keys().copied().collect(),
+            groups,
+            members: differing(&old.1.members, &new.1.members).collect(),
+            lists: lists.chain(differing(&old.1.lists, &new.1.lists)).collect(),
+        }
+    }
 }
 
 impl Filter {
     /// Compiles a policy.
     pub fn of(policy: &NetworkPolicy) -> Self {
+        let uses = Uses::of(policy);
+        Filter::part(policy, &uses, &Scope::whole(policy, &uses))
+    }
+
+    /// Compiles the parts of two policies that differ by `change`. Their differences are those of the
+    /// wholes; the cost is that of what changes, and a look at everything.
+    pub fn around(old: &NetworkPolicy, new: &NetworkPolicy, change: &Change) -> (Self, Self) {
+        let uses = (Uses::of(old), Uses::of(new));
+        let scope = Scope::between((old, &uses.0), (new, &uses.1), change);
+        (Filter::part(old, &uses.0, &scope), Filter::part(new, &uses.1, &scope))
+    }
+
+    fn part(policy: &NetworkPolicy, uses: &Uses, scope: &Scope) -> Self {
         let mut filter = Filter::default();
-        let mut groups = BTreeSet::new();
-        for (id, member) in &policy.interfaces {
+        for id in &scope.interfaces {
+            let Some(member) = policy.interfaces.get(id) else { continue };
             filter.add_interface(*id, member);
-            groups.extend(member.groups.iter().copied());
+            let elsewhere =
+                |group: &&SecurityGroupId| uses.members.contains(*group) && !scope.members.contains(*group);
+            for group in member.groups.iter().filter(elsewhere) {
+                filter.add_members(*group, &member.addresses);
+            }
         }
-        for group in groups {
-            filter.add_group(policy, group);
+        for group in scope.groups.intersection(&uses.groups) {
+            filter.add_group(policy, *group);
+        }
+        for group in scope.members.intersection(&uses.members) {
+            filter.sets.insert(member_set(*group), SetKind::Addresses);
+            let members = policy.interfaces.values().filter(|member| member.groups.contains(group));
+            members.for_each(|member| filter.add_members(*group, &member.addresses));
+        }
+        for list in scope.lists.intersection(&uses.lists) {
+            let set = prefix_set(*list);
+            let ranges = policy.prefix_lists.get(list).map(Vec::as_slice).unwrap_or_default();
+            for range in disjoint(ranges) {
+                filter.element(Family::Inet, &set, Element::Range(range));
+            }
+            filter.sets.insert(set, SetKind::Ranges);
         }
         filter
     }
@@ -166,16 +271,20 @@ impl Filter {
             let chain = interface_chain(id, direction);
             self.element(Family::Inet, map, Element::Chain(tap(), chain.clone()));
             let groups = membership_chain(id, direction);
-            let limit = member.connections;
-            let allowance = format!("ct count over {limit} counter name \"{}\" drop", allowance_counter(id));
-            self.chains.insert(chain, vec![allowance, format!("jump {groups}")]);
-            let mut rules = Vec::new();
-            if let Some(host) = member.host.filter(|_| direction == Direction::Ingress) {
-                rules.push(format!("ip saddr {host} counter name \"{}\" accept", host_counter(id)));
-            }
-            rules
-                .extend(member.groups.iter().map(|group| format!("jump {}", group_chain(*group, direction))));
-            self.chains.insert(groups, rules);
+            let counter = allowance_counter(id);
+            let allowance = Line::Allowance { connections: member.connections, counter };
+            self.chains.insert(chain, vec![allowance, Line::Jump(groups.clone())]);
+            let host = member.host.filter(|_| direction == Direction::Ingress);
+            let host = host.and_then(|host| Line::from_host(host, host_counter(id)));
+            let jumps = member.groups.iter().map(|group| Line::Jump(group_chain(*group, direction)));
+            self.chains.insert(groups, host.into_iter().chain(jumps).collect());
+        }
+    }
+
+    fn add_members(&mut self, group: SecurityGroupId, addresses: &[Ipv4Addr]) {
+        let set = member_set(group);
+        for address in addresses {
+            self.element(Family::Inet, &set, Element::Address(*address));
         }
     }
 
@@ -184,154 +293,12 @@ impl Filter {
         for direction in [Direction::Ingress, Direction::Egress] {
             let mut lines = Vec::new();
             for rule in rules.iter().filter(|rule| rule.direction == direction) {
-                let Some(matching) = matching(rule, policy) else { continue };
                 let counter = rule_counter(rule);
-                lines.push(format!("{matching} counter name \"{counter}\" accept"));
+                let Some(line) = Line::of_rule(rule, policy, counter.clone()) else { continue };
+                lines.push(line);
                 self.counters.insert((Family::Inet, counter));
-                self.add_peer(policy, rule.peer);
             }
             self.chains.insert(group_chain(group, direction), lines);
-        }
-    }
-
-    fn add_peer(&mut self, policy: &NetworkPolicy, peer: Peer) {
-        match peer {
-            Peer::Group(group) => {
-                let set = member_set(group);
-                for address in policy.members_of(group) {
-                    self.element(Family::Inet, &set, Element::Address(address));
-                }
-                self.sets.insert(set, SetKind::Addresses);
-            }
-            Peer::PrefixList(list) => {
-                let set = prefix_set(list);
-                let ranges = policy.prefix_lists.get(&list).map(Vec::as_slice).unwrap_or_default();
-                for range in disjoint(ranges) {
-                    self.element(Family::Inet, &set, Element::Range(range));
-                }
-                self.sets.insert(set, SetKind::Ranges);
-            }
-            Peer::Ipv4(_) | Peer::Ipv6(_) => {}
-        }
-    }
-
-    /// The elements that differ, if nothing but plain elements does.
-    pub fn moves<'a>(&'a self, to: &'a Filter) -> Option<Moves<'a>> {
-        let same = self.counters == to.counters && self.sets == to.sets && self.chains == to.chains;
-        let moves = Moves {
-            add: to.elements.difference(&self.elements).collect(),
-            remove: self.elements.difference(&to.elements).collect(),
-        };
-        let plain = |(_, element): &&(Place, Element)| {
-            !matches!(element, Element::Counter(..) | Element::Chain(..) | Element::Range(_))
-        };
-        (same && moves.add.iter().chain(&moves.remove).all(plain)).then_some(moves)
-    }
-
-    /// One transaction from `self` to `to`. It has the same result where `to` is there already: each
-    /// thing that goes is added before it is deleted, because deleting what is not there would fail
-    /// the whole. So whoever finds a change that was perhaps interrupted carries it out again.
-    pub fn script(&self, to: &Filter) -> String {
-        let mut text = Script(String::new());
-        for (family, counter) in self.counters.union(&to.counters) {
-            text.line(format_args!("add counter {family} {TABLE} {counter}"));
-        }
-        for (set, kind) in self.sets.iter().chain(&to.sets) {
-            let kind = match kind {
-                SetKind::Addresses => "type ipv4_addr;",
-                SetKind::Ranges => "type ipv4_addr; flags interval;",
-            };
-            text.line(format_args!("add set inet {TABLE} {set} {{ {kind} }}"));
-        }
-        for chain in self.chains.keys().chain(to.chains.keys()) {
-            text.line(format_args!("add chain inet {TABLE} {chain}"));
-        }
-        // The chains before what lets packets reach them.
-        for (chain, rules) in &to.chains {
-            if self.chains.get(chain) == Some(rules) {
-                continue;
-            }
-            text.line(format_args!("flush chain inet {TABLE} {chain}"));
-            for rule in rules {
-                text.line(format_args!("add rule inet {TABLE} {chain} {rule}"));
-            }
-        }
-        // Ranges refuse neighbours that overlap them, even those that go in the same transaction.
-        let range = |(_, element): &&(Place, Element)| matches!(element, Element::Range(_));
-        let rewritten: BTreeSet<_> =
-            self.elements.symmetric_difference(&to.elements).filter(range).map(|(place, _)| place).collect();
-        for place in &rewritten {
-            text.line(format_args!("flush set {} {TABLE} {}", place.family, place.set));
-        }
-        for (place, element) in to.elements.iter().filter(|(place, _)| rewritten.contains(place)) {
-            let Place { family, set } = place;
-            text.line(format_args!("add element {family} {TABLE} {set} {{ {element} }}"));
-        }
-        let plain = |(place, _): &&(Place, Element)| !rewritten.contains(place);
-        for (place, element) in self.elements.difference(&to.elements).filter(plain) {
-            let Place { family, set } = place;
-            text.line(format_args!("add element {family} {TABLE} {set} {{ {element} }}"));
-            text.line(format_args!("delete element {family} {TABLE} {set} {{ {element} }}"));
-        }
-        for (place, element) in to.elements.difference(&self.elements).filter(plain) {
-            let Place { family, set } = place;
-            text.line(format_args!("add element {family} {TABLE} {set} {{ {element} }}"));
-        }
-        let gone = || self.chains.keys().filter(|chain| !to.chains.contains_key(*chain));
-        // All are emptied before any goes: they refer to each other.
-        for chain in gone() {
-            text.line(format_args!("flush chain inet {TABLE} {chain}"));
-        }
-        for chain in gone() {
-            text.line(format_args!("delete chain inet {TABLE} {chain}"));
-        }
-        for set in self.sets.keys().filter(|set| !to.sets.contains_key(*set)) {
-            text.line(format_args!("delete set inet {TABLE} {set}"));
-        }
-        for (family, counter) in self.counters.difference(&to.counters) {
-            text.line(format_args!("delete counter {family} {TABLE} {counter}"));
-        }
-        text.0
-    }
-}
-
-/// The match of a rule in the language of nft; `None` for what can match nothing, such as ICMPv6
-/// from an IPv4 address.
-fn matching(rule: &Rule, policy: &NetworkPolicy) -> Option<String> {
-    let end = match rule.direction {
-        Direction::Ingress => "saddr",
-        Direction::Egress => "daddr",
-    };
-    let ipv4 = !matches!(rule.peer, Peer::Ipv6(_));
-    let peer = match rule.peer {
-        Peer::Ipv4(_) if rule.peer.is_anywhere() => "meta nfproto ipv4".to_owned(),
-        Peer::Ipv6(_) if rule.peer.is_anywhere() => "meta nfproto ipv6".to_owned(),
-        Peer::Ipv4(range) => format!("ip {end} {range}"),
-        Peer::Ipv6(range) => format!("ip6 {end} {range}"),
-        Peer::Group(group) if !policy.groups.contains_key(&group) => return None,
-        Peer::Group(group) => format!("ip {end} @{}", member_set(group)),
-        Peer::PrefixList(list) => format!("ip {end} @{}", prefix_set(list)),
-    };
-    let traffic = match rule.traffic {
-        Traffic::All => return Some(peer),
-        Traffic::Tcp(PortRange::ALL) => "meta l4proto tcp".to_owned(),
-        Traffic::Udp(PortRange::ALL) => "meta l4proto udp".to_owned(),
-        Traffic::Tcp(ports) => format!("tcp dport {ports}"),
-        Traffic::Udp(ports) => format!("udp dport {ports}"),
-        Traffic::Icmp(wanted) if ipv4 => icmp("icmp", "icmp", wanted),
-        Traffic::Icmpv6(wanted) if !ipv4 => icmp("icmpv6", "ipv6-icmp", wanted),
-        Traffic::Icmp(_) | Traffic::Icmpv6(_) => return None,
-        Traffic::Protocol(number) => format!("meta l4proto {number}"),
-    };
-    Some(format!("{peer} {traffic}"))
-}
-
-fn icmp(field: &str, protocol: &str, wanted: IcmpMatch) -> String {
-    match wanted {
-        IcmpMatch { kind: None, .. } => format!("meta l4proto {protocol}"),
-        IcmpMatch { kind: Some(kind), code: None } => format!("{field} type {kind}"),
-        IcmpMatch { kind: Some(kind), code: Some(code) } => {
-            format!("{field} type {kind} {field} code {code}")
         }
     }
 }
@@ -347,15 +314,6 @@ fn disjoint(ranges: &[Ipv4Cidr]) -> Vec<Ipv4Cidr> {
         }
     }
     kept
-}
-
-struct Script(String);
-
-impl Script {
-    fn line(&mut self, text: fmt::Arguments<'_>) {
-        // Writing to a string does not fail.
-        let _ = writeln!(self.0, "{text}");
-    }
 }
 
 impl fmt::Display for Family {
@@ -383,94 +341,7 @@ impl fmt::Display for Element {
 
 #[cfg(test)]
 mod tests {
-    use kiln_model::SecurityGroupRuleId;
-
     use super::*;
-
-    fn group(n: u64) -> SecurityGroupId {
-        SecurityGroupId::from_bits(n)
-    }
-
-    fn rule(direction: Direction, traffic: Traffic, peer: Peer) -> Rule {
-        Rule { id: SecurityGroupRuleId::from_bits(7), direction, traffic, peer, description: None }
-    }
-
-    fn traffic(protocol: &str, from: i64, to: i64) -> Traffic {
-        Traffic::from_fields(protocol, Some(from), Some(to)).unwrap()
-    }
-
-    fn policy() -> NetworkPolicy {
-        let member = |last: u8, group: SecurityGroupId| {
-            let member = Member {
-                mac: MacAddr::new([2, 0, 0, 0, 0, last]),
-                addresses: vec![Ipv4Addr::new(10, 0, 0, last)],
-                groups: [group].into(),
-                host: None,
-                source_dest_check: true,
-                connections: 100,
-            };
-            (InterfaceId::from_bits(last.into()), member)
-        };
-        let reference = rule(Direction::Ingress, traffic("tcp", 22, 22), Peer::Group(group(2)));
-        NetworkPolicy {
-            interfaces: [member(4, group(1)), member(5, group(2))].into(),
-            groups: [(group(1), vec![reference]), (group(2), vec![])].into(),
-            prefix_lists: BTreeMap::new(),
-        }
-    }
-
-    #[test]
-    fn rules_read_as_nft() {
-        let policy = policy();
-        let text = |direction, traffic, peer: &str| {
-            let peer = peer.parse().map_or_else(|_| Peer::Ipv6(peer.parse().unwrap()), Peer::Ipv4);
-            matching(&rule(direction, traffic, peer), &policy)
-        };
-        use Direction::{Egress, Ingress};
-        assert_eq!(text(Ingress, Traffic::All, "0.0.0.0/0").unwrap(), "meta nfproto ipv4");
-        assert_eq!(
-            text(Ingress, traffic("tcp", 22, 22), "10.50.2.133/32").unwrap(),
-            "ip saddr 10.50.2.133/32 tcp dport 22"
-        );
-        assert_eq!(
-            text(Egress, traffic("udp", 1, 9), "10.0.0.0/8").unwrap(),
-            "ip daddr 10.0.0.0/8 udp dport 1-9"
-        );
-        assert_eq!(text(Egress, traffic("47", 0, 0), "::/0").unwrap(), "meta nfproto ipv6 meta l4proto 47");
-        let ping = traffic("icmp", 8, 0);
-        assert_eq!(text(Ingress, ping, "0.0.0.0/0").unwrap(), "meta nfproto ipv4 icmp type 8 icmp code 0");
-        assert_eq!(text(Ingress, ping, "::/0"), None, "no such packets");
-        let stale = rule(Ingress, Traffic::All, Peer::Group(group(9)));
-        assert_eq!(matching(&stale, &policy), None);
-    }
-
-    #[test]
-    fn member_that_comes_moves_elements_alone() {
-        let one = policy();
-        let mut other = one.clone();
-        other
-            .interfaces
-            .get_mut(&InterfaceId::from_bits(5))
-            .unwrap()
-            .addresses
-            .push(Ipv4Addr::new(10, 0, 0, 9));
-        let (from, to) = (Filter::of(&one), Filter::of(&other));
-        let moves = from.moves(&to).unwrap();
-        let sets: Vec<_> = moves.add.iter().map(|(place, _)| place.set.as_str()).collect();
-        assert_eq!((sets, moves.remove.len()), (vec!["m_000000000002", "src4", "arp4"], 0));
-        other.groups.insert(group(1), vec![]);
-        assert_eq!(from.moves(&Filter::of(&other)), None, "rules change");
-    }
-
-    #[test]
-    fn unchanged_chains_are_left_alone() {
-        let one = policy();
-        let mut other = one.clone();
-        other.groups.insert(group(2), vec![rule(Direction::Egress, Traffic::All, Peer::Group(group(2)))]);
-        let script = Filter::of(&one).script(&Filter::of(&other));
-        let flushed: Vec<_> = script.lines().filter(|line| line.starts_with("flush")).collect();
-        assert_eq!(flushed, ["flush chain inet kiln sg_000000000002_out"]);
-    }
 
     #[test]
     fn ranges_inside_of_others_are_left_out() {

@@ -6,9 +6,11 @@
 //! Base chains are created once and never replaced: replacing one loses packets between the old and
 //! the new. Everything that changes later is in regular chains, sets and maps.
 
+mod difference;
 mod filter;
 mod gateway;
 mod host;
+mod line;
 mod port;
 mod vpc;
 
@@ -17,11 +19,13 @@ use std::io::{self, Seek, Write};
 use std::os::fd::BorrowedFd;
 use std::process::{Command, Stdio};
 
+pub(crate) use difference::Edits;
 pub(crate) use filter::{
-    Element, Family, Filter, Moves, Place, allowance_counter, host_counter, rule_counter, spoof_counter,
+    Element, Family, Filter, Place, allowance_counter, host_counter, rule_counter, spoof_counter,
 };
 pub(crate) use gateway::base as gateway_base;
 pub(crate) use host::{base as host_base, remove as host_remove};
+pub(crate) use line::{Allow, Line, PeerMatch};
 pub use port::Rate;
 pub(crate) use port::{kind_counter, make as make_port, rate_counter, remove_chain, remove_counters};
 pub(crate) use vpc::base as vpc_base;

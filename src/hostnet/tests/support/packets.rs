@@ -109,7 +109,12 @@ impl World {
         self.member(last).groups = groups.iter().chain([&SENTINEL_GROUP]).map(|n| group(*n)).collect();
     }
 
-    pub fn set_rules(&mut self, n: u64, rules: Vec<Rule>) {
+    /// Gives a group these rules, with ids of its own.
+    pub fn set_rules(&mut self, n: u64, mut rules: Vec<Rule>) {
+        for rule in &mut rules {
+            let bits = u64::from_str_radix(&rule.id.short(), 16).unwrap();
+            rule.id = SecurityGroupRuleId::from_bits(bits.wrapping_add(n << 32));
+        }
         self.policy.groups.insert(group(n), rules);
     }
 

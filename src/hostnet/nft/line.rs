@@ -1,0 +1,175 @@
+//! Rules of chains that change while the VPC lives: what they say, once, for both ways into the kernel.
+//!
+//! ```text
+//!                ┌─ Display ──▶ text for the program nft      (first interface of a VPC, new chains and sets)
+//!  Line (typed) ─┤
+//!                └─ crate::expressions ──▶ netlink            (everything that happens often)
+//! ```
+
+use std::fmt;
+use std::net::Ipv4Addr;
+
+use kiln_model::security::{Direction, IcmpMatch, NetworkPolicy, Peer, PortRange, Rule, Traffic};
+use kiln_model::{Ipv4Cidr, Ipv6Cidr};
+
+use super::filter::{member_set, prefix_set};
+
+/// One rule of a chain.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Line {
+    /// Goes on in another chain, and comes back.
+    Jump(String),
+    /// Accepts what a rule of a group allows.
+    Allow(Allow),
+    /// Drops and counts what begins more conversations than these.
+    Allowance { connections: u32, counter: String },
+}
+
+/// What is accepted, and counted.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Allow {
+    /// Decides which end of the packet the peer is.
+    pub direction: Direction,
+    /// Which addresses the peer has.
+    pub peer: PeerMatch,
+    /// Which packets.
+    pub traffic: Traffic,
+    /// Name of the counter.
+    pub counter: String,
+}
+
+/// Addresses, as the kernel compares them.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum PeerMatch {
+    /// A range.
+    Ipv4(Ipv4Cidr),
+    /// A range.
+    Ipv6(Ipv6Cidr),
+    /// IPv4 addresses in a set.
+    Set(String),
+}
+
+impl Line {
+    /// Accepts whatever `host` begins.
+    pub fn from_host(host: Ipv4Addr, counter: String) -> Option<Self> {
+        let peer = PeerMatch::Ipv4(Ipv4Cidr::containing(host, 32)?);
+        Some(Line::Allow(Allow { direction: Direction::Ingress, peer, traffic: Traffic::All, counter }))
+    }
+
+    /// What a rule of a group says; `None` for what can match nothing, such as ICMPv6 from an IPv4
+    /// address.
+    pub fn of_rule(rule: &Rule, policy: &NetworkPolicy, counter: String) -> Option<Self> {
+        if !matches_anything(rule, policy) {
+            return None;
+        }
+        let peer = match rule.peer {
+            Peer::Ipv4(range) => PeerMatch::Ipv4(range),
+            Peer::Ipv6(range) => PeerMatch::Ipv6(range),
+            Peer::Group(group) => PeerMatch::Set(member_set(group)),
+            Peer::PrefixList(list) => PeerMatch::Set(prefix_set(list)),
+        };
+        Some(Line::Allow(Allow { direction: rule.direction, peer, traffic: rule.traffic, counter }))
+    }
+}
+
+/// Whether there can be packets that the rule is about.
+pub(crate) fn matches_anything(rule: &Rule, policy: &NetworkPolicy) -> bool {
+    match (rule.peer, rule.traffic) {
+        (Peer::Ipv6(_), Traffic::Icmp(_)) => false,
+        (Peer::Ipv6(_), _) => true,
+        (_, Traffic::Icmpv6(_)) => false,
+        (Peer::Group(group), _) => policy.groups.contains_key(&group),
+        (Peer::Ipv4(_) | Peer::PrefixList(_), _) => true,
+    }
+}
+
+impl fmt::Display for Line {
+    /// In the language of nft.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Line::Jump(chain) => write!(f, "jump {chain}"),
+            Line::Allow(allow) => allow.fmt(f),
+            Line::Allowance { connections, counter } => {
+                write!(f, "ct count over {connections} counter name \"{counter}\" drop")
+            }
+        }
+    }
+}
+
+impl fmt::Display for Allow {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let end = match self.direction {
+            Direction::Ingress => "saddr",
+            Direction::Egress => "daddr",
+        };
+        match &self.peer {
+            PeerMatch::Ipv4(range) if range.prefix_len() == 0 => f.write_str("meta nfproto ipv4")?,
+            PeerMatch::Ipv6(range) if range.prefix_len() == 0 => f.write_str("meta nfproto ipv6")?,
+            PeerMatch::Ipv4(range) => write!(f, "ip {end} {range}")?,
+            PeerMatch::Ipv6(range) => write!(f, "ip6 {end} {range}")?,
+            PeerMatch::Set(set) => write!(f, "ip {end} @{set}")?,
+        }
+        match self.traffic {
+            Traffic::All => {}
+            Traffic::Tcp(PortRange::ALL) => f.write_str(" meta l4proto tcp")?,
+            Traffic::Udp(PortRange::ALL) => f.write_str(" meta l4proto udp")?,
+            Traffic::Tcp(ports) => write!(f, " tcp dport {ports}")?,
+            Traffic::Udp(ports) => write!(f, " udp dport {ports}")?,
+            Traffic::Icmp(wanted) => icmp(f, "icmp", "icmp", wanted)?,
+            Traffic::Icmpv6(wanted) => icmp(f, "icmpv6", "ipv6-icmp", wanted)?,
+            Traffic::Protocol(number) => write!(f, " meta l4proto {number}")?,
+        }
+        write!(f, " counter name \"{}\" accept", self.counter)
+    }
+}
+
+fn icmp(f: &mut fmt::Formatter<'_>, field: &str, protocol: &str, wanted: IcmpMatch) -> fmt::Result {
+    match wanted {
+        IcmpMatch { kind: None, .. } => write!(f, " meta l4proto {protocol}"),
+        IcmpMatch { kind: Some(kind), code: None } => write!(f, " {field} type {kind}"),
+        IcmpMatch { kind: Some(kind), code: Some(code) } => {
+            write!(f, " {field} type {kind} {field} code {code}")
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use kiln_model::{SecurityGroupId, SecurityGroupRuleId};
+
+    use super::*;
+
+    fn traffic(protocol: &str, from: i64, to: i64) -> Traffic {
+        Traffic::from_fields(protocol, Some(from), Some(to)).unwrap()
+    }
+
+    fn rule(direction: Direction, traffic: Traffic, peer: Peer) -> Rule {
+        Rule { id: SecurityGroupRuleId::from_bits(7), direction, traffic, peer, description: None }
+    }
+
+    #[test]
+    fn rules_read_as_nft() {
+        let policy = NetworkPolicy::default();
+        let text = |direction, traffic, peer: &str| {
+            let peer = peer.parse().map_or_else(|_| Peer::Ipv6(peer.parse().unwrap()), Peer::Ipv4);
+            let line = Line::of_rule(&rule(direction, traffic, peer), &policy, "r".to_owned())?;
+            Some(line.to_string().strip_suffix(" counter name \"r\" accept").unwrap().to_owned())
+        };
+        use Direction::{Egress, Ingress};
+        assert_eq!(text(Ingress, Traffic::All, "0.0.0.0/0").unwrap(), "meta nfproto ipv4");
+        assert_eq!(
+            text(Ingress, traffic("tcp", 22, 22), "10.50.2.133/32").unwrap(),
+            "ip saddr 10.50.2.133/32 tcp dport 22"
+        );
+        assert_eq!(
+            text(Egress, traffic("udp", 1, 9), "10.0.0.0/8").unwrap(),
+            "ip daddr 10.0.0.0/8 udp dport 1-9"
+        );
+        assert_eq!(text(Egress, traffic("47", 0, 0), "::/0").unwrap(), "meta nfproto ipv6 meta l4proto 47");
+        let ping = traffic("icmp", 8, 0);
+        assert_eq!(text(Ingress, ping, "0.0.0.0/0").unwrap(), "meta nfproto ipv4 icmp type 8 icmp code 0");
+        assert_eq!(text(Ingress, ping, "::/0"), None, "no such packets");
+        let stale = rule(Ingress, Traffic::All, Peer::Group(SecurityGroupId::from_bits(9)));
+        assert_eq!(Line::of_rule(&stale, &policy, String::new()), None);
+    }
+}
