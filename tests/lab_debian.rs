@@ -5,14 +5,39 @@
 mod support;
 
 use std::net::Ipv4Addr;
+use std::process::Command;
 
 use support::run::Desk;
 
 /// Python under emulation is slow; this tells a hang from a slow machine.
 const BOOT: u64 = 900;
 
-const USER_DATA: &str =
-    "#!/bin/sh\necho \"user data ran as $(id -un)\" | tee /var/log/user-data > /dev/ttyS0\n";
+/// What cloud-init is given: a script and a cloud-config in one multipart message.
+const USER_DATA: &str = r#"Content-Type: multipart/mixed; boundary="=====kiln====="
+MIME-Version: 1.0
+
+--=====kiln=====
+Content-Type: text/cloud-config; charset="us-ascii"
+MIME-Version: 1.0
+Content-Transfer-Encoding: 7bit
+Content-Disposition: attachment; filename="config.yaml"
+
+#cloud-config
+write_files:
+- path: /etc/from-cloud-config
+  content: written by cloud-config
+
+--=====kiln=====
+Content-Type: text/x-shellscript; charset="us-ascii"
+MIME-Version: 1.0
+Content-Transfer-Encoding: 7bit
+Content-Disposition: attachment; filename="setup.sh"
+
+#!/bin/sh
+echo "user data ran as $(id -un)" | tee /var/log/user-data > /dev/ttyS0
+
+--=====kiln=====--
+"#;
 
 /// fio's own check of every block it wrote, from two jobs at depth 8 on both queues. Few blocks: each
 /// costs dozens of exits, and under emulation each exit is slow.
@@ -24,7 +49,10 @@ const VERIFY: &str = "sudo fio --name=verify --directory=/var/tmp --size=2m --nu
 fn cloud_init_finishes_and_the_disk_keeps_its_word() {
     let image = lab_image!("debian-12");
     let desk = Desk::new();
-    let user_data = desk.write("user-data", USER_DATA);
+    let plain = desk.write("user-data", USER_DATA);
+    let gzip = Command::new("gzip").args(["-9", "-n", &plain]).status().unwrap();
+    assert!(gzip.success(), "gzip: {gzip}");
+    let user_data = format!("{plain}.gz");
     let mut run = desk
         .run(&image, &["--memory", "1G", "--vcpus", "2", "--volume-size", "4G", "--user-data", &user_data]);
     run.expect("user data ran as root", BOOT);
@@ -36,7 +64,11 @@ fn cloud_init_finishes_and_the_disk_keeps_its_word() {
     assert!(status.contains("DataSourceEc2"), "{status}");
     assert!(status.contains("\"errors\": []"), "{status}");
     assert!(status.trim_end().ends_with("aws"), "{status}");
+    assert_eq!(ssh(&mut run, "grep WARNING /var/log/cloud-init.log || true"), "");
+    // Both parts of the user data, which were packed and wrapped.
     assert_eq!(ssh(&mut run, "cat /var/log/user-data"), "user data ran as root\n");
+    assert_eq!(ssh(&mut run, "cat /etc/from-cloud-config").trim_end(), "written by cloud-config");
+    assert_eq!(ssh(&mut run, "sudo cloud-init query userdata").trim_end(), USER_DATA.trim_end());
 
     // The metadata as a program in the guest gets them, with a token as they must.
     let id = desk.instance()["id"].as_str().unwrap().to_owned();
@@ -44,6 +76,9 @@ fn cloud_init_finishes_and_the_disk_keeps_its_word() {
          curl -sf -H \"X-aws-ec2-metadata-token: $T\" http://169.254.169.254/latest/meta-data/instance-id; \
          curl -s -o /dev/null -w ' %{http_code}' http://169.254.169.254/latest/meta-data/instance-id";
     assert_eq!(ssh(&mut run, script), format!("{id} 401"));
+    let query = "cloud-init query --format '{{ds.meta_data.instance_id}} {{ds.meta_data.local_ipv4}}'";
+    let queried = ssh(&mut run, query);
+    assert_eq!(queried.split_whitespace().collect::<Vec<_>>(), [id, address.to_string()]);
 
     // cloud-init and the stock initramfs grew the root file system to the volume.
     let blocks: u64 = ssh(&mut run, "df --output=size -m / | tail -n 1").trim().parse().unwrap();

@@ -57,6 +57,15 @@ pub enum Command {
     /// Work with subnets of VPCs.
     #[command(subcommand)]
     Subnet(SubnetCommand),
+    /// Work with network ACLs: numbered entries at the edges of subnets.
+    #[command(subcommand)]
+    Acl(AclCommand),
+    /// Work with prefix lists: ranges that rules refer to by one name.
+    #[command(subcommand)]
+    PrefixList(PrefixListCommand),
+    /// Change the network interface of an instance.
+    #[command(subcommand)]
+    Interface(InterfaceCommand),
     /// Work with roles: where instances get credentials from.
     #[command(subcommand)]
     Role(RoleCommand),
@@ -224,6 +233,18 @@ pub enum SgCommand {
     Authorize(SgRulesArgs),
     /// Take rules out of a group.
     Revoke(SgRevokeArgs),
+    /// Say what a rule is for, in other words than before.
+    Describe {
+        /// Name or id of the group.
+        group: String,
+        /// Id of the rule.
+        rule: SecurityGroupRuleId,
+        /// The words; none if not said.
+        description: Option<String>,
+        /// VPC of the group, by id or name.
+        #[arg(long)]
+        vpc: Option<String>,
+    },
     /// List groups.
     Ls(JsonArg),
     /// Show the rules of a group with what they have let pass, and the instances in it.
@@ -411,6 +432,145 @@ pub enum AddressCommand {
     Release {
         /// Address or id.
         address: String,
+    },
+}
+
+/// Commands on network ACLs. They look at each packet that leaves or enters a subnet, answers as
+/// well; the entry with the lowest number that matches decides. Changes are in force at once.
+#[derive(Debug, Subcommand)]
+pub enum AclCommand {
+    /// Make an ACL that denies everything.
+    Create {
+        /// What to call it.
+        name: String,
+        /// VPC by id or name; by default the one that instances are in.
+        #[arg(long)]
+        vpc: Option<String>,
+    },
+    /// Add an entry.
+    Add(AclAddArgs),
+    /// Take an entry out.
+    Remove {
+        /// Name or id of the ACL.
+        acl: String,
+        /// Number of the entry.
+        number: u16,
+        /// The entry is about what leaves the subnet.
+        #[arg(long)]
+        egress: bool,
+        /// VPC of the ACL, by id or name.
+        #[arg(long)]
+        vpc: Option<String>,
+    },
+    /// Give a subnet an ACL in place of the one it has.
+    Associate {
+        /// Name or id of the ACL.
+        acl: String,
+        /// Subnet by id or name.
+        subnet: String,
+        /// VPC of the ACL, by id or name.
+        #[arg(long)]
+        vpc: Option<String>,
+    },
+    /// List ACLs with their entries and subnets.
+    Ls(JsonArg),
+    /// Remove an ACL that no subnet has.
+    Rm {
+        /// Name or id of the ACL.
+        acl: String,
+        /// VPC of the ACL, by id or name.
+        #[arg(long)]
+        vpc: Option<String>,
+    },
+}
+
+/// Options of `kiln acl add`.
+#[derive(Debug, Args)]
+pub struct AclAddArgs {
+    /// Name or id of the ACL.
+    pub acl: String,
+    /// Its place: 1 to 32766.
+    pub number: u16,
+    /// What becomes of the packets.
+    pub action: AclAction,
+    /// Which packets, PROTOCOL:PORTS:RANGE; ports are those of the destination.
+    pub rule: RuleSpec,
+    /// The entry is about what leaves the subnet, not about what enters it.
+    #[arg(long)]
+    pub egress: bool,
+    /// In place of the entry of this number.
+    #[arg(long)]
+    pub replace: bool,
+    /// VPC of the ACL, by id or name.
+    #[arg(long)]
+    pub vpc: Option<String>,
+}
+
+/// What becomes of packets.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum AclAction {
+    /// They pass.
+    Allow,
+    /// They are dropped.
+    Deny,
+}
+
+/// Commands on prefix lists. Rules name them by id (`tcp:22:pl-…`).
+#[derive(Debug, Subcommand)]
+pub enum PrefixListCommand {
+    /// Make a prefix list.
+    Create {
+        /// What to call it.
+        name: String,
+        /// Its ranges.
+        ranges: Vec<Ipv4Cidr>,
+        /// How many ranges it may have: rules that refer to it count as many.
+        #[arg(long, default_value_t = 10)]
+        max_entries: usize,
+    },
+    /// Replace the ranges of a prefix list, for the rules that refer to it too.
+    Set {
+        /// Name or id.
+        list: String,
+        /// Its new ranges.
+        ranges: Vec<Ipv4Cidr>,
+    },
+    /// List prefix lists.
+    Ls(JsonArg),
+    /// Remove a prefix list that no rule refers to.
+    Rm {
+        /// Name or id.
+        list: String,
+    },
+}
+
+/// Commands on network interfaces.
+#[derive(Debug, Subcommand)]
+pub enum InterfaceCommand {
+    /// List interfaces.
+    Ls(JsonArg),
+    /// Give an instance more private addresses: these, or one that is free.
+    Assign {
+        /// Id or name of the instance.
+        instance: String,
+        /// Addresses of its subnet.
+        addresses: Vec<std::net::Ipv4Addr>,
+    },
+    /// Take secondary private addresses back.
+    Unassign {
+        /// Id or name of the instance.
+        instance: String,
+        /// Which.
+        #[arg(required = true)]
+        addresses: Vec<std::net::Ipv4Addr>,
+    },
+    /// Switch the source/destination check: off, the instance may forward what is not its own.
+    SourceDestCheck {
+        /// Id or name of the instance.
+        instance: String,
+        /// Whether there is the check.
+        #[arg(action = clap::ArgAction::Set, value_parser = clap::builder::BoolishValueParser::new())]
+        check: bool,
     },
 }
 

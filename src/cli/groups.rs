@@ -6,7 +6,7 @@ use std::path::Path;
 
 use kiln_controlplane::instances::{ControlPlane, Instance};
 use kiln_controlplane::network::{Count, Membership, Reason, SecurityGroup};
-use kiln_model::security::{Decision, Direction, Message, Peer, Rule};
+use kiln_model::security::{AclDecision, Decision, Direction, Message, Peer, Rule};
 use kiln_model::{SecurityGroupId, VpcId};
 use serde::Serialize;
 
@@ -38,6 +38,10 @@ pub fn sg(state_dir: &Path, command: &SgCommand) -> Result<(), Failure> {
                 networks.revoke_ids(group.id, &args.rule)?;
             }
             Ok(())
+        }
+        SgCommand::Describe { group, rule, description, vpc } => {
+            let group = find(vpc, group)?;
+            Ok(networks.describe_rules(group.id, &[(*rule, description.clone())])?)
         }
         SgCommand::Ls(args) => list(&plane, args.json),
         SgCommand::Show(args) => show(&plane, &find(&args.vpc, &args.group)?, args),
@@ -173,11 +177,19 @@ fn explain(plane: &ControlPlane, args: &SgExplainArgs) -> Result<(), Failure> {
     let (from, to) = if args.egress { (own, peer) } else { (peer, own) };
     let told = plane.networks().explain(vpc, from, to, message)?;
     let names = Names::new(plane)?;
-    let passes = told.egress.decision.passes() && told.ingress.decision.passes();
-    let verdict = if passes { "allowed" } else { "denied" };
+    let verdict = if told.passes() { "allowed" } else { "denied" };
     let mut text = format!("{from} -> {to} {}: {verdict}\n", message.traffic());
-    for (end, reason) in [("sender", &told.egress), ("receiver", &told.ingress)] {
+    let [out, into] = told.acls;
+    for (end, reason, acl) in [("sender", &told.egress, out), ("receiver", &told.ingress, into)] {
         text += &format!("  {end:8}  {}\n", reason_text(&names, reason));
+        match acl {
+            AclDecision::NotAsked => {}
+            AclDecision::Entry { number, allow } => {
+                let verb = if allow { "allows" } else { "denies" };
+                text += &format!("            entry {number} of its subnet's network ACL {verb} it\n");
+            }
+            AclDecision::Denied => text += "            no entry of its subnet's network ACL allows it\n",
+        }
     }
     crate::print(&text)
 }

@@ -2,6 +2,7 @@
 
 #![forbid(unsafe_code)]
 
+mod acls;
 mod args;
 mod console;
 mod environment;
@@ -11,6 +12,7 @@ mod host;
 mod identity;
 mod images;
 mod instances;
+mod interfaces;
 mod metadata;
 mod metadata_args;
 mod networks;
@@ -68,6 +70,9 @@ fn dispatch(cli: &Cli) -> Result<(), Failure> {
         Command::Sg(command) => groups::sg(state_dir, command),
         Command::Vpc(command) => networks::vpc(state_dir, command),
         Command::Address(command) => networks::address(state_dir, command),
+        Command::Acl(command) => acls::acl(state_dir, command),
+        Command::PrefixList(command) => interfaces::prefix_list(state_dir, command),
+        Command::Interface(command) => interfaces::interface(state_dir, command),
         Command::Subnet(command) => networks::subnet(state_dir, command),
         Command::Role(command) => roles::role(state_dir, command),
         Command::Metadata(args) => metadata::metadata(state_dir, args),

@@ -179,7 +179,7 @@ mod tests {
     use kiln_model::security::{Direction, Traffic};
 
     use super::*;
-    use crate::nft::{self, Allow, PeerMatch};
+    use crate::nft::{self, Allow, Match, PeerMatch};
 
     #[test]
     fn keys_are_padded_as_the_kernel_compares_them() {
@@ -238,14 +238,20 @@ mod tests {
             for (peer, direction) in
                 peers.flat_map(|p| [(p.clone(), Direction::Ingress), (p, Direction::Egress)])
             {
-                lines.push(Line::Allow(Allow { direction, peer, traffic, counter: "r".to_owned() }));
+                lines.push(Line::Allow(Allow {
+                    matching: Match { direction, peer, traffic },
+                    counter: "r".to_owned(),
+                }));
             }
         }
         for (protocol, range) in [("icmpv6", "::/0"), ("tcp", "2001:db8::/33"), ("udp", "::1/128")] {
             let traffic = Traffic::from_fields(protocol, Some(2), Some(2)).unwrap();
             for direction in [Direction::Ingress, Direction::Egress] {
                 let peer = PeerMatch::Ipv6(range.parse().unwrap());
-                lines.push(Line::Allow(Allow { direction, peer, traffic, counter: "r".to_owned() }));
+                lines.push(Line::Allow(Allow {
+                    matching: Match { direction, peer, traffic },
+                    counter: "r".to_owned(),
+                }));
             }
         }
         let (text, own) = crate::netns::on_thread(|| {

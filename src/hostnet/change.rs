@@ -2,8 +2,8 @@
 
 use std::collections::BTreeMap;
 
-use kiln_model::security::{Member, NetworkPolicy, Rule};
-use kiln_model::{InterfaceId, Ipv4Cidr, PrefixListId, SecurityGroupId};
+use kiln_model::security::{Member, NetworkPolicy, Rule, SubnetAcl};
+use kiln_model::{InterfaceId, Ipv4Cidr, PrefixListId, SecurityGroupId, SubnetId};
 use serde::{Deserialize, Serialize};
 
 /// Entries that are new or other than before, and those that are gone (`None`).
@@ -21,6 +21,9 @@ pub(crate) struct Change {
     /// Prefix lists.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub prefix_lists: Entries<PrefixListId, Vec<Ipv4Cidr>>,
+    /// Network ACLs of subnets.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub subnets: Entries<SubnetId, SubnetAcl>,
 }
 
 impl Change {
@@ -30,6 +33,7 @@ impl Change {
             interfaces: between(&old.interfaces, &new.interfaces),
             groups: between(&old.groups, &new.groups),
             prefix_lists: between(&old.prefix_lists, &new.prefix_lists),
+            subnets: between(&old.subnets, &new.subnets),
         }
     }
 
@@ -44,6 +48,7 @@ impl Change {
             interfaces: apply(&self.interfaces, &mut policy.interfaces),
             groups: apply(&self.groups, &mut policy.groups),
             prefix_lists: apply(&self.prefix_lists, &mut policy.prefix_lists),
+            subnets: apply(&self.subnets, &mut policy.subnets),
         }
     }
 }

@@ -4,8 +4,8 @@ use std::fs::OpenOptions;
 use std::net::Ipv4Addr;
 use std::process::Command;
 
-use kiln_model::security::{Member, NetworkPolicy, Peer, Rule, Traffic};
-use kiln_model::{InterfaceId, MacAddr, SecurityGroupId, SecurityGroupRuleId};
+use kiln_model::security::{AclEntry, Member, NetworkPolicy, Peer, Rule, SubnetAcl, Traffic};
+use kiln_model::{InterfaceId, Ipv4Cidr, MacAddr, SecurityGroupId, SecurityGroupRuleId, SubnetId};
 use nix::sched::{CloneFlags, unshare};
 
 use crate::error::HostNetError;
@@ -128,10 +128,13 @@ fn trial_policy(host: Ipv4Addr) -> NetworkPolicy {
     };
     let listed =
         Rule { peer: Peer::PrefixList(list), traffic: Traffic::Protocol(47), ..Rule::all_egress(id(2)) };
+    let subnet = Ipv4Cidr::containing(host, 24)
+        .map(|cidr| (SubnetId::from_bits(0), SubnetAcl { cidr, entries: AclEntry::all_pass() }));
     NetworkPolicy {
         interfaces: [(InterfaceId::from_bits(0), member)].into(),
         groups: [(group, vec![Rule::from_itself(id(0), group), Rule::all_egress(id(1)), listed])].into(),
         prefix_lists: [(list, vec![])].into(),
+        subnets: subnet.into_iter().collect(),
     }
 }
 

@@ -70,7 +70,7 @@ pub(crate) fn of(line: &Line) -> Option<Vec<u8>> {
     match line {
         Line::Jump(chain) => Some(verdict(NFT_JUMP, Some(chain))),
         Line::Allow(allow) => Some(allowing(allow)),
-        Line::Allowance { .. } => None,
+        Line::Allowance { .. } | Line::SameSubnet { .. } | Line::AclEntry { .. } | Line::AclEnd => None,
     }
 }
 
@@ -84,25 +84,25 @@ pub(crate) fn text(kind: u16, text: &str) -> Vec<u8> {
     attribute(kind, &[text.as_bytes(), &[0]].concat())
 }
 
-fn allowing(allow: &Allow) -> Vec<u8> {
+fn allowing(Allow { matching, counter }: &Allow) -> Vec<u8> {
     let mut all = Vec::new();
-    match &allow.peer {
+    match &matching.peer {
         PeerMatch::Ipv4(range) => {
             let (network, prefix) = (range.network(), range.prefix_len());
-            all.extend(address(allow.direction, network.into(), prefix));
+            all.extend(address(matching.direction, network.into(), prefix));
         }
         PeerMatch::Ipv6(range) => {
             let (network, prefix) = (range.network(), range.prefix_len());
-            all.extend(address(allow.direction, network.into(), prefix));
+            all.extend(address(matching.direction, network.into(), prefix));
         }
         PeerMatch::Set(set) => {
             all.extend(meta(NFT_META_NFPROTO, NFPROTO_IPV4));
-            all.extend(load_address(allow.direction, true));
+            all.extend(load_address(matching.direction, true));
             let lookup = [text(NFTA_LOOKUP_SET, set), be32(NFTA_LOOKUP_SREG, NFT_REG_1)].concat();
             all.extend(expression("lookup", &lookup));
         }
     }
-    match allow.traffic {
+    match matching.traffic {
         Traffic::All => {}
         Traffic::Tcp(ports) => all.extend(destination_ports(IPPROTO_TCP, ports)),
         Traffic::Udp(ports) => all.extend(destination_ports(IPPROTO_UDP, ports)),
@@ -111,7 +111,7 @@ fn allowing(allow: &Allow) -> Vec<u8> {
         Traffic::Protocol(number) => all.extend(meta(NFT_META_L4PROTO, number)),
     }
     let count =
-        [be32(NFTA_OBJREF_IMM_TYPE, NFT_OBJECT_COUNTER), text(NFTA_OBJREF_IMM_NAME, &allow.counter)].concat();
+        [be32(NFTA_OBJREF_IMM_TYPE, NFT_OBJECT_COUNTER), text(NFTA_OBJREF_IMM_NAME, counter)].concat();
     all.extend(expression("objref", &count));
     all.extend(verdict(NF_ACCEPT, None));
     all

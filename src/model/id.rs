@@ -138,6 +138,10 @@ id!(
     PrefixListId, "pl-", "a", "prefix list"
 );
 id!(
+    /// Numbered entries at the edge of a subnet.
+    NetworkAclId, "acl-", "a", "network ACL"
+);
+id!(
     /// An allocated Elastic address.
     AllocationId, "eipalloc-", "an", "address allocation"
 );

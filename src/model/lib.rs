@@ -26,8 +26,8 @@ pub use cidr::{Ipv4Cidr, ParseCidrError};
 pub use clock::Clock;
 pub use cpu_template::CpuTemplate;
 pub use id::{
-    AllocationId, AssociationId, ImageId, InstanceId, InterfaceId, KeyPairId, ParseIdError, PrefixListId,
-    ReservationId, SecurityGroupId, SecurityGroupRuleId, SubnetId, VolumeId, VpcId,
+    AllocationId, AssociationId, ImageId, InstanceId, InterfaceId, KeyPairId, NetworkAclId, ParseIdError,
+    PrefixListId, ReservationId, SecurityGroupId, SecurityGroupRuleId, SubnetId, VolumeId, VpcId,
 };
 pub use instance_state::{IllegalTransition, InstanceEvent, InstanceState};
 pub use instance_type::{InstanceType, Performance, UnknownInstanceType};

@@ -1,7 +1,7 @@
 //! What the metadata service is told of an instance.
 
 use std::collections::BTreeMap;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 
 use kiln_vmspec::{LeafValue, MetadataSnapshot};
 
@@ -36,6 +36,8 @@ pub(super) struct Live {
 #[derive(Debug, Clone, Default)]
 pub(super) struct Around {
     security_groups: Vec<SecurityGroupName>,
+    secondary: Vec<Ipv4Addr>,
+    forwards: bool,
     host_names: BTreeMap<String, Vec<IpAddr>>,
 }
 
@@ -54,6 +56,8 @@ impl Around {
                 if member.interface.id != interface.id {
                     continue;
                 }
+                around.secondary.clone_from(&member.secondary);
+                around.forwards = member.forwards;
                 for id in &member.groups {
                     let group = tx.get::<SecurityGroup>(id)?;
                     around.security_groups.extend(
@@ -115,7 +119,7 @@ fn facts(instance: &Instance, live: Live) -> InstanceFacts {
             id: interface.id,
             mac: interface.mac,
             device_number: 0,
-            private_ipv4: vec![interface.address],
+            private_ipv4: [interface.address].into_iter().chain(live.around.secondary).collect(),
             ipv6: Vec::new(),
             public_ipv4: public.into_iter().collect(),
             local_hostname: private_host_name(interface.address, Some(REGION)),
@@ -126,7 +130,7 @@ fn facts(instance: &Instance, live: Live) -> InstanceFacts {
             vpc_cidrs: vec![subnet.vpc_cidr],
             vpc_ipv6_cidrs: Vec::new(),
             security_groups: live.around.security_groups,
-            source_dest_check: true,
+            source_dest_check: !live.around.forwards,
         }],
         root_device: "/dev/xvda".to_owned(),
         data_devices: Vec::new(),

@@ -183,11 +183,22 @@ pub(super) fn reserve(
     wanted: Option<Ipv4Addr>,
 ) -> Result<Interface, NetworkError> {
     let id = InterfaceId::from_bits(rand::random());
-    let interface = |address| Interface { id, subnet: subnet.clone(), mac: new_mac(address), address };
+    let address = take(tx, subnet, id, wanted)?;
+    Ok(Interface { id, subnet: subnet.clone(), mac: new_mac(address), address })
+}
+
+/// Takes an address of `subnet` for an interface, as part of `tx`: the one that is wanted, or the
+/// lowest that is free.
+pub(super) fn take(
+    tx: &mut Transaction<'_>,
+    subnet: &Subnet,
+    interface: InterfaceId,
+    wanted: Option<Ipv4Addr>,
+) -> Result<Ipv4Addr, NetworkError> {
     if let Some(address) = wanted {
         check_assignable(subnet, address)?;
-        return match tx.insert(&Address { subnet: subnet.id, address, interface: id })? {
-            true => Ok(interface(address)),
+        return match tx.insert(&Address { subnet: subnet.id, address, interface })? {
+            true => Ok(address),
             false => Err(NetworkError::AddressInUse(address)),
         };
     }
@@ -195,8 +206,8 @@ pub(super) fn reserve(
         tx.list::<Address>()?.into_iter().filter(|a| a.subnet == subnet.id).map(|a| a.address).collect();
     for address in subnet.cidr.assignable().filter(|a| !taken.contains(a)) {
         // Usually the first: taken meanwhile is possible, the list was of a moment ago.
-        if tx.insert(&Address { subnet: subnet.id, address, interface: id })? {
-            return Ok(interface(address));
+        if tx.insert(&Address { subnet: subnet.id, address, interface })? {
+            return Ok(address);
         }
     }
     Err(NetworkError::SubnetFull { subnet: subnet.id, cidr: subnet.cidr })
@@ -215,8 +226,8 @@ fn check_assignable(subnet: &Subnet, address: Ipv4Addr) -> Result<(), NetworkErr
 }
 
 /// Gives the address back, as part of `tx`.
-pub(super) fn release(tx: &mut Transaction<'_>, interface: &Interface) {
-    tx.remove::<Address>(&address_key(interface.subnet.id, interface.address));
+pub(super) fn release(tx: &mut Transaction<'_>, subnet: SubnetId, address: Ipv4Addr) {
+    tx.remove::<Address>(&address_key(subnet, address));
 }
 
 /// A locally administered unicast address: unique in the subnet by the address, elsewhere by chance.
@@ -274,7 +285,7 @@ mod tests {
         assert_eq!(second.address, Ipv4Addr::new(172, 31, 0, 5));
         assert_eq!(first.mac.octets().first(), Some(&2));
         transact(&store, |tx| {
-            release(tx, &first);
+            release(tx, subnet.id, first.address);
             Ok::<_, StoreError>(())
         })
         .unwrap();

@@ -4,8 +4,8 @@ use std::net::Ipv4Addr;
 
 use kiln_model::security::InvalidTraffic;
 use kiln_model::{
-    InterfaceId, Ipv4Cidr, ParseCidrError, PrefixListId, SecurityGroupId, SecurityGroupRuleId, SubnetId,
-    VpcId,
+    InterfaceId, Ipv4Cidr, NetworkAclId, ParseCidrError, PrefixListId, SecurityGroupId, SecurityGroupRuleId,
+    SubnetId, VpcId,
 };
 
 use super::FabricError;
@@ -151,6 +151,47 @@ pub enum NetworkError {
     /// No such prefix list.
     #[error("there is no prefix list {0}")]
     NoPrefixList(PrefixListId),
+    /// No such network ACL.
+    #[error("there is no network ACL {0} (see kiln acl ls)")]
+    NoAcl(String),
+    /// Its name is taken.
+    #[error("there is a network ACL {name} in {vpc} already")]
+    AclExists {
+        /// The name.
+        name: String,
+        /// The VPC.
+        vpc: VpcId,
+    },
+    /// Goes with its VPC alone.
+    #[error("{0} is the default network ACL of its VPC and cannot be removed")]
+    DefaultAcl(NetworkAclId),
+    /// Not a number of an entry.
+    #[error("{0} is not the number of an entry (expected 1 to 32766)")]
+    AclNumber(u16),
+    /// The number is taken.
+    #[error("{acl} has an entry {number} in this direction already (replace it with --replace)")]
+    AclEntryExists {
+        /// Which ACL.
+        acl: NetworkAclId,
+        /// The number.
+        number: u16,
+    },
+    /// No such entry.
+    #[error("{acl} has no entry {number} in this direction")]
+    NoAclEntry {
+        /// Which ACL.
+        acl: NetworkAclId,
+        /// The number.
+        number: u16,
+    },
+    /// Not one of its secondary addresses.
+    #[error("{address} is not a secondary address of {interface}")]
+    NotAssigned {
+        /// The address.
+        address: Ipv4Addr,
+        /// The interface.
+        interface: InterfaceId,
+    },
     /// No such interface.
     #[error("there is no network interface {0}")]
     NoInterface(InterfaceId),
@@ -237,6 +278,18 @@ impl NetworkError {
             E::NoRule { .. } => "InvalidPermission.NotFound",
             E::NoRuleId(_) => "InvalidSecurityGroupRuleId.NotFound",
             E::NoPrefixList(_) => "InvalidPrefixListID.NotFound",
+            E::NoAcl(_) => "InvalidNetworkAclID.NotFound",
+            E::AclExists { .. } | E::AclNumber(_) | E::NotAssigned { .. } => "InvalidParameterValue",
+            E::DefaultAcl(_) => "InvalidParameterValue",
+            E::AclEntryExists { .. } => "NetworkAclEntryAlreadyExists",
+            E::NoAclEntry { .. } => "InvalidNetworkAclEntry.NotFound",
+            E::Limit { what: "network ACLs", .. } => "NetworkAclLimitExceeded",
+            E::Limit { what: "entries of one direction of a network ACL", .. } => {
+                "NetworkAclEntryLimitExceeded"
+            }
+            E::Limit { what: "private addresses of a network interface", .. } => {
+                "PrivateIpAddressLimitExceeded"
+            }
             E::NoInterface(_) => "InvalidNetworkInterfaceID.NotFound",
             E::TooManyRules { .. } => "RulesPerSecurityGroupLimitExceeded",
             E::TooManyGroups { .. } => "SecurityGroupsPerInterfaceLimitExceeded",

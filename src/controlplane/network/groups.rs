@@ -4,6 +4,7 @@
 //! a group that is put to use and deleted at the same time is one or the other.
 
 use std::collections::BTreeSet;
+use std::net::Ipv4Addr;
 
 use kiln_model::security::{Direction, Peer, Rule, Traffic};
 use kiln_model::{InstanceId, Ipv4Cidr, SecurityGroupId, SecurityGroupRuleId, VpcId, nearest};
@@ -82,6 +83,19 @@ pub struct Membership {
     pub groups: BTreeSet<SecurityGroupId>,
     /// Whether the host may start conversations with it besides what the groups say.
     pub host_access: bool,
+    /// Its other private addresses, in the order in which they were assigned.
+    #[serde(default)]
+    pub secondary: Vec<Ipv4Addr>,
+    /// Whether what it forwards for others may pass: the source/destination check is off.
+    #[serde(default)]
+    pub forwards: bool,
+}
+
+impl Membership {
+    /// Its private addresses, the primary first.
+    pub fn addresses(&self) -> Vec<Ipv4Addr> {
+        [self.interface.address].iter().chain(&self.secondary).copied().collect()
+    }
 }
 
 impl Row for Membership {
@@ -129,7 +143,7 @@ fn rule_id() -> SecurityGroupRuleId {
 }
 
 /// Letters, digits and what EC2 allows besides.
-fn check_text(text: &str, what: &'static str) -> Result<(), NetworkError> {
+pub(super) fn check_text(text: &str, what: &'static str) -> Result<(), NetworkError> {
     let bad = |why| Err(NetworkError::BadText { text: text.to_owned(), what, why });
     let allowed = |c: char| c.is_ascii_alphanumeric() || " ._-:/()#,@[]+=&;{}!$*".contains(c);
     if text.is_empty() {
@@ -345,6 +359,22 @@ pub(super) fn revoke(
     }
     tx.put(group)?;
     Ok(removed)
+}
+
+/// Gives rules other descriptions, or none. All of them, or none if one is not there.
+pub(super) fn describe(
+    tx: &mut Transaction<'_>,
+    group: &mut SecurityGroup,
+    descriptions: &[(SecurityGroupRuleId, Option<String>)],
+) -> Result<(), NetworkError> {
+    for (id, description) in descriptions {
+        if let Some(description) = description {
+            check_text(description, "the description of a rule")?;
+        }
+        let rule = group.rules.iter_mut().find(|rule| rule.id == *id).ok_or(NetworkError::NoRuleId(*id))?;
+        rule.description.clone_from(description);
+    }
+    Ok(tx.put(group)?)
 }
 
 /// Removes rules by their ids; answers them.

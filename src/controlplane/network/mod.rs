@@ -4,16 +4,19 @@
 //! [`Networks`] is the service: what the command line and an API call. Its errors name their EC2
 //! codes ([`NetworkError::code`]).
 
+mod acls;
 mod addresses;
 mod elastic;
 mod error;
 mod fabric;
 mod groups;
 mod host_fabric;
+mod interfaces;
 mod prefix_lists;
 mod rule_spec;
 mod service;
 
+pub use acls::{AclAssociation, MAX_ACL_ENTRIES, MAX_ACLS, NetworkAcl};
 pub use addresses::{Interface, Subnet, Vpc, choose_range, ensure_default_subnet};
 pub(crate) use elastic::elastic_of;
 pub use elastic::{Association, ElasticAddress, Moved};
@@ -21,6 +24,7 @@ pub use error::NetworkError;
 pub use fabric::{Attached, FabricError, NetworkFabric, NicRequest};
 pub use groups::{DEFAULT_GROUP, MAX_GROUPS_PER_INTERFACE, MAX_RULES, Membership, SecurityGroup};
 pub use host_fabric::HostFabric;
+pub use interfaces::MAX_ADDRESSES;
 pub use kiln_hostnet::{Count, Counters, InterfaceCounters, PolicySource, Public, Published};
 pub use prefix_lists::PrefixList;
 pub use rule_spec::{PeerSpec, RuleSpec};

@@ -10,13 +10,13 @@ use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr};
 
 use kiln_hostnet::{Counters, Published};
-use kiln_model::security::{Decision, Direction, Member, Message, NetworkPolicy, Packet, Rule};
+use kiln_model::security::{AclDecision, Decision, Direction, Member, Message, NetworkPolicy, Packet, Rule};
 use kiln_model::{InstanceId, InterfaceId, Ipv4Cidr, SecurityGroupId, SecurityGroupRuleId, SubnetId, VpcId};
 
 use super::addresses::{DEFAULT_NAME, DefaultSubnet, ensure_default_subnet, release, reserve};
-use super::elastic;
 use super::groups::{self, Membership, SecurityGroup, touch, touch_last};
 use super::{Interface, NetworkError, NetworkFabric, PrefixList, RuleSpec, Subnet, Vpc};
+use super::{acls, elastic};
 use crate::state::{Store, StoreError, Transaction, transact};
 
 /// VPCs in one state directory.
@@ -64,6 +64,17 @@ pub struct Explanation {
     pub egress: Reason,
     /// What the receiver's end says.
     pub ingress: Reason,
+    /// What the network ACLs of the sender's and the receiver's subnet say.
+    pub acls: [AclDecision; 2],
+}
+
+impl Explanation {
+    /// Whether the packet arrives.
+    pub fn passes(&self) -> bool {
+        self.egress.decision.passes()
+            && self.ingress.decision.passes()
+            && self.acls.iter().all(|acl| acl.passes())
+    }
 }
 
 /// What one end says, with names.
@@ -134,6 +145,7 @@ impl<'a> Networks<'a> {
             if let Some(group) = groups.iter().find(|group| group.name != groups::DEFAULT_GROUP) {
                 return Err(in_use(format!("security group {group}")));
             }
+            acls::remove_of_vpc(tx, id)?;
             for group in &groups {
                 groups::remove(tx, group)?;
             }
@@ -184,6 +196,7 @@ impl<'a> Networks<'a> {
             if tx.get::<DefaultSubnet>(&DEFAULT_NAME.to_owned())?.is_some_and(|d| d.subnet == subnet.id) {
                 tx.remove::<DefaultSubnet>(&DEFAULT_NAME.to_owned());
             }
+            acls::remove_of_subnet(tx, subnet.id);
             tx.remove::<Subnet>(&subnet.id);
             Ok(())
         })
@@ -274,6 +287,15 @@ impl<'a> Networks<'a> {
         self.change_group(id, |tx, group| groups::modify(tx, group, changes))
     }
 
+    /// Gives rules other descriptions, or none, where they are.
+    pub fn describe_rules(
+        &self,
+        id: SecurityGroupId,
+        descriptions: &[(SecurityGroupRuleId, Option<String>)],
+    ) -> Result<(), NetworkError> {
+        self.change_group(id, |tx, group| groups::describe(tx, group, descriptions))
+    }
+
     fn change_group<T>(
         &self,
         id: SecurityGroupId,
@@ -335,13 +357,23 @@ impl<'a> Networks<'a> {
         let interface = reserve(tx, &subnet, placement.address)?;
         // Who says nothing of groups means a machine of his own that he can reach.
         let host_access = placement.groups.is_empty() && placement.allow.is_empty();
-        tx.put(&Membership { interface: interface.clone(), instance, groups, host_access })?;
+        tx.put(&Membership {
+            interface: interface.clone(),
+            instance,
+            groups,
+            host_access,
+            secondary: Vec::new(),
+            forwards: false,
+        })?;
         Ok(interface)
     }
 
     /// Gives an interface's address back, as part of `tx`.
     pub(crate) fn give_back(tx: &mut Transaction<'_>, interface: &Interface) -> Result<(), StoreError> {
-        release(tx, interface);
+        if let Some(row) = tx.get::<Membership>(&interface.id)? {
+            row.secondary.iter().for_each(|address| release(tx, interface.subnet.id, *address));
+        }
+        release(tx, interface.subnet.id, interface.address);
         elastic::forget(tx, interface.id)?;
         groups::forget_interface(tx, interface)
     }
@@ -388,7 +420,8 @@ impl<'a> Networks<'a> {
             };
             Reason { decision, rule }
         };
-        Ok(Explanation { packet, egress: reason(verdict.egress), ingress: reason(verdict.ingress) })
+        let (egress, ingress) = (reason(verdict.egress), reason(verdict.ingress));
+        Ok(Explanation { packet, egress, ingress, acls: verdict.acls })
     }
 }
 
@@ -396,7 +429,7 @@ fn get_group(tx: &mut Transaction<'_>, id: SecurityGroupId) -> Result<SecurityGr
     tx.get::<SecurityGroup>(&id)?.ok_or(NetworkError::GroupGone(id))
 }
 
-fn find_subnet(tx: &mut Transaction<'_>, wanted: &str) -> Result<Subnet, NetworkError> {
+pub(super) fn find_subnet(tx: &mut Transaction<'_>, wanted: &str) -> Result<Subnet, NetworkError> {
     let id = match wanted.parse::<SubnetId>() {
         Ok(id) => Some(id),
         Err(_) => {
@@ -427,10 +460,10 @@ fn policy(store: &dyn Store, vpc: VpcId) -> Result<NetworkPolicy, StoreError> {
             let host = kiln_hostnet::host_address(row.interface.subnet.vpc_cidr);
             let member = Member {
                 mac: row.interface.mac,
-                addresses: vec![row.interface.address],
+                addresses: row.addresses(),
                 groups: row.groups,
                 host: host.filter(|_| row.host_access),
-                source_dest_check: true,
+                source_dest_check: !row.forwards,
                 connections: CONNECTIONS,
             };
             (row.interface.id, member)
@@ -439,6 +472,7 @@ fn policy(store: &dyn Store, vpc: VpcId) -> Result<NetworkPolicy, StoreError> {
             interfaces: members.map(member).collect(),
             groups: groups.map(|group| (group.id, group.rules)).collect(),
             prefix_lists: tx.list::<PrefixList>()?.into_iter().map(|list| (list.id, list.ranges)).collect(),
+            subnets: acls::of_vpc(tx, vpc)?,
         })
     })
 }

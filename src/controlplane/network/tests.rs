@@ -326,3 +326,119 @@ fn elastic_address_moves_and_stays_when_its_instance_is_gone() {
     }
     assert_eq!(code(networks.allocate_address()), "AddressLimitExceeded");
 }
+
+fn acl_entry(number: u16, allow: bool, rule: &str) -> AclEntry {
+    let spec: RuleSpec = rule.parse().unwrap();
+    let PeerSpec::Known(Peer::Ipv4(range)) = spec.peer else { panic!("{rule}") };
+    AclEntry { number, direction: IN, allow, traffic: spec.traffic, range }
+}
+
+#[test]
+fn network_acls_are_in_force_where_they_say_something() {
+    let bench = Bench::new();
+    let networks = bench.networks();
+    let subnet = networks.default_subnet().unwrap();
+    let default = networks.default_acl(bench.vpc()).unwrap();
+    networks.apply(bench.vpc()).unwrap();
+    assert!(bench.policy().subnets.is_empty(), "everything passes");
+    let deny = acl_entry(7, false, "tcp:22:0.0.0.0/0");
+    networks.set_acl_entry(default.id, &deny, false).unwrap();
+    assert_eq!(bench.policy().subnets[&subnet.id].entries.len(), 3);
+    // One that is made denies everything until it says otherwise.
+    let own = networks.create_acl(bench.vpc(), "own").unwrap();
+    networks.associate_acl(own.id, &subnet.id.to_string()).unwrap();
+    assert_eq!(bench.policy().subnets[&subnet.id].entries, []);
+    assert_eq!(code(networks.delete_acl(own.id)), "DependencyViolation");
+    networks.associate_acl(default.id, &subnet.id.to_string()).unwrap();
+    networks.delete_acl(own.id).unwrap();
+    networks.remove_acl_entry(default.id, IN, 7).unwrap();
+    assert!(bench.policy().subnets.is_empty());
+}
+
+#[test]
+fn refused_acl_entries_change_nothing() {
+    let bench = Bench::new();
+    let networks = bench.networks();
+    let acl = networks.create_acl(bench.vpc(), "own").unwrap();
+    let deny = |number| acl_entry(number, false, "tcp:22:0.0.0.0/0");
+    networks.set_acl_entry(acl.id, &deny(5), false).unwrap();
+    let before = networks.network_acls().unwrap();
+    let set = |entry: &AclEntry, replace| code(networks.set_acl_entry(acl.id, entry, replace));
+    assert_eq!(set(&deny(5), false), "NetworkAclEntryAlreadyExists");
+    assert_eq!(set(&deny(6), true), "InvalidNetworkAclEntry.NotFound");
+    for number in [0, 32767, 65535] {
+        assert_eq!(set(&deny(number), false), "InvalidParameterValue");
+    }
+    assert_eq!(code(networks.remove_acl_entry(acl.id, IN, 9)), "InvalidNetworkAclEntry.NotFound");
+    let default = networks.default_acl(bench.vpc()).unwrap();
+    assert_eq!(code(networks.delete_acl(default.id)), "InvalidParameterValue");
+    assert_eq!(code(networks.create_acl(bench.vpc(), "own")), "InvalidParameterValue");
+    assert_eq!(code(networks.associate_acl(acl.id, "nowhere")), "InvalidSubnetID.NotFound");
+    assert_eq!(networks.network_acls().unwrap(), before);
+    assert_eq!(set(&acl_entry(5, true, "tcp:22:0.0.0.0/0"), true), "no error");
+    for number in 6..25 {
+        networks.set_acl_entry(acl.id, &deny(number), false).unwrap();
+    }
+    assert_eq!(set(&deny(30), false), "NetworkAclEntryLimitExceeded");
+}
+
+#[test]
+fn vpc_goes_with_its_default_acl_and_not_with_others() {
+    let bench = Bench::new();
+    let networks = bench.networks();
+    let vpc = networks.create_vpc("10.9.0.0/16".parse().unwrap(), None).unwrap().id;
+    let acl = networks.create_acl(vpc, "own").unwrap();
+    assert_eq!(code(networks.delete_vpc(vpc)), "DependencyViolation");
+    networks.delete_acl(acl.id).unwrap();
+    networks.delete_vpc(vpc).unwrap();
+    assert!(networks.network_acls().unwrap().iter().all(|acl| acl.vpc != vpc));
+}
+
+#[test]
+fn secondary_addresses_are_taken_and_given_back() {
+    let bench = Bench::new();
+    let networks = bench.networks();
+    let interface = bench.place(1, &[], &[]).unwrap();
+    let wanted = std::net::Ipv4Addr::new(10, 50, 0, 77);
+    assert_eq!(networks.assign_addresses(interface.id, &[wanted], 0).unwrap(), [wanted]);
+    let free = networks.assign_addresses(interface.id, &[], 2).unwrap();
+    let all = [vec![interface.address, wanted], free.clone()].concat();
+    assert_eq!(bench.policy().interfaces[&interface.id].addresses, all);
+    let assign = |address: [u8; 4]| code(networks.assign_addresses(interface.id, &[address.into()], 0));
+    assert_eq!(assign([10, 50, 0, 77]), "InvalidIPAddress.InUse");
+    assert_eq!(assign([10, 50, 0, 2]), "InvalidParameterValue");
+    assert_eq!(assign([10, 51, 0, 9]), "InvalidParameterValue");
+    assert_eq!(
+        code(networks.assign_addresses(interface.id, &[], MAX_ADDRESSES)),
+        "PrivateIpAddressLimitExceeded"
+    );
+    let unassign = |address| networks.unassign_addresses(interface.id, &[address]);
+    assert_eq!(code(unassign(interface.address)), "InvalidParameterValue", "the primary stays");
+    unassign(wanted).unwrap();
+    assert_eq!(bench.policy().interfaces[&interface.id].addresses.len(), 3);
+    // What is left goes with the interface.
+    transact(&bench.store, |tx| Networks::give_back(tx, &interface)).unwrap();
+    let next = bench.place(2, &[], &[]).unwrap();
+    assert_eq!(networks.assign_addresses(next.id, &free, 0).unwrap(), free);
+}
+
+#[test]
+fn source_check_and_descriptions_change_in_place() {
+    let bench = Bench::new();
+    let networks = bench.networks();
+    let interface = bench.place(1, &[], &[]).unwrap();
+    networks.set_source_dest_check(interface.id, false).unwrap();
+    assert!(!bench.policy().interfaces[&interface.id].source_dest_check);
+    networks.set_source_dest_check(interface.id, true).unwrap();
+    assert!(bench.policy().interfaces[&interface.id].source_dest_check);
+    let web = bench.group("web");
+    let rule = networks.authorize(web.id, IN, &rules(&["tcp:80:0.0.0.0/0"])).unwrap().remove(0);
+    networks.describe_rules(web.id, &[(rule.id, Some("for all".to_owned()))]).unwrap();
+    let shown = networks.find_group(bench.vpc(), "web").unwrap();
+    let shown = shown.rules.iter().find(|other| other.id == rule.id).unwrap();
+    assert_eq!((shown.description.as_deref(), shown.same_meaning(&rule)), (Some("for all"), true));
+    let bad = networks.describe_rules(web.id, &[(rule.id, Some("\n".to_owned()))]);
+    assert_eq!(code(bad), "InvalidParameterValue");
+    let gone = kiln_model::SecurityGroupRuleId::from_bits(9);
+    assert_eq!(code(networks.describe_rules(web.id, &[(gone, None)])), "InvalidSecurityGroupRuleId.NotFound");
+}

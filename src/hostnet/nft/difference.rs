@@ -139,11 +139,10 @@ impl Script {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeMap;
     use std::net::Ipv4Addr;
 
-    use kiln_model::security::{Direction, Member, NetworkPolicy, Peer, Rule, Traffic};
-    use kiln_model::{InterfaceId, MacAddr, PrefixListId, SecurityGroupId, SecurityGroupRuleId};
+    use kiln_model::security::{AclEntry, Direction, Member, NetworkPolicy, Peer, Rule, SubnetAcl, Traffic};
+    use kiln_model::{InterfaceId, MacAddr, PrefixListId, SecurityGroupId, SecurityGroupRuleId, SubnetId};
     use proptest::prelude::*;
 
     use super::*;
@@ -175,7 +174,7 @@ mod tests {
         NetworkPolicy {
             interfaces: [member(4, &[1]), member(5, &[2])].into(),
             groups: [(group(1), vec![reference]), (group(2), vec![])].into(),
-            prefix_lists: BTreeMap::new(),
+            ..NetworkPolicy::default()
         }
     }
 
@@ -256,7 +255,16 @@ mod tests {
         );
         let interfaces = proptest::collection::btree_map(1..5u8, member, 0..4);
         let lists = proptest::collection::btree_map(1..4u64, 0..3u8, 0..3);
-        (groups, interfaces, lists).prop_map(|(groups, interfaces, lists)| {
+        let subnets = proptest::collection::btree_map(0..3u8, (any::<bool>(), 0..3u16), 0..3);
+        (groups, interfaces, lists, subnets).prop_map(|(groups, interfaces, lists, subnets)| {
+            let subnets = subnets.into_iter().map(|(n, (wide, entries))| {
+                let all = AclEntry::all_pass().remove(0);
+                let entries = (1..=entries).map(|number| AclEntry { number, ..all.clone() }).collect();
+                // Of the interfaces' primary addresses, 10.0.0.1 to 10.0.0.4, some are in the one, some
+                // in the other, and some in none.
+                let cidr = format!("10.0.0.{}/{}", 2 * n, if wide { 31 } else { 32 }).parse().unwrap();
+                (SubnetId::from_bits(n.into()), SubnetAcl { cidr, entries })
+            });
             let groups = groups.into_iter().map(|(n, rules)| {
                 let numbered = rules.into_iter().enumerate().map(|(k, (direction, traffic, peer))| {
                     rule(n * 10 + u64::try_from(k).unwrap(), direction, traffic, peer)
@@ -277,6 +285,7 @@ mod tests {
                 interfaces: interfaces.collect(),
                 groups: groups.collect(),
                 prefix_lists: lists.collect(),
+                subnets: subnets.collect(),
             }
         })
     }

@@ -13,7 +13,7 @@ use std::fmt;
 use std::net::Ipv4Addr;
 
 use kiln_model::security::{Direction, Member, NetworkPolicy, Peer, Rule};
-use kiln_model::{InterfaceId, Ipv4Cidr, MacAddr, PrefixListId, SecurityGroupId};
+use kiln_model::{InterfaceId, Ipv4Cidr, MacAddr, PrefixListId, SecurityGroupId, SubnetId};
 
 use super::line::{Line, matches_anything};
 use crate::change::Change;
@@ -93,6 +93,8 @@ struct Scope {
     members: BTreeSet<SecurityGroupId>,
     /// Prefix lists, whole.
     lists: BTreeSet<PrefixListId>,
+    /// Network ACLs of these.
+    subnets: BTreeSet<SubnetId>,
 }
 
 /// Counter of a rule.
@@ -134,6 +136,16 @@ fn group_chain(group: SecurityGroupId, direction: Direction) -> String {
     format!("sg_{}_{}", group.short(), side(direction))
 }
 
+fn subnet_chain(subnet: SubnetId, direction: Direction) -> String {
+    format!("acl_{}_{}", subnet.short(), side(direction))
+}
+
+/// Interfaces whose primary address is in a range.
+fn members_in(policy: &NetworkPolicy, range: Ipv4Cidr) -> impl Iterator<Item = InterfaceId> {
+    let primary_in = move |member: &Member| member.addresses.first().is_some_and(|a| range.contains(*a));
+    policy.interfaces.iter().filter(move |(_, member)| primary_in(member)).map(|(id, _)| *id)
+}
+
 pub(super) fn member_set(group: SecurityGroupId) -> String {
     format!("m_{}", group.short())
 }
@@ -168,6 +180,7 @@ impl Scope {
             groups: uses.groups.clone(),
             members: uses.members.clone(),
             lists: uses.lists.clone(),
+            subnets: policy.subnets.keys().copied().collect(),
         }
     }
 
@@ -191,11 +204,23 @@ impl Scope {
         }
         groups.extend(differing(&old.1.groups, &new.1.groups));
         let lists = change.prefix_lists.keys().copied();
+        let mut interfaces: BTreeSet<_> = change.interfaces.keys().copied().collect();
+        // A subnet that gets its first entries, or loses its last, gets its interfaces as well.
+        for id in change.subnets.keys() {
+            for (policy, other) in [(old.0, new.0), (new.0, old.0)] {
+                if let Some(subnet) = policy.subnets.get(id)
+                    && other.subnets.get(id).map(|other| other.cidr) != Some(subnet.cidr)
+                {
+                    interfaces.extend(members_in(policy, subnet.cidr));
+                }
+            }
+        }
         Scope {
-            interfaces: change.interfaces.keys().copied().collect(),
+            interfaces,
             groups,
             members: differing(&old.1.members, &new.1.members).collect(),
             lists: lists.chain(differing(&old.1.lists, &new.1.lists)).collect(),
+            subnets: change.subnets.keys().copied().collect(),
         }
     }
 }
@@ -220,6 +245,7 @@ impl Filter {
         for id in &scope.interfaces {
             let Some(member) = policy.interfaces.get(id) else { continue };
             filter.add_interface(*id, member);
+            filter.add_to_subnet(policy, *id, member);
             let elsewhere =
                 |group: &&SecurityGroupId| uses.members.contains(*group) && !scope.members.contains(*group);
             for group in member.groups.iter().filter(elsewhere) {
@@ -228,6 +254,12 @@ impl Filter {
         }
         for group in scope.groups.intersection(&uses.groups) {
             filter.add_group(policy, *group);
+        }
+        for id in &scope.subnets {
+            let Some(subnet) = policy.subnets.get(id) else { continue };
+            for direction in [Direction::Ingress, Direction::Egress] {
+                filter.chains.insert(subnet_chain(*id, direction), Line::acl(subnet, direction));
+            }
         }
         for group in scope.members.intersection(&uses.members) {
             filter.sets.insert(member_set(*group), SetKind::Addresses);
@@ -278,6 +310,16 @@ impl Filter {
             let host = host.and_then(|host| Line::from_host(host, host_counter(id)));
             let jumps = member.groups.iter().map(|group| Line::Jump(group_chain(*group, direction)));
             self.chains.insert(groups, host.into_iter().chain(jumps).collect());
+        }
+    }
+
+    fn add_to_subnet(&mut self, policy: &NetworkPolicy, id: InterfaceId, member: &Member) {
+        let Some((subnet, _)) = member.addresses.first().and_then(|a| policy.subnet_of(*a)) else {
+            return;
+        };
+        for (map, direction) in [("acl_out", Direction::Egress), ("acl_in", Direction::Ingress)] {
+            let chain = subnet_chain(subnet, direction);
+            self.element(Family::Inet, map, Element::Chain(names::tap(id), chain));
         }
     }
 

@@ -9,10 +9,13 @@
 use std::fmt;
 use std::net::Ipv4Addr;
 
-use kiln_model::security::{Direction, IcmpMatch, NetworkPolicy, Peer, PortRange, Rule, Traffic};
+use kiln_model::security::{
+    AclEntry, Direction, IcmpMatch, NetworkPolicy, Peer, PortRange, Rule, SubnetAcl, Traffic,
+};
 use kiln_model::{Ipv4Cidr, Ipv6Cidr};
 
 use super::filter::{member_set, prefix_set};
+use crate::names::UPLINK;
 
 /// One rule of a chain.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -23,19 +26,33 @@ pub(crate) enum Line {
     Allow(Allow),
     /// Drops and counts what begins more conversations than these.
     Allowance { connections: u32, counter: String },
+    /// Leaves the list: the other end is in the same subnet, and not the host, whose address may be of
+    /// the same range.
+    SameSubnet { direction: Direction, subnet: Ipv4Cidr },
+    /// What an entry of a network ACL says.
+    AclEntry { matching: Match, allow: bool },
+    /// Drops and counts the rest.
+    AclEnd,
 }
 
 /// What is accepted, and counted.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Allow {
+    /// Which packets.
+    pub matching: Match,
+    /// Name of the counter.
+    pub counter: String,
+}
+
+/// Which packets.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Match {
     /// Decides which end of the packet the peer is.
     pub direction: Direction,
     /// Which addresses the peer has.
     pub peer: PeerMatch,
-    /// Which packets.
+    /// What it carries.
     pub traffic: Traffic,
-    /// Name of the counter.
-    pub counter: String,
 }
 
 /// Addresses, as the kernel compares them.
@@ -53,7 +70,8 @@ impl Line {
     /// Accepts whatever `host` begins.
     pub fn from_host(host: Ipv4Addr, counter: String) -> Option<Self> {
         let peer = PeerMatch::Ipv4(Ipv4Cidr::containing(host, 32)?);
-        Some(Line::Allow(Allow { direction: Direction::Ingress, peer, traffic: Traffic::All, counter }))
+        let matching = Match { direction: Direction::Ingress, peer, traffic: Traffic::All };
+        Some(Line::Allow(Allow { matching, counter }))
     }
 
     /// What a rule of a group says; `None` for what can match nothing, such as ICMPv6 from an IPv4
@@ -68,7 +86,23 @@ impl Line {
             Peer::Group(group) => PeerMatch::Set(member_set(group)),
             Peer::PrefixList(list) => PeerMatch::Set(prefix_set(list)),
         };
-        Some(Line::Allow(Allow { direction: rule.direction, peer, traffic: rule.traffic, counter }))
+        let matching = Match { direction: rule.direction, peer, traffic: rule.traffic };
+        Some(Line::Allow(Allow { matching, counter }))
+    }
+
+    /// The list of a subnet in one direction.
+    pub fn acl(subnet: &SubnetAcl, direction: Direction) -> Vec<Self> {
+        let mut entries: Vec<_> = subnet.entries.iter().filter(|e| e.direction == direction).collect();
+        entries.sort_by_key(|entry| entry.number);
+        let line = |entry: &AclEntry| {
+            // There is no ICMPv6 over IPv4.
+            let possible = !matches!(entry.traffic, Traffic::Icmpv6(_));
+            let peer = PeerMatch::Ipv4(entry.range);
+            let matching = Match { direction, peer, traffic: entry.traffic };
+            possible.then_some(Line::AclEntry { matching, allow: entry.allow })
+        };
+        let first = Line::SameSubnet { direction, subnet: subnet.cidr };
+        std::iter::once(first).chain(entries.into_iter().filter_map(line)).chain([Line::AclEnd]).collect()
     }
 }
 
@@ -88,7 +122,20 @@ impl fmt::Display for Line {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Line::Jump(chain) => write!(f, "jump {chain}"),
-            Line::Allow(allow) => allow.fmt(f),
+            Line::Allow(Allow { matching, counter }) => {
+                write!(f, "{matching} counter name \"{counter}\" accept")
+            }
+            Line::AclEntry { matching, allow: true } => write!(f, "{matching} accept"),
+            Line::AclEntry { matching, allow: false } => {
+                write!(f, "{matching} counter name \"deny_acl\" drop")
+            }
+            Line::AclEnd => f.write_str("counter name \"deny_acl\" drop"),
+            Line::SameSubnet { direction: Direction::Egress, subnet } => {
+                write!(f, "oifname != \"{UPLINK}\" ip daddr {subnet} accept")
+            }
+            Line::SameSubnet { direction: Direction::Ingress, subnet } => {
+                write!(f, "iifname != \"{UPLINK}\" ip saddr {subnet} accept")
+            }
             Line::Allowance { connections, counter } => {
                 write!(f, "ct count over {connections} counter name \"{counter}\" drop")
             }
@@ -96,7 +143,7 @@ impl fmt::Display for Line {
     }
 }
 
-impl fmt::Display for Allow {
+impl fmt::Display for Match {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let end = match self.direction {
             Direction::Ingress => "saddr",
@@ -119,7 +166,7 @@ impl fmt::Display for Allow {
             Traffic::Icmpv6(wanted) => icmp(f, "icmpv6", "ipv6-icmp", wanted)?,
             Traffic::Protocol(number) => write!(f, " meta l4proto {number}")?,
         }
-        write!(f, " counter name \"{}\" accept", self.counter)
+        Ok(())
     }
 }
 

@@ -25,6 +25,8 @@ pub(crate) use filter::{
 };
 pub(crate) use gateway::base as gateway_base;
 pub(crate) use host::{base as host_base, remove as host_remove};
+#[cfg(test)]
+pub(crate) use line::Match;
 pub(crate) use line::{Allow, Line, PeerMatch};
 pub use port::Rate;
 pub(crate) use port::{kind_counter, make as make_port, rate_counter, remove_chain, remove_counters};

@@ -5,6 +5,9 @@
 //!                                        │ iifname ─▶ eni_…_out            │ oifname ─▶ eni_…_in
 //!  up0 (gateway) ────────────────────────┘ passes                          └ to up0: passes
 //! ```
+//! Before the rules each packet meets the network ACLs of the subnet that it leaves and of the one that
+//! it enters (`acl_egress`, `acl_ingress`), where a subnet has any: they know no conversations.
+//!
 //! Both base chains must accept, so traffic between two interfaces meets both ends' rules. An
 //! interface that is in no map is not forwarded at all. The chains of interfaces and groups, and what
 //! is in sets and maps, are in [`super::filter`].
@@ -27,6 +30,10 @@ table inet {TABLE} {{
   map spoof_by {{ type ifname : counter; }}
   map eni_out {{ type ifname : verdict; }}
   map eni_in {{ type ifname : verdict; }}
+  # Interfaces in subnets with network ACLs.
+  map acl_out {{ type ifname : verdict; }}
+  map acl_in {{ type ifname : verdict; }}
+  counter deny_acl {{ }}
 
   # Before defragmentation (-400) and conntrack (-200).
   chain antispoof {{
@@ -44,6 +51,14 @@ table inet {TABLE} {{
     iifname \"lo\" accept
   }}
 
+  chain acl_egress {{
+    type filter hook forward priority -20; policy accept;
+    iifname vmap @acl_out
+  }}
+  chain acl_ingress {{
+    type filter hook forward priority -10; policy accept;
+    oifname vmap @acl_in
+  }}
   chain sg_egress {{
     type filter hook forward priority 0; policy drop;
     ct state vmap {{ established : accept, related : accept, invalid : drop }}

@@ -6,9 +6,11 @@ mod support;
 
 use std::net::Ipv4Addr;
 
-use kiln_model::security::{Direction, IcmpMatch, Message, Packet, Peer, PortRange, Rule, Traffic};
-use kiln_model::{Ipv4Cidr, PrefixListId};
-use support::packets::{World, all_out, group, rule};
+use kiln_model::security::{
+    AclEntry, Direction, IcmpMatch, Message, Packet, Peer, PortRange, Rule, SubnetAcl, Traffic,
+};
+use kiln_model::{Ipv4Cidr, PrefixListId, SubnetId};
+use support::packets::{SENTINEL, World, all_out, group, rule};
 use support::{HOST, on_own_host};
 
 const INTERFACES: [u8; 6] = [4, 5, 6, 7, 8, 9];
@@ -98,6 +100,26 @@ impl Dice {
         rules
     }
 
+    /// Entries of a network ACL, the first of which lets pass what tests are timed by.
+    fn entries(&mut self) -> Vec<AclEntry> {
+        let sentinel = Traffic::Protocol(SENTINEL);
+        let mut entries: Vec<AclEntry> = AclEntry::all_pass();
+        for entry in &mut entries {
+            (entry.number, entry.traffic) = (1, sentinel);
+        }
+        for number in 2..2 + u16::try_from(self.below(10)).unwrap() {
+            let direction = self.of(&[Direction::Ingress, Direction::Egress]);
+            let (allow, traffic, range) = (self.below(2) == 0, self.traffic(), self.range());
+            entries.push(AclEntry { number, direction, allow, traffic, range });
+        }
+        if self.below(4) > 0 {
+            entries.extend(AclEntry::all_pass());
+        }
+        // The order of the numbers counts, not that of the list.
+        entries.reverse();
+        entries
+    }
+
     fn packet(&mut self) -> Packet {
         let (source, destination) = loop {
             let ends = match self.below(4) {
@@ -151,6 +173,13 @@ fn kernel_and_reference_agree_on_ten_thousand_packets() {
                     (0..1 + dice.below(3)).map(|_| 1 + u64::try_from(dice.below(5)).unwrap()).collect();
                 world.join(last, &groups);
                 world.member(last).host = (dice.below(3) == 0).then_some(HOST);
+            }
+            world.policy.subnets.clear();
+            for (n, range) in (0..).zip(["172.31.0.4/30", "172.31.0.8/29"]) {
+                if dice.below(3) == 0 {
+                    let acl = SubnetAcl { cidr: range.parse().unwrap(), entries: dice.entries() };
+                    world.policy.subnets.insert(SubnetId::from_bits(n), acl);
+                }
             }
             world.apply();
             let probes: Vec<_> = (0..PROBES).map(|_| dice.packet()).collect();

@@ -8,8 +8,8 @@ use std::net::{IpAddr, Ipv4Addr};
 
 use serde::{Deserialize, Serialize};
 
-use super::{Direction, IcmpMatch, Peer, PortRange, Rule, Traffic};
-use crate::{InterfaceId, Ipv4Cidr, MacAddr, PrefixListId, SecurityGroupId, SecurityGroupRuleId};
+use super::{AclDecision, Direction, IcmpMatch, Peer, PortRange, Rule, SubnetAcl, Traffic};
+use crate::{InterfaceId, Ipv4Cidr, MacAddr, PrefixListId, SecurityGroupId, SecurityGroupRuleId, SubnetId};
 
 /// Everything that decides who may talk to whom in one VPC.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -20,6 +20,10 @@ pub struct NetworkPolicy {
     pub groups: BTreeMap<SecurityGroupId, Vec<Rule>>,
     /// Ranges of each prefix list.
     pub prefix_lists: BTreeMap<PrefixListId, Vec<Ipv4Cidr>>,
+    /// Subnets whose network ACL does not let everything pass. An interface is in the one that its
+    /// primary address is in.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub subnets: BTreeMap<SubnetId, SubnetAcl>,
 }
 
 /// An interface.
@@ -113,12 +117,14 @@ pub struct Verdict {
     pub egress: Decision,
     /// The receiver's end.
     pub ingress: Decision,
+    /// The network ACLs of the sender's and the receiver's subnet.
+    pub acls: [AclDecision; 2],
 }
 
 impl Verdict {
     /// Whether the packet arrives.
     pub fn passes(self) -> bool {
-        self.egress.passes() && self.ingress.passes()
+        self.egress.passes() && self.ingress.passes() && self.acls.iter().all(|acl| acl.passes())
     }
 }
 
@@ -128,6 +134,7 @@ impl NetworkPolicy {
         Verdict {
             egress: self.decide(packet.source, Direction::Egress, packet.destination, packet.message),
             ingress: self.decide(packet.destination, Direction::Ingress, packet.source, packet.message),
+            acls: self.acl_decisions(packet),
         }
     }
 
@@ -313,7 +320,7 @@ mod tests {
                 (group(4), vec![out(14)]),
             ]
             .into(),
-            prefix_lists: BTreeMap::new(),
+            ..NetworkPolicy::default()
         }
     }
 

@@ -16,7 +16,7 @@ use nix::sys::socket::{
 use super::{DEADLINE, TapDevice, inside, member, plan};
 
 /// Protocol that the group [`sentinels`] lets pass everywhere ("use for experimentation").
-const SENTINEL: u8 = 253;
+pub const SENTINEL: u8 = 253;
 /// The group that every interface of a [`World`] is in.
 const SENTINEL_GROUP: u64 = 0xffff;
 

@@ -1,0 +1,82 @@
+//! `kiln interface` and `kiln prefix-list`.
+
+use std::path::Path;
+
+use kiln_controlplane::network::PrefixList;
+
+use crate::args::{InterfaceCommand, PrefixListCommand};
+use crate::error::Failure;
+use crate::table::Table;
+use crate::{open, print_json};
+
+/// `kiln interface`.
+pub fn interface(state_dir: &Path, command: &InterfaceCommand) -> Result<(), Failure> {
+    let plane = open(state_dir)?;
+    let networks = plane.networks();
+    match command {
+        InterfaceCommand::Ls(args) => {
+            let rows = networks.memberships()?;
+            if args.json {
+                return print_json(&rows);
+            }
+            let mut table = Table::new(["ID", "INSTANCE", "SUBNET", "ADDRESSES", "CHECK"]);
+            for row in rows {
+                let addresses: Vec<_> = row.addresses().iter().map(ToString::to_string).collect();
+                table.row([
+                    row.interface.id.to_string(),
+                    row.instance.to_string(),
+                    row.interface.subnet.id.to_string(),
+                    addresses.join(" "),
+                    if row.forwards { "off" } else { "on" }.to_owned(),
+                ]);
+            }
+            crate::print(&table.render())
+        }
+        InterfaceCommand::Assign { instance, addresses } => {
+            let interface = plane.find(instance)?.interface.id;
+            for address in networks.assign_addresses(interface, addresses, 1)? {
+                crate::print(&format!("{address}\n"))?;
+            }
+            Ok(())
+        }
+        InterfaceCommand::Unassign { instance, addresses } => {
+            Ok(networks.unassign_addresses(plane.find(instance)?.interface.id, addresses)?)
+        }
+        InterfaceCommand::SourceDestCheck { instance, check } => {
+            Ok(networks.set_source_dest_check(plane.find(instance)?.interface.id, *check)?)
+        }
+    }
+}
+
+/// `kiln prefix-list`.
+pub fn prefix_list(state_dir: &Path, command: &PrefixListCommand) -> Result<(), Failure> {
+    let plane = open(state_dir)?;
+    let networks = plane.networks();
+    let find = |wanted: &str| -> Result<PrefixList, Failure> {
+        let id = wanted.parse().ok();
+        let mut all = networks.prefix_lists()?.into_iter();
+        all.find(|list| Some(list.id) == id || list.name == wanted).ok_or_else(|| {
+            Failure::new(format!("there is no prefix list {wanted} (see kiln prefix-list ls)"))
+        })
+    };
+    match command {
+        PrefixListCommand::Create { name, ranges, max_entries } => {
+            let list = networks.create_prefix_list(name, *max_entries, ranges)?;
+            crate::print(&format!("{}\n", list.id))
+        }
+        PrefixListCommand::Set { list, ranges } => Ok(networks.set_prefix_list(find(list)?.id, ranges)?),
+        PrefixListCommand::Ls(args) => {
+            let lists = networks.prefix_lists()?;
+            if args.json {
+                return print_json(&lists);
+            }
+            let mut table = Table::new(["ID", "NAME", "RANGES", "MOST"]);
+            for list in lists {
+                let ranges: Vec<_> = list.ranges.iter().map(ToString::to_string).collect();
+                table.row([list.id.to_string(), list.name, ranges.join(" "), list.max_entries.to_string()]);
+            }
+            crate::print(&table.render())
+        }
+        PrefixListCommand::Rm { list } => Ok(networks.delete_prefix_list(find(list)?.id)?),
+    }
+}
