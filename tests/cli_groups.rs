@@ -107,3 +107,94 @@ fn instances_that_cannot_be_placed_are_refused_before_anything_is_made() {
         bench.assert_no_instance();
     }
 }
+
+#[test]
+fn network_acls_are_made_filled_given_to_subnets_and_removed() {
+    let bench = Bench::new();
+    words(&bench, "vpc create 10.50.0.0/16 --name blue");
+    words(&bench, "subnet create blue 10.50.2.0/24 --name blue-2");
+    assert!(words(&bench, "acl create edge --vpc blue").starts_with("acl-0"));
+    words(&bench, "acl add edge 100 allow tcp:22:10.0.0.0/8 --vpc blue");
+    words(&bench, "acl add edge 90 deny all:0.0.0.0/0 --egress --vpc blue");
+    words(&bench, "acl associate edge blue-2 --vpc blue");
+    let list = words(&bench, "acl ls");
+    for part in
+        ["all other subnets", "ingress    100     allow   tcp:22:10.0.0.0/8", "egress     90      deny"]
+    {
+        assert!(list.contains(part), "{part} is not in {list}");
+    }
+    let before = words(&bench, "acl ls --json");
+    for (line, word) in [
+        ("acl add edge 100 allow all:0.0.0.0/0 --vpc blue", "--replace"),
+        ("acl add edge 0 allow all:0.0.0.0/0 --vpc blue", "expected 1 to 32766"),
+        ("acl add edge 7 allow all:web --vpc blue", "about an IPv4 range"),
+        ("acl add edge 7 permit all:0.0.0.0/0 --vpc blue", "invalid value"),
+        ("acl add edge 7 allow all:0.0.0.0/0", "there is no network ACL edge"),
+        ("acl remove edge 8 --vpc blue", "has no entry 8"),
+        ("acl rm edge --vpc blue", "in use by subnet-"),
+        ("acl rm default --vpc blue", "cannot be removed"),
+        ("acl create edge --vpc blue", "already"),
+    ] {
+        let told = refused(&bench, line);
+        assert!(told.contains(word), "{line}: {told:?} does not say {word:?}");
+    }
+    assert_eq!(words(&bench, "acl ls --json"), before);
+    words(&bench, "acl add edge 100 deny all:0.0.0.0/0 --replace --vpc blue");
+    words(&bench, "acl remove edge 100 --vpc blue");
+    words(&bench, "acl associate default blue-2 --vpc blue");
+    words(&bench, "acl rm edge --vpc blue");
+}
+
+#[test]
+fn prefix_lists_stand_for_ranges_in_rules() {
+    let bench = Bench::new();
+    let id = words(&bench, "prefix-list create offices 10.1.0.0/16 10.2.0.0/16 --max-entries 3");
+    let id = id.trim_end();
+    words(&bench, "sg create web");
+    words(&bench, &format!("sg authorize web --allow tcp:22:{id}"));
+    assert!(words(&bench, "sg show web").contains(&format!("tcp:22:{id}")));
+    words(&bench, "prefix-list set offices 10.3.0.0/16");
+    assert!(words(&bench, "prefix-list ls").contains("10.3.0.0/16"));
+    for (line, word) in [
+        ("prefix-list set offices 10.0.0.0/16 10.1.0.0/16 10.2.0.0/16 10.3.0.0/16", "at most 3"),
+        ("prefix-list set nobody 10.0.0.0/16", "there is no prefix list"),
+        ("prefix-list rm offices", "in use by a rule of web"),
+        ("sg authorize web --allow tcp:22:pl-00000000000000001", "there is no prefix list"),
+    ] {
+        let told = refused(&bench, line);
+        assert!(told.contains(word), "{line}: {told:?} does not say {word:?}");
+    }
+    words(&bench, "sg rm web");
+    words(&bench, "prefix-list rm offices");
+}
+
+#[test]
+fn descriptions_of_rules_change_where_they_are() {
+    let bench = Bench::new();
+    words(&bench, "sg create web");
+    let rule = words(&bench, "sg authorize web --allow tcp:80:0.0.0.0/0 --description old");
+    words(&bench, &format!("sg describe web {} new", rule.trim_end()));
+    let shown = words(&bench, "sg show web");
+    assert!(shown.contains("new") && !shown.contains("old") && shown.contains(rule.trim_end()), "{shown}");
+}
+
+#[test]
+fn elastic_addresses_are_kept_until_given_back() {
+    let bench = Bench::new();
+    let first = words(&bench, "address allocate");
+    let second = words(&bench, "address allocate");
+    assert!(first.starts_with("198.19.") && second.starts_with("198.19.") && first != second);
+    let list = words(&bench, "address ls");
+    assert!(list.contains(first.trim_end()) && list.contains("eipalloc-0"), "{list}");
+    for (line, word) in [
+        (format!("address associate {} nobody", first.trim_end()), "there is no instance"),
+        ("address release 198.19.255.255".to_owned(), "198.19.255.255"),
+        ("address disassociate eipalloc-00000000000000001".to_owned(), "eipalloc-00000000000000001"),
+    ] {
+        let told = refused(&bench, &line);
+        assert!(told.contains(word), "{line}: {told:?} does not say {word:?}");
+    }
+    words(&bench, &format!("address release {}", first.trim_end()));
+    assert!(!words(&bench, "address ls").contains(first.trim_end()));
+    assert!(words(&bench, "address ls --json").contains(second.trim_end()));
+}

@@ -2,7 +2,7 @@
 
 use std::sync::Mutex;
 
-use kiln_model::security::{Direction, NetworkPolicy};
+use kiln_model::security::{AclEntry, Direction, NetworkPolicy, Peer};
 use kiln_model::{InstanceId, InterfaceId, VpcId};
 
 use super::*;
