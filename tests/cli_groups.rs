@@ -156,7 +156,10 @@ fn prefix_lists_stand_for_ranges_in_rules() {
     words(&bench, "prefix-list set offices 10.3.0.0/16");
     assert!(words(&bench, "prefix-list ls").contains("10.3.0.0/16"));
     for (line, word) in [
-        ("prefix-list set offices 10.0.0.0/16 10.1.0.0/16 10.2.0.0/16 10.3.0.0/16", "at most 3"),
+        (
+            "prefix-list set offices 10.0.0.0/16 10.1.0.0/16 10.2.0.0/16 10.3.0.0/16",
+            "as many as there may be",
+        ),
         ("prefix-list set nobody 10.0.0.0/16", "there is no prefix list"),
         ("prefix-list rm offices", "in use by a rule of web"),
         ("sg authorize web --allow tcp:22:pl-00000000000000001", "there is no prefix list"),

@@ -59,6 +59,10 @@ const WRITE: u64 = 1;
 const READ: u64 = 2;
 const KVM: u8 = 0xae;
 const TUN: u8 = b'T';
+/// Of the tun driver, on a tap that is open already: what the guest's driver can take, and a queue on
+/// or off.
+const TUNSETOFFLOAD: (&str, u64) = ("TUNSETOFFLOAD", request(WRITE, TUN, 208, 4));
+const TUNSETQUEUE: (&str, u64) = ("TUNSETQUEUE", request(WRITE, TUN, 217, 4));
 
 /// Anonymous private memory: not a file's, not shared with another process.
 const ANONYMOUS: Arg = Arg::HasOnly(
@@ -102,8 +106,8 @@ pub const VCPU: &[Call] = &[
                 ("KVM_GET_REGS", request(READ, KVM, 0x81, 144)),
                 ("KVM_GET_SREGS", request(READ, KVM, 0x83, 312)),
                 ("KVM_TRANSLATE", request(READ | WRITE, KVM, 0x85, 24)),
-                ("TUNSETOFFLOAD", request(WRITE, TUN, 208, 4)),
-                ("TUNSETQUEUE", request(WRITE, TUN, 217, 4)),
+                TUNSETOFFLOAD,
+                TUNSETQUEUE,
             ],
         )],
         "run; connect interrupts and doorbells; say where it failed; what the driver of a network device accepted",
@@ -122,11 +126,7 @@ pub const DEVICES: &[Call] = &[
     any(Sysno::writev, "a frame to the tap"),
     any(Sysno::getrandom, "entropy for the guest; metadata tokens"),
     any(Sysno::close, "a network device that is stopped"),
-    when(
-        Sysno::ioctl,
-        &[Arg::Is(1, &[("TUNSETQUEUE", request(WRITE, TUN, 217, 4))])],
-        "the driver uses more or fewer queues",
-    ),
+    when(Sysno::ioctl, &[Arg::Is(1, &[TUNSETQUEUE])], "the driver uses more or fewer queues"),
 ];
 
 /// Requests on images.
@@ -224,8 +224,8 @@ pub const CONTROL: &[Call] = &[
                 ("KVM_SET_LAPIC", request(WRITE, KVM, 0x8f, 1024)),
                 ("KVM_SET_CPUID2", request(WRITE, KVM, 0x90, 8)),
                 ("KVM_GET_TSC_KHZ", request(NONE, KVM, 0xa3, 0)),
-                ("TUNSETOFFLOAD", request(WRITE, TUN, 208, 4)),
-                ("TUNSETQUEUE", request(WRITE, TUN, 217, 4)),
+                TUNSETOFFLOAD,
+                TUNSETQUEUE,
             ],
         )],
         "a new machine after a reset; devices that are paused and resumed",

@@ -327,3 +327,20 @@ fn groups_and_neighbours_of_a_running_instance_show_in_its_metadata() {
     drop(neighbour);
     kept.until("no neighbour", |s| !s.host_names.contains_key(&name));
 }
+
+#[test]
+fn secondary_addresses_and_the_check_are_seen_while_it_runs() {
+    let f = Fixture::new();
+    let kept = Kept::new(&f, None);
+    let interface = kept.run.instance().interface.clone();
+    let path = format!("meta-data/network/interfaces/macs/{}/local-ipv4s", interface.mac);
+    assert_eq!(leaf(&kept.metadata(), &path), Some(interface.address.to_string()));
+    let second = f.plane.networks().assign_addresses(interface.id, &[], 1).unwrap().remove(0);
+    let both = format!("{}\n{second}", interface.address);
+    let seen = kept.until("both addresses", |m| leaf(m, &path).as_ref() == Some(&both));
+    assert!(seen.interfaces[&interface.mac].addresses.contains(&second.into()));
+    f.plane.networks().set_source_dest_check(interface.id, false).unwrap();
+    kept.until("no check", |m| !m.interfaces[&interface.mac].source_dest_check);
+    f.plane.networks().unassign_addresses(interface.id, &[second]).unwrap();
+    kept.until("one address", |m| leaf(m, &path) == Some(interface.address.to_string()));
+}
