@@ -16,9 +16,14 @@ use support::run::{Desk, Run};
 
 const BOOT: u64 = 180;
 
-/// The page's example: user data start a web server, which shows what the instance knows of itself.
-const USER_DATA: &str =
-    "#!/bin/sh\nmkdir /www && echo served by a guest > /www/index.html && httpd -h /www\n";
+/// The page's example: user data start a web server, which shows what the instance knows of itself. And
+/// what a Windows guest's launch agent prints to the serial port.
+const USER_DATA: &str = r#"#!/bin/sh
+mkdir /www && echo served by a guest > /www/index.html && httpd -h /www
+at="2024/05/07 09:12:44Z:"
+printf '%s\r\n' "$at Username: Administrator" "$at Password: <Password>" aGVsbG8= "</Password>" \
+  "$at Message: Windows is Ready to use" > /dev/ttyS0
+"#;
 
 /// Prints the body of `GET /latest/$1`, or the status where it is not 200.
 const GET: &str = r#"
@@ -102,6 +107,10 @@ fn guest_follows_its_role_its_tags_and_its_options() {
     let mut page = String::new();
     web.read_to_string(&mut page).unwrap();
     assert!(page.ends_with("served by a guest\n"), "{page}");
+
+    // The report of a Windows guest's launch agent, word for word, from one that is none.
+    let password = kiln(&desk, &["password", &id]);
+    assert_eq!(password.trim_end(), "aGVsbG8=");
 
     // Credentials were there from the start, are those that the host says, and need a token.
     assert_eq!(guest.get(&format!("{CREDENTIALS}/")), "app");
