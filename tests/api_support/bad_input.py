@@ -45,6 +45,7 @@ def send(method, path, headers, body):
 def ask(body, change=None, **how):
     request = signed(body, **how)
     headers, path = dict(request.headers), "/" + how.get("query", "")
+    headers.pop("Content-Length", None)
     if change:
         body = change(headers, body) or body
     return send(how.get("method", "POST"), path, headers, body)

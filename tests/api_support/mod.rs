@@ -46,7 +46,12 @@ impl Daemon {
             assert_ne!(before, text.len(), "kilnd ended: {text}");
         }
         // Read on, or it would wait for us.
-        std::thread::spawn(move || lines.read_to_end(&mut Vec::new()));
+        std::thread::spawn(move || {
+            let mut log = String::new();
+            let _ = lines.read_to_string(&mut log);
+            // Shown when the test fails.
+            println!("{log}");
+        });
         self.child = Some(child);
     }
 

@@ -169,9 +169,9 @@ fn arn(kind: &str, id: &impl std::fmt::Display) -> String {
     format!("arn:aws:ec2:{REGION}:{ACCOUNT}:{kind}/{id}")
 }
 
-/// `{"Return": true}`, which older clients look at.
+/// There is nothing to say but that it is done, which the protocol does.
 fn done() -> Answer {
-    Ok(serde_json::json!({ "Return": true }))
+    Ok(serde_json::json!({}))
 }
 
 #[cfg(test)]

@@ -85,8 +85,7 @@ fn answer_has_the_names_of_the_model_and_hostile_text_is_escaped() {
         "<vpcSet><item><isDefault>true</isDefault><tagSet><item><key>a&lt;b&gt;&amp;&quot;&apos;</key>\
          <value>x\u{fffd}\u{fffd}&#13;&#10;]]&gt;</value></item></tagSet><vpcId>vpc-1</vpcId></item></vpcSet>"
     );
-    for wrong in
-        [json!({"Vpc": 1}), json!({"Vpcs": [{"IsDefault": "yes"}]}), json!({"Vpcs": [{"State": "odd"}]})]
+    for wrong in [json!({"Vpc": 1}), json!({"Vpcs": [{"IsDefault": "yes"}]}), json!({"Vpcs": [{"State": 1}]})]
     {
         assert!(write(shape, &wrong, &mut String::new()).is_err(), "{wrong}");
     }

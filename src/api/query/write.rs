@@ -47,9 +47,8 @@ pub fn write(shape: &Shape, value: &Value, out: &mut String) -> Result<(), Misma
                     .map_err(|e| e.below(list.element))?;
             }
         }
-        (Shape::Text(_) | Shape::Blob, Value::String(text)) => escape(text, out),
-        (Shape::Choice(words), Value::String(text)) if words.contains(&text.as_str()) => escape(text, out),
-        (Shape::Choice(_), _) => return Err(Mismatch::new("not one of its words")),
+        // The words of the model are not all that the service says: an internet gateway is `available`.
+        (Shape::Text(_) | Shape::Choice(_) | Shape::Blob, Value::String(text)) => escape(text, out),
         (Shape::Integer(_), Value::Number(n)) if n.is_i64() || n.is_u64() => out.push_str(&n.to_string()),
         (Shape::Number, Value::Number(n)) => out.push_str(&n.to_string()),
         (Shape::Boolean, Value::Bool(b)) => out.push_str(if *b { "true" } else { "false" }),
@@ -74,8 +73,9 @@ pub fn envelope(
     let (name, namespace) = (operation.name, service.namespace);
     let inner = match (service.name, operation.wrapper) {
         ("ec2", _) => {
-            // Actions without members answer that they are done.
-            let plain = operation.output.members().is_empty();
+            // Actions that have nothing to say, say that it is done.
+            let plain = operation.output.members().is_empty()
+                || operation.output.member("Return").is_some() && value.get("Return").is_none();
             let done = if plain { "<return>true</return>" } else { "" };
             format!("<requestId>{request_id}</requestId>{contents}{done}")
         }
