@@ -26,6 +26,10 @@ fn guest_runs_in_a_group_with_the_limits_of_its_size_which_goes_with_it() {
     assert_eq!(value("cpu.max"), "200000 100000");
     assert_eq!(value("cpu.weight"), "100");
     assert_eq!(value("pids.max"), "129");
+    // Four times what a t3.micro may ask of its volumes.
+    let limits = value("io.max");
+    let (_disk, limits) = limits.split_once(' ').unwrap();
+    assert_eq!(limits, "rbps=1042500000 wbps=1042500000 riops=47200 wiops=47200");
     let pid = instance["pid"].to_string();
     // Beside it there may be a thread that the kernel runs for KVM.
     assert!(value("cgroup.procs").lines().any(|line| line == pid), "{}", value("cgroup.procs"));

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!  version 2   /sys/fs/cgroup/kiln/<name>                   all controllers
-//!  version 1   /sys/fs/cgroup/{memory,cpu,pids}/kiln/<name> one hierarchy each
+//!  version 1   /sys/fs/cgroup/{memory,cpu,pids,blkio}/kiln/<name> one hierarchy each
 //! ```
 //!
 //! Groups are named after instances, so a sweep can find what a killed process left. A controller that
@@ -13,6 +13,7 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
+use crate::block_device::BlockDevice;
 use crate::jail::Gap;
 
 /// Where control groups are mounted, by convention of every distribution.
@@ -33,6 +34,19 @@ pub struct Limits {
     pub cpu_weight: u64,
     /// Threads.
     pub threads: u64,
+    /// Of the disk that files are on.
+    pub disk: Option<DiskLimit>,
+}
+
+/// Limits of what goes to or comes from one disk of the host, each direction by itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct DiskLimit {
+    /// Which.
+    pub device: BlockDevice,
+    /// Bytes per second.
+    pub bytes: u64,
+    /// Requests per second.
+    pub operations: u64,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -41,33 +55,54 @@ enum Version {
     Two,
 }
 
-/// One setting: the controller, its file by version, and the value.
+/// A controller, by the name of version 2.
+type Controller = &'static str;
+const CONTROLLERS: [Controller; 4] = ["cpu", "memory", "pids", "io"];
+
+/// One setting: the controller, its file, and the value.
 struct Setting {
-    controller: &'static str,
-    file: [&'static str; 2],
-    value: [String; 2],
+    controller: Controller,
+    file: &'static str,
+    value: String,
 }
 
 impl Limits {
-    fn settings(&self) -> Vec<Setting> {
+    fn settings(&self, version: Version) -> Vec<Setting> {
+        let setting = |controller, file, value| Setting { controller, file, value };
         let quota = self.cpu_thousandths.saturating_mul(PERIOD) / 1000;
-        let both = |value: u64| [value.to_string(), value.to_string()];
-        let setting = |controller, one, two, value| Setting { controller, file: [one, two], value };
-        vec![
-            setting("memory", "memory.limit_in_bytes", "memory.max", both(self.memory_bytes)),
-            setting("pids", "pids.max", "pids.max", both(self.threads)),
-            setting("cpu", "cpu.cfs_quota_us", "cpu.max", [quota.to_string(), format!("{quota} {PERIOD}")]),
-            setting(
-                "cpu",
-                "cpu.shares",
-                "cpu.weight",
+        let mut all = vec![setting("pids", "pids.max", self.threads.to_string())];
+        match version {
+            Version::One => {
                 // 1024 shares are what 100 of weight are.
-                [
-                    (self.cpu_weight.saturating_mul(1024) / 100).max(2).to_string(),
-                    self.cpu_weight.clamp(1, 10_000).to_string(),
-                ],
-            ),
-        ]
+                let shares = (self.cpu_weight.saturating_mul(1024) / 100).max(2);
+                all.extend([
+                    setting("memory", "memory.limit_in_bytes", self.memory_bytes.to_string()),
+                    setting("cpu", "cpu.cfs_quota_us", quota.to_string()),
+                    setting("cpu", "cpu.shares", shares.to_string()),
+                ]);
+                if let Some(DiskLimit { device, bytes, operations }) = self.disk {
+                    all.extend([
+                        setting("io", "blkio.throttle.read_bps_device", format!("{device} {bytes}")),
+                        setting("io", "blkio.throttle.write_bps_device", format!("{device} {bytes}")),
+                        setting("io", "blkio.throttle.read_iops_device", format!("{device} {operations}")),
+                        setting("io", "blkio.throttle.write_iops_device", format!("{device} {operations}")),
+                    ]);
+                }
+            }
+            Version::Two => {
+                let weight = self.cpu_weight.clamp(1, 10_000);
+                all.extend([
+                    setting("memory", "memory.max", self.memory_bytes.to_string()),
+                    setting("cpu", "cpu.max", format!("{quota} {PERIOD}")),
+                    setting("cpu", "cpu.weight", weight.to_string()),
+                ]);
+                all.extend(self.disk.map(|DiskLimit { device, bytes, operations }| {
+                    let each = format!("rbps={bytes} wbps={bytes} riops={operations} wiops={operations}");
+                    setting("io", "io.max", format!("{device} {each}"))
+                }));
+            }
+        }
+        all
     }
 }
 
@@ -98,19 +133,25 @@ impl Hierarchies {
         Hierarchies { mount: mount.to_owned(), version }
     }
 
-    /// The directory of a controller's groups of ours.
-    fn ours(&self, controller: &str) -> PathBuf {
-        match self.version {
-            Version::One => self.mount.join(controller).join(OURS),
-            Version::Two => self.mount.join(OURS),
+    /// The hierarchy in which a controller is.
+    fn hierarchy(&self, controller: Controller) -> PathBuf {
+        match (self.version, controller) {
+            (Version::One, "io") => self.mount.join("blkio"),
+            (Version::One, _) => self.mount.join(controller),
+            (Version::Two, _) => self.mount.clone(),
         }
+    }
+
+    /// The directory of a controller's groups of ours.
+    fn ours(&self, controller: Controller) -> PathBuf {
+        self.hierarchy(controller).join(OURS)
     }
 
     /// Makes the group `name` with `limits`. `name` is a single path component.
     pub fn create(&self, name: &str, limits: &Limits) -> Cgroup {
         let mut group = Cgroup { procs: Vec::new(), gaps: Vec::new() };
         let mut prepared: Vec<(&str, bool)> = Vec::new();
-        for setting in limits.settings() {
+        for setting in limits.settings(self.version) {
             let controller = setting.controller;
             let dir = self.ours(controller).join(name);
             let ready = match prepared.iter().find(|(name, _)| *name == controller) {
@@ -127,11 +168,7 @@ impl Hierarchies {
                     ready
                 }
             };
-            let which = usize::from(self.version == Version::Two);
-            let (Some(file), Some(value)) = (setting.file.get(which), setting.value.get(which)) else {
-                continue;
-            };
-            if ready && let Err(e) = fs::write(dir.join(file), value) {
+            if ready && let Err(e) = fs::write(dir.join(setting.file), setting.value) {
                 group.gaps.push(gap(controller, &e));
             }
         }
@@ -140,12 +177,12 @@ impl Hierarchies {
 
     /// Makes the group's directory in the hierarchy of `controller`; answers its list of processes the
     /// first time that this hierarchy is asked for.
-    fn prepare(&self, controller: &str, dir: &Path) -> io::Result<Option<OwnedFd>> {
+    fn prepare(&self, controller: Controller, dir: &Path) -> io::Result<Option<OwnedFd>> {
         let parent = self.ours(controller);
         match self.version {
             Version::One => {
                 // Without the hierarchy this would make a directory in the tmpfs above it.
-                if !self.mount.join(controller).join("cgroup.procs").exists() {
+                if !self.hierarchy(controller).join("cgroup.procs").exists() {
                     return Err(io::Error::new(io::ErrorKind::NotFound, "the host has no such hierarchy"));
                 }
             }
@@ -167,7 +204,7 @@ impl Hierarchies {
     /// Removes the group `name` everywhere. Its processes must have ended.
     pub fn remove(&self, name: &str) -> io::Result<()> {
         let mut dirs: Vec<PathBuf> =
-            ["memory", "pids", "cpu"].iter().map(|controller| self.ours(controller).join(name)).collect();
+            CONTROLLERS.iter().map(|controller| self.ours(controller).join(name)).collect();
         dirs.dedup();
         for dir in dirs {
             match fs::remove_dir(&dir) {
@@ -181,9 +218,9 @@ impl Hierarchies {
     }
 
     /// The controllers that limit instances here, and those that do not with the reason.
-    pub fn examine(&self) -> (Vec<&'static str>, Vec<Gap>) {
+    pub fn examine(&self) -> (Vec<Controller>, Vec<Gap>) {
         let (mut there, mut missing) = (Vec::new(), Vec::new());
-        for controller in ["cpu", "memory", "pids"] {
+        for controller in CONTROLLERS {
             match self.offered(controller) {
                 Ok(()) => there.push(controller),
                 Err(e) => missing.push(gap(controller, &e)),
@@ -192,10 +229,10 @@ impl Hierarchies {
         (there, missing)
     }
 
-    fn offered(&self, controller: &str) -> io::Result<()> {
+    fn offered(&self, controller: Controller) -> io::Result<()> {
         let (file, found) = match self.version {
             Version::One => {
-                let dir = self.mount.join(controller);
+                let dir = self.hierarchy(controller);
                 let found = dir.join("cgroup.procs").exists();
                 (dir, found)
             }
@@ -211,10 +248,11 @@ impl Hierarchies {
     }
 }
 
-fn gap(controller: &'static str, error: &io::Error) -> Gap {
+fn gap(controller: Controller, error: &io::Error) -> Gap {
     let part = match controller {
         "memory" => "cgroup limit on memory",
         "pids" => "cgroup limit on threads",
+        "io" => "cgroup limit on disk traffic",
         _ => "cgroup limit on processor time",
     };
     Gap { part, reason: error.to_string() }
@@ -228,15 +266,52 @@ mod tests {
     use super::*;
     use crate::spawn::{Inherit, spawn};
 
-    const LIMITS: Limits =
-        Limits { memory_bytes: 64 << 20, cpu_thousandths: 1500, cpu_weight: 100, threads: 8 };
+    const LIMITS: Limits = Limits {
+        memory_bytes: 64 << 20,
+        cpu_thousandths: 1500,
+        cpu_weight: 100,
+        threads: 8,
+        disk: Some(DiskLimit { device: BlockDevice { major: 8, minor: 0 }, bytes: 1 << 20, operations: 50 }),
+    };
+
+    fn written(version: Version) -> Vec<String> {
+        let line = |s: Setting| format!("{} {} {}", s.controller, s.file, s.value);
+        LIMITS.settings(version).into_iter().map(line).collect()
+    }
+
+    #[test]
+    fn each_version_is_told_in_its_own_words() {
+        assert_eq!(
+            written(Version::Two),
+            [
+                "pids pids.max 8",
+                "memory memory.max 67108864",
+                "cpu cpu.max 150000 100000",
+                "cpu cpu.weight 100",
+                "io io.max 8:0 rbps=1048576 wbps=1048576 riops=50 wiops=50",
+            ]
+        );
+        assert_eq!(
+            written(Version::One),
+            [
+                "pids pids.max 8",
+                "memory memory.limit_in_bytes 67108864",
+                "cpu cpu.cfs_quota_us 150000",
+                "cpu cpu.shares 1024",
+                "io blkio.throttle.read_bps_device 8:0 1048576",
+                "io blkio.throttle.write_bps_device 8:0 1048576",
+                "io blkio.throttle.read_iops_device 8:0 50",
+                "io blkio.throttle.write_iops_device 8:0 50",
+            ]
+        );
+    }
 
     #[test]
     fn host_without_hierarchies_gives_a_gap_per_controller_and_makes_nothing() {
         let dir = tempfile::tempdir().unwrap();
         let group = Hierarchies::at(dir.path()).create("i-0", &LIMITS);
         assert!(group.procs.is_empty());
-        assert_eq!(group.gaps.len(), 3, "{:?}", group.gaps);
+        assert_eq!(group.gaps.len(), 4, "{:?}", group.gaps);
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
         Hierarchies::at(dir.path()).remove("i-0").unwrap();
     }
@@ -246,10 +321,12 @@ mod tests {
         let host = Hierarchies::host();
         let name = format!("test-{}", std::process::id());
         if !host.examine().1.is_empty() {
-            println!("SKIPPED: needs root and the cgroup controllers cpu, memory and pids");
+            println!("SKIPPED: needs root and the cgroup controllers cpu, memory, pids and io");
             return;
         }
-        let group = host.create(&name, &LIMITS);
+        let disk = BlockDevice::under(&std::env::current_exe().unwrap()).unwrap();
+        let disk = Some(DiskLimit { device: disk, bytes: 1 << 30, operations: 1_000_000 });
+        let group = host.create(&name, &Limits { disk, ..LIMITS });
         assert_eq!(group.gaps, []);
         let (_reader, writer) = io::pipe().unwrap();
         let mut command = Command::new("/bin/sh");

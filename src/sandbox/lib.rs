@@ -9,6 +9,7 @@
 //!
 //! [`confine`] is the lighter way for a short-lived worker that reads one hostile file.
 
+pub mod block_device;
 pub mod cgroup;
 pub mod confine;
 pub mod jail;

@@ -61,7 +61,8 @@ impl Prison {
     pub fn new() -> Self {
         static NUMBER: AtomicU32 = AtomicU32::new(0);
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
-        let limits = Limits { memory_bytes: MEMORY, cpu_thousandths: 500, cpu_weight: 100, threads: 64 };
+        let limits =
+            Limits { memory_bytes: MEMORY, cpu_thousandths: 500, cpu_weight: 100, threads: 64, disk: None };
         Prison { cgroup: format!("escape-{}-{number}", std::process::id()), limits }
     }
 

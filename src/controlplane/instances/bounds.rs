@@ -1,12 +1,14 @@
 //! What the process of one instance may take of the host: derived from its size, enforced around it.
 
 use std::fs::File;
+use std::path::Path;
 
-use kiln_sandbox::cgroup::Limits;
+use kiln_sandbox::block_device::BlockDevice;
+use kiln_sandbox::cgroup::{DiskLimit, Limits};
 use kiln_sandbox::jail;
 
-use super::Instance;
 use super::spec::log_limit;
+use super::{Instance, rates};
 use crate::vmm_process::Bounds;
 
 const MIB: u64 = 1 << 20;
@@ -19,8 +21,12 @@ const PAGE_TABLES: u64 = 256;
 /// Threads besides vCPUs: control, event loop, one for each disk queue, the kernel's for io_uring.
 const OTHER_THREADS: u64 = 128;
 
-/// The bounds of `instance`, whose console log is the open `log`.
-pub(super) fn of(instance: &Instance, log: &File) -> Bounds {
+/// What may pass between the VMM and the host's disk, in multiples of what its guest may ask for: the copies
+/// on write, their tables, and the logs come on top. It is there for a VMM that no longer limits its guest.
+const DISK_MARGIN: u64 = 4;
+
+/// The bounds of `instance`, whose files are in `dir` and whose console log is the open `log`.
+pub(super) fn of(instance: &Instance, dir: &Path, log: &File) -> Bounds {
     let vcpus = u64::from(instance.vcpus);
     let memory = instance.memory.as_bytes();
     // Pages of the hugetlb pool are not counted.
@@ -43,6 +49,16 @@ pub(super) fn of(instance: &Instance, log: &File) -> Bounds {
             cpu_thousandths: vcpus.saturating_add(1).saturating_mul(1000),
             cpu_weight: vcpus.saturating_mul(100).min(10_000),
             threads: vcpus.saturating_add(OTHER_THREADS),
+            disk: disk(instance, dir),
         },
     }
+}
+
+fn disk(instance: &Instance, dir: &Path) -> Option<DiskLimit> {
+    let rates = rates::kind(instance)?.performance();
+    Some(DiskLimit {
+        device: BlockDevice::under(dir)?,
+        bytes: rates.disk_bytes.saturating_mul(DISK_MARGIN),
+        operations: rates.disk_operations.saturating_mul(DISK_MARGIN),
+    })
 }

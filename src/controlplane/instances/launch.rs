@@ -436,7 +436,7 @@ impl Plan<'_> {
             opened.taps = attached.taps;
             instance.public_address = attached.public;
         }
-        let bounds = bounds::of(&instance, &opened.console_log);
+        let bounds = bounds::of(&instance, dir.path(), &opened.console_log);
         let document = facts::identity_document(&instance);
         let identity = self.parts.keys()?.sign_identity(document)?;
         let instance = &self.parts.update(instance.id, |row| {
