@@ -10,12 +10,20 @@ use std::process::{Child, Command, Output, Stdio};
 pub struct Daemon {
     temp: tempfile::TempDir,
     child: Option<Child>,
+    variables: Vec<(String, String)>,
 }
 
 impl Daemon {
     /// Starts one.
     pub fn new() -> Self {
-        let mut daemon = Daemon { temp: tempfile::tempdir().unwrap(), child: None };
+        Self::new_with(&[])
+    }
+
+    /// Starts one with more variables in its environment.
+    pub fn new_with(variables: &[(&str, &str)]) -> Self {
+        let variables =
+            variables.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
+        let mut daemon = Daemon { temp: tempfile::tempdir().unwrap(), child: None, variables };
         daemon.start();
         daemon
     }
@@ -31,7 +39,7 @@ impl Daemon {
     pub fn kilnd(&self, args: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_kilnd"));
         command.args(args).env("KILN_STATE_DIR", self.state_dir()).env("KILN_LISTEN", "127.0.0.1:0");
-        command.env("RUST_LOG", "info");
+        command.env("RUST_LOG", "info").envs(self.variables.iter().cloned());
         command
     }
 
@@ -86,11 +94,17 @@ impl Daemon {
 
     /// Runs a script of this directory with the account's key; `false` without a Python with boto3.
     pub fn python(&self, script: &str) -> bool {
+        self.python_with(script, &[])
+    }
+
+    /// As [`Daemon::python`], with more variables.
+    pub fn python_with(&self, script: &str, variables: &[(&str, &str)]) -> bool {
         let Some(mut command) = python(script) else { return false };
         let output = command
             .envs(self.environment())
             .env("KILN_TEST_DIR", self.temp.path())
             .env("AWS_EC2_METADATA_DISABLED", "true")
+            .envs(variables.iter().copied())
             .output()
             .unwrap();
         let text = String::from_utf8_lossy(&output.stdout) + String::from_utf8_lossy(&output.stderr);

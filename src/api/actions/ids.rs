@@ -27,6 +27,8 @@ kind!(ALLOCATION, "eipalloc-", "InvalidAllocationID.Malformed", "InvalidAllocati
 kind!(ASSOCIATION, "eipassoc-", "InvalidAssociationID.Malformed", "InvalidAssociationID.NotFound");
 kind!(KEY_PAIR, "key-", "InvalidKeyPairId.Malformed", "InvalidKeyPair.NotFound");
 kind!(INSTANCE, "i-", "InvalidInstanceID.Malformed", "InvalidInstanceID.NotFound");
+kind!(IMAGE, "ami-", "InvalidAMIID.Malformed", "InvalidAMIID.NotFound");
+kind!(VOLUME, "vol-", "InvalidVolumeID.Malformed", "InvalidVolume.NotFound");
 kind!(ROUTE_TABLE, "rtb-", "InvalidRouteTableId.Malformed", "InvalidRouteTableID.NotFound");
 kind!(GATEWAY, "igw-", "InvalidInternetGatewayId.Malformed", "InvalidInternetGatewayID.NotFound");
 kind!(DHCP_OPTIONS, "dopt-", "InvalidDhcpOptionsId.Malformed", "InvalidDhcpOptionID.NotFound");

@@ -6,12 +6,18 @@
 #![expect(clippy::needless_pass_by_value, reason = "all actions have one signature and own their parameters")]
 
 mod addresses;
+mod attributes;
 mod groups;
 mod iam;
 mod ids;
+mod images;
+mod instances;
 mod interfaces;
 mod key_pairs;
+mod launch;
+mod lifecycle;
 mod listing;
+mod metadata_options;
 mod places;
 mod profiles;
 mod routes;
@@ -19,10 +25,11 @@ mod rules;
 mod sts;
 mod subnets;
 mod tagging;
+mod tokens;
 mod types;
 mod vpcs;
 
-use kiln_controlplane::instances::ControlPlane;
+use kiln_controlplane::instances::{ControlPlane, Supervisor};
 use kiln_controlplane::metadata::{ACCOUNT, REGION};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
@@ -37,7 +44,9 @@ pub(crate) type Action = fn(&Context<'_>, Value) -> Answer;
 
 /// What an action has at hand.
 pub(crate) struct Context<'a> {
-    /// The services.
+    /// The lives of instances.
+    pub supervisor: &'a Supervisor,
+    /// All other services.
     pub plane: &'a ControlPlane,
     /// What issues credentials.
     pub auth: &'a Authenticator,
@@ -58,19 +67,23 @@ macro_rules! input {
 }
 pub(crate) use input;
 
-fn run<I: DeserializeOwned>(
-    context: &Context<'_>,
-    input: Value,
-    act: fn(&Context<'_>, I) -> Answer,
-) -> Answer {
-    let input = serde_json::from_value(input).map_err(|e| {
+/// The parameters that an action serves, of all that the model has.
+fn parse<I: DeserializeOwned>(input: Value) -> Result<I, ApiError> {
+    serde_json::from_value(input).map_err(|e| {
         let text = e.to_string();
         match text.strip_prefix("unknown field `").and_then(|rest| rest.split_once('`')) {
             Some((name, _)) => ApiError::unsupported(format!("Kiln does not support the parameter {name}")),
             None => ApiError::value(text),
         }
-    })?;
-    act(context, input)
+    })
+}
+
+fn run<I: DeserializeOwned>(
+    context: &Context<'_>,
+    input: Value,
+    act: fn(&Context<'_>, I) -> Answer,
+) -> Answer {
+    act(context, parse(input)?)
 }
 
 macro_rules! actions {
@@ -96,14 +109,20 @@ static EC2: &[(&str, Action)] = actions! { ec2:
     DeleteSubnet => subnets::delete,
     DeleteTags => tagging::delete,
     DeleteVpc => vpcs::delete,
+    DeregisterImage => images::deregister,
     DescribeAccountAttributes => places::account_attributes,
     DescribeAddresses => addresses::describe,
     DescribeAddressesAttribute => addresses::describe_attribute,
     DescribeAvailabilityZones => places::zones,
     DescribeDhcpOptions => routes::dhcp_options,
     DescribeIamInstanceProfileAssociations => profiles::describe,
+    DescribeImages => images::describe,
+    DescribeInstanceAttribute => attributes::describe,
+    DescribeInstanceCreditSpecifications => instances::describe_credits,
+    DescribeInstanceStatus => instances::describe_status,
     DescribeInstanceTypeOfferings => types::offerings,
     DescribeInstanceTypes => types::describe,
+    DescribeInstances => instances::describe,
     DescribeInternetGateways => routes::internet_gateways,
     DescribeKeyPairs => key_pairs::describe,
     DescribeNetworkInterfaces => interfaces::describe,
@@ -117,14 +136,24 @@ static EC2: &[(&str, Action)] = actions! { ec2:
     DescribeVpcs => vpcs::describe,
     DisassociateAddress => addresses::disassociate,
     DisassociateIamInstanceProfile => profiles::disassociate,
+    GetConsoleOutput => attributes::console,
+    GetPasswordData => attributes::password,
     ImportKeyPair => key_pairs::import,
+    ModifyInstanceAttribute => attributes::modify,
+    ModifyInstanceMetadataOptions => metadata_options::modify,
     ModifyNetworkInterfaceAttribute => interfaces::modify,
     ModifySecurityGroupRules => rules::modify,
     ModifyVpcAttribute => vpcs::modify_attribute,
+    RebootInstances => lifecycle::reboot,
+    RegisterImage => images::register,
     ReleaseAddress => addresses::release,
     ReplaceIamInstanceProfileAssociation => profiles::replace,
     RevokeSecurityGroupEgress => rules::revoke_egress,
     RevokeSecurityGroupIngress => rules::revoke_ingress,
+    RunInstances => launch::run,
+    StartInstances => lifecycle::start,
+    StopInstances => lifecycle::stop,
+    TerminateInstances => lifecycle::terminate,
 };
 
 /// Actions of IAM by name.

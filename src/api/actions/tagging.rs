@@ -123,10 +123,16 @@ impl Known {
     fn read(context: &Context<'_>) -> Result<Self, ApiError> {
         let networks = context.plane.networks();
         let text = |ids: &mut dyn Iterator<Item = String>| ids.collect::<Vec<_>>();
-        let groups = networks.groups()?;
+        let (groups, instances) = (networks.groups()?, context.plane.instances()?);
         Ok(Known {
             kinds: vec![
-                ("i-", ids::INSTANCE, text(&mut context.plane.instances()?.iter().map(|i| i.id.to_string()))),
+                ("i-", ids::INSTANCE, text(&mut instances.iter().map(|i| i.id.to_string()))),
+                ("vol-", ids::VOLUME, text(&mut instances.iter().map(|i| i.root.id.to_string()))),
+                (
+                    "ami-",
+                    ids::IMAGE,
+                    text(&mut context.plane.images().list()?.iter().map(|i| i.id.to_string())),
+                ),
                 ("vpc-", ids::VPC, text(&mut networks.vpcs()?.iter().map(|v| v.id.to_string()))),
                 ("subnet-", ids::SUBNET, text(&mut networks.subnets()?.iter().map(|s| s.id.to_string()))),
                 (

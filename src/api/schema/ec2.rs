@@ -5,7 +5,7 @@ use super::{Bounds, EMPTY, List, Operation, Service, Shape, member, required};
 pub(super) static SERVICE: Service =
     Service { name: "ec2", version: "2016-11-15", namespace: "http://ec2.amazonaws.com/doc/2016-11-15", operations: &OPERATIONS };
 
-static OPERATIONS: [Operation; 44] = [
+static OPERATIONS: [Operation; 60] = [
     Operation { name: "AllocateAddress", input: &ALLOCATE_ADDRESS_REQUEST, output: &ALLOCATE_ADDRESS_RESULT, wrapper: None },
     Operation { name: "AssociateAddress", input: &ASSOCIATE_ADDRESS_REQUEST, output: &ASSOCIATE_ADDRESS_RESULT, wrapper: None },
     Operation { name: "AssociateIamInstanceProfile", input: &ASSOCIATE_IAM_INSTANCE_PROFILE_REQUEST, output: &ASSOCIATE_IAM_INSTANCE_PROFILE_RESULT, wrapper: None },
@@ -21,14 +21,20 @@ static OPERATIONS: [Operation; 44] = [
     Operation { name: "DeleteSubnet", input: &DELETE_SUBNET_REQUEST, output: &EMPTY, wrapper: None },
     Operation { name: "DeleteTags", input: &DELETE_TAGS_REQUEST, output: &EMPTY, wrapper: None },
     Operation { name: "DeleteVpc", input: &DELETE_VPC_REQUEST, output: &EMPTY, wrapper: None },
+    Operation { name: "DeregisterImage", input: &DEREGISTER_IMAGE_REQUEST, output: &DEREGISTER_IMAGE_RESULT, wrapper: None },
     Operation { name: "DescribeAccountAttributes", input: &DESCRIBE_ACCOUNT_ATTRIBUTES_REQUEST, output: &DESCRIBE_ACCOUNT_ATTRIBUTES_RESULT, wrapper: None },
     Operation { name: "DescribeAddresses", input: &DESCRIBE_ADDRESSES_REQUEST, output: &DESCRIBE_ADDRESSES_RESULT, wrapper: None },
     Operation { name: "DescribeAddressesAttribute", input: &DESCRIBE_ADDRESSES_ATTRIBUTE_REQUEST, output: &DESCRIBE_ADDRESSES_ATTRIBUTE_RESULT, wrapper: None },
     Operation { name: "DescribeAvailabilityZones", input: &DESCRIBE_AVAILABILITY_ZONES_REQUEST, output: &DESCRIBE_AVAILABILITY_ZONES_RESULT, wrapper: None },
     Operation { name: "DescribeDhcpOptions", input: &DESCRIBE_DHCP_OPTIONS_REQUEST, output: &DESCRIBE_DHCP_OPTIONS_RESULT, wrapper: None },
     Operation { name: "DescribeIamInstanceProfileAssociations", input: &DESCRIBE_IAM_INSTANCE_PROFILE_ASSOCIATIONS_REQUEST, output: &DESCRIBE_IAM_INSTANCE_PROFILE_ASSOCIATIONS_RESULT, wrapper: None },
+    Operation { name: "DescribeImages", input: &DESCRIBE_IMAGES_REQUEST, output: &DESCRIBE_IMAGES_RESULT, wrapper: None },
+    Operation { name: "DescribeInstanceAttribute", input: &DESCRIBE_INSTANCE_ATTRIBUTE_REQUEST, output: &INSTANCE_ATTRIBUTE, wrapper: None },
+    Operation { name: "DescribeInstanceCreditSpecifications", input: &DESCRIBE_INSTANCE_CREDIT_SPECIFICATIONS_REQUEST, output: &DESCRIBE_INSTANCE_CREDIT_SPECIFICATIONS_RESULT, wrapper: None },
+    Operation { name: "DescribeInstanceStatus", input: &DESCRIBE_INSTANCE_STATUS_REQUEST, output: &DESCRIBE_INSTANCE_STATUS_RESULT, wrapper: None },
     Operation { name: "DescribeInstanceTypeOfferings", input: &DESCRIBE_INSTANCE_TYPE_OFFERINGS_REQUEST, output: &DESCRIBE_INSTANCE_TYPE_OFFERINGS_RESULT, wrapper: None },
     Operation { name: "DescribeInstanceTypes", input: &DESCRIBE_INSTANCE_TYPES_REQUEST, output: &DESCRIBE_INSTANCE_TYPES_RESULT, wrapper: None },
+    Operation { name: "DescribeInstances", input: &DESCRIBE_INSTANCES_REQUEST, output: &DESCRIBE_INSTANCES_RESULT, wrapper: None },
     Operation { name: "DescribeInternetGateways", input: &DESCRIBE_INTERNET_GATEWAYS_REQUEST, output: &DESCRIBE_INTERNET_GATEWAYS_RESULT, wrapper: None },
     Operation { name: "DescribeKeyPairs", input: &DESCRIBE_KEY_PAIRS_REQUEST, output: &DESCRIBE_KEY_PAIRS_RESULT, wrapper: None },
     Operation { name: "DescribeNetworkInterfaces", input: &DESCRIBE_NETWORK_INTERFACES_REQUEST, output: &DESCRIBE_NETWORK_INTERFACES_RESULT, wrapper: None },
@@ -42,14 +48,24 @@ static OPERATIONS: [Operation; 44] = [
     Operation { name: "DescribeVpcs", input: &DESCRIBE_VPCS_REQUEST, output: &DESCRIBE_VPCS_RESULT, wrapper: None },
     Operation { name: "DisassociateAddress", input: &DISASSOCIATE_ADDRESS_REQUEST, output: &EMPTY, wrapper: None },
     Operation { name: "DisassociateIamInstanceProfile", input: &DISASSOCIATE_IAM_INSTANCE_PROFILE_REQUEST, output: &DISASSOCIATE_IAM_INSTANCE_PROFILE_RESULT, wrapper: None },
+    Operation { name: "GetConsoleOutput", input: &GET_CONSOLE_OUTPUT_REQUEST, output: &GET_CONSOLE_OUTPUT_RESULT, wrapper: None },
+    Operation { name: "GetPasswordData", input: &GET_PASSWORD_DATA_REQUEST, output: &GET_PASSWORD_DATA_RESULT, wrapper: None },
     Operation { name: "ImportKeyPair", input: &IMPORT_KEY_PAIR_REQUEST, output: &IMPORT_KEY_PAIR_RESULT, wrapper: None },
+    Operation { name: "ModifyInstanceAttribute", input: &MODIFY_INSTANCE_ATTRIBUTE_REQUEST, output: &EMPTY, wrapper: None },
+    Operation { name: "ModifyInstanceMetadataOptions", input: &MODIFY_INSTANCE_METADATA_OPTIONS_REQUEST, output: &MODIFY_INSTANCE_METADATA_OPTIONS_RESULT, wrapper: None },
     Operation { name: "ModifyNetworkInterfaceAttribute", input: &MODIFY_NETWORK_INTERFACE_ATTRIBUTE_REQUEST, output: &EMPTY, wrapper: None },
     Operation { name: "ModifySecurityGroupRules", input: &MODIFY_SECURITY_GROUP_RULES_REQUEST, output: &MODIFY_SECURITY_GROUP_RULES_RESULT, wrapper: None },
     Operation { name: "ModifyVpcAttribute", input: &MODIFY_VPC_ATTRIBUTE_REQUEST, output: &EMPTY, wrapper: None },
+    Operation { name: "RebootInstances", input: &REBOOT_INSTANCES_REQUEST, output: &EMPTY, wrapper: None },
+    Operation { name: "RegisterImage", input: &REGISTER_IMAGE_REQUEST, output: &REGISTER_IMAGE_RESULT, wrapper: None },
     Operation { name: "ReleaseAddress", input: &RELEASE_ADDRESS_REQUEST, output: &EMPTY, wrapper: None },
     Operation { name: "ReplaceIamInstanceProfileAssociation", input: &REPLACE_IAM_INSTANCE_PROFILE_ASSOCIATION_REQUEST, output: &REPLACE_IAM_INSTANCE_PROFILE_ASSOCIATION_RESULT, wrapper: None },
     Operation { name: "RevokeSecurityGroupEgress", input: &REVOKE_SECURITY_GROUP_EGRESS_REQUEST, output: &REVOKE_SECURITY_GROUP_EGRESS_RESULT, wrapper: None },
     Operation { name: "RevokeSecurityGroupIngress", input: &REVOKE_SECURITY_GROUP_INGRESS_REQUEST, output: &REVOKE_SECURITY_GROUP_INGRESS_RESULT, wrapper: None },
+    Operation { name: "RunInstances", input: &RUN_INSTANCES_REQUEST, output: &RESERVATION, wrapper: None },
+    Operation { name: "StartInstances", input: &START_INSTANCES_REQUEST, output: &START_INSTANCES_RESULT, wrapper: None },
+    Operation { name: "StopInstances", input: &STOP_INSTANCES_REQUEST, output: &STOP_INSTANCES_RESULT, wrapper: None },
+    Operation { name: "TerminateInstances", input: &TERMINATE_INSTANCES_REQUEST, output: &TERMINATE_INSTANCES_RESULT, wrapper: None },
 ];
 
 static ACCOUNT_ATTRIBUTE: Shape = Shape::Structure(&[
@@ -115,8 +131,14 @@ static ALLOCATE_ADDRESS_RESULT: Shape = Shape::Structure(&[
 static ALLOCATION_ID: Shape = Shape::Text(Bounds { min: None, max: None });
 static ALLOCATION_IDS: Shape = Shape::List(List { element: "item", flat: true, bounds: Bounds { min: None, max: None }, shape: &ALLOCATION_ID });
 static ALLOCATION_ID_LIST: Shape = Shape::List(List { element: "AllocationId", flat: true, bounds: Bounds { min: None, max: None }, shape: &ALLOCATION_ID });
+static AMD_SEV_SNP_SPECIFICATION: Shape = Shape::Choice(&["enabled", "disabled"]);
+static APPLICATION_STATUS_SUMMARY: Shape = Shape::Structure(&[
+    member("Status", "Status", "status", &SUMMARY_STATUS),
+    member("ImpairedSince", "ImpairedSince", "impairedSince", &MILLISECOND_DATE_TIME),
+]);
 static ARCHITECTURE_TYPE: Shape = Shape::Choice(&["i386", "x86_64", "arm64", "x86_64_mac", "arm64_mac"]);
 static ARCHITECTURE_TYPE_LIST: Shape = Shape::List(List { element: "item", flat: true, bounds: Bounds { min: None, max: None }, shape: &ARCHITECTURE_TYPE });
+static ARCHITECTURE_VALUES: Shape = Shape::Choice(&["i386", "x86_64", "arm64", "x86_64_mac", "arm64_mac"]);
 static ASSOCIATED_SUBNET_LIST: Shape = Shape::List(List { element: "item", flat: true, bounds: Bounds { min: None, max: None }, shape: &SUBNET_ID });
 static ASSOCIATE_ADDRESS_REQUEST: Shape = Shape::Structure(&[
     member("AllocationId", "AllocationId", "AllocationId", &ALLOCATION_ID),
@@ -207,6 +229,7 @@ static AVAILABILITY_ZONE_GEOGRAPHY: Shape = Shape::Structure(&[
     member("Name", "Name", "name", &STRING),
 ]);
 static AVAILABILITY_ZONE_GEOGRAPHY_LIST: Shape = Shape::List(List { element: "item", flat: true, bounds: Bounds { min: None, max: None }, shape: &AVAILABILITY_ZONE_GEOGRAPHY });
+static AVAILABILITY_ZONE_ID: Shape = Shape::Text(Bounds { min: None, max: None });
 static AVAILABILITY_ZONE_LIST: Shape = Shape::List(List { element: "item", flat: true, bounds: Bounds { min: None, max: None }, shape: &AVAILABILITY_ZONE });
 static AVAILABILITY_ZONE_MESSAGE: Shape = Shape::Structure(&[
     member("Message", "Message", "message", &STRING),
@@ -225,7 +248,16 @@ static BASELINE_BANDWIDTH_IN_GBPS: Shape = Shape::Number;
 static BASELINE_BANDWIDTH_IN_MBPS: Shape = Shape::Integer(Bounds { min: None, max: None });
 static BASELINE_IOPS: Shape = Shape::Integer(Bounds { min: None, max: None });
 static BASELINE_THROUGHPUT_IN_M_BPS: Shape = Shape::Number;
+static BILLING_PRODUCT_LIST: Shape = Shape::List(List { element: "item", flat: true, bounds: Bounds { min: None, max: None }, shape: &STRING });
 static BLOB: Shape = Shape::Blob;
+static BLOCK_DEVICE_MAPPING: Shape = Shape::Structure(&[
+    member("Ebs", "Ebs", "ebs", &EBS_BLOCK_DEVICE),
+    member("NoDevice", "NoDevice", "noDevice", &STRING),
+    member("DeviceName", "DeviceName", "deviceName", &STRING),
+    member("VirtualName", "VirtualName", "virtualName", &STRING),
+]);
+static BLOCK_DEVICE_MAPPING_LIST: Shape = Shape::List(List { element: "item", flat: true, bounds: Bounds { min: None, max: None }, shape: &BLOCK_DEVICE_MAPPING });
+static BLOCK_DEVICE_MAPPING_REQUEST_LIST: Shape = Shape::List(List { element: "BlockDeviceMapping", flat: true, bounds: Bounds { min: None, max: None }, shape: &BLOCK_DEVICE_MAPPING });
 static BLOCK_PUBLIC_ACCESS_MODE: Shape = Shape::Choice(&["off", "block-bidirectional", "block-ingress"]);
 static BLOCK_PUBLIC_ACCESS_STATES: Shape = Shape::Structure(&[
     member("InternetGatewayBlockMode", "InternetGatewayBlockMode", "internetGatewayBlockMode", &BLOCK_PUBLIC_ACCESS_MODE),
@@ -233,7 +265,26 @@ static BLOCK_PUBLIC_ACCESS_STATES: Shape = Shape::Structure(&[
 static BOOLEAN: Shape = Shape::Boolean;
 static BOOT_MODE_TYPE: Shape = Shape::Choice(&["legacy-bios", "uefi"]);
 static BOOT_MODE_TYPE_LIST: Shape = Shape::List(List { element: "item", flat: true, bounds: Bounds { min: None, max: None }, shape: &BOOT_MODE_TYPE });
+static BOOT_MODE_VALUES: Shape = Shape::Choice(&["legacy-bios", "uefi", "uefi-preferred"]);
 static BURSTABLE_PERFORMANCE_FLAG: Shape = Shape::Boolean;
+static CAPACITY_RESERVATION_ID: Shape = Shape::Text(Bounds { min: None, max: None });
+static CAPACITY_RESERVATION_PREFERENCE: Shape = Shape::Choice(&["capacity-reservations-only", "open", "none"]);
+static CAPACITY_RESERVATION_SPECIFICATION: Shape = Shape::Structure(&[
+    member("CapacityReservationPreference", "CapacityReservationPreference", "CapacityReservationPreference", &CAPACITY_RESERVATION_PREFERENCE),
+    member("CapacityReservationTarget", "CapacityReservationTarget", "CapacityReservationTarget", &CAPACITY_RESERVATION_TARGET),
+]);
+static CAPACITY_RESERVATION_SPECIFICATION_RESPONSE: Shape = Shape::Structure(&[
+    member("CapacityReservationPreference", "CapacityReservationPreference", "capacityReservationPreference", &CAPACITY_RESERVATION_PREFERENCE),
+    member("CapacityReservationTarget", "CapacityReservationTarget", "capacityReservationTarget", &CAPACITY_RESERVATION_TARGET_RESPONSE),
+]);
+static CAPACITY_RESERVATION_TARGET: Shape = Shape::Structure(&[
+    member("CapacityReservationId", "CapacityReservationId", "CapacityReservationId", &CAPACITY_RESERVATION_ID),
+    member("CapacityReservationResourceGroupArn", "CapacityReservationResourceGroupArn", "CapacityReservationResourceGroupArn", &STRING),
+]);
+static CAPACITY_RESERVATION_TARGET_RESPONSE: Shape = Shape::Structure(&[
+    member("CapacityReservationId", "CapacityReservationId", "capacityReservationId", &STRING),
+    member("CapacityReservationResourceGroupArn", "CapacityReservationResourceGroupArn", "capacityReservationResourceGroupArn", &STRING),
+]);
 static CARRIER_GATEWAY_ID: Shape = Shape::Text(Bounds { min: None, max: None });
 static COIP_POOL_ID: Shape = Shape::Text(Bounds { min: None, max: None });
 static CONNECTION_TRACKING_CONFIGURATION: Shape = Shape::Structure(&[
@@ -246,10 +297,27 @@ static CONNECTION_TRACKING_SPECIFICATION_REQUEST: Shape = Shape::Structure(&[
     member("UdpStreamTimeout", "UdpStreamTimeout", "UdpStreamTimeout", &INTEGER),
     member("UdpTimeout", "UdpTimeout", "UdpTimeout", &INTEGER),
 ]);
+static CONNECTION_TRACKING_SPECIFICATION_RESPONSE: Shape = Shape::Structure(&[
+    member("TcpEstablishedTimeout", "TcpEstablishedTimeout", "tcpEstablishedTimeout", &INTEGER),
+    member("UdpStreamTimeout", "UdpStreamTimeout", "udpStreamTimeout", &INTEGER),
+    member("UdpTimeout", "UdpTimeout", "udpTimeout", &INTEGER),
+]);
 static CORE_COUNT: Shape = Shape::Integer(Bounds { min: None, max: None });
 static CORE_COUNT_LIST: Shape = Shape::List(List { element: "item", flat: true, bounds: Bounds { min: None, max: None }, shape: &CORE_COUNT });
 static CORE_NETWORK_ARN: Shape = Shape::Text(Bounds { min: None, max: None });
 static CPU_MANUFACTURER_NAME: Shape = Shape::Text(Bounds { min: None, max: None });
+static CPU_OPTIONS: Shape = Shape::Structure(&[
+    member("CoreCount", "CoreCount", "coreCount", &INTEGER),
+    member("ThreadsPerCore", "ThreadsPerCore", "threadsPerCore", &INTEGER),
+    member("AmdSevSnp", "AmdSevSnp", "amdSevSnp", &AMD_SEV_SNP_SPECIFICATION),
+    member("NestedVirtualization", "NestedVirtualization", "nestedVirtualization", &NESTED_VIRTUALIZATION_SPECIFICATION),
+]);
+static CPU_OPTIONS_REQUEST: Shape = Shape::Structure(&[
+    member("CoreCount", "CoreCount", "CoreCount", &INTEGER),
+    member("ThreadsPerCore", "ThreadsPerCore", "ThreadsPerCore", &INTEGER),
+    member("AmdSevSnp", "AmdSevSnp", "AmdSevSnp", &AMD_SEV_SNP_SPECIFICATION),
+    member("NestedVirtualization", "NestedVirtualization", "NestedVirtualization", &NESTED_VIRTUALIZATION_SPECIFICATION),
+]);
 static CREATE_KEY_PAIR_REQUEST: Shape = Shape::Structure(&[
     required("KeyName", "KeyName", "KeyName", &STRING),
     member("KeyType", "KeyType", "KeyType", &KEY_TYPE),
@@ -310,6 +378,9 @@ static CREATE_VPC_REQUEST: Shape = Shape::Structure(&[
 static CREATE_VPC_RESULT: Shape = Shape::Structure(&[
     member("Vpc", "Vpc", "vpc", &VPC),
 ]);
+static CREDIT_SPECIFICATION_REQUEST: Shape = Shape::Structure(&[
+    required("CpuCredits", "CpuCredits", "CpuCredits", &STRING),
+]);
 static CURRENT_GENERATION_FLAG: Shape = Shape::Boolean;
 static DATE_TIME: Shape = Shape::Timestamp;
 static DEDICATED_HOST_FLAG: Shape = Shape::Boolean;
@@ -341,6 +412,11 @@ static DELETE_SECURITY_GROUP_RESULT: Shape = Shape::Structure(&[
     member("Return", "Return", "return", &BOOLEAN),
     member("GroupId", "GroupId", "groupId", &SECURITY_GROUP_ID),
 ]);
+static DELETE_SNAPSHOT_RESULT_SET: Shape = Shape::List(List { element: "item", flat: true, bounds: Bounds { min: None, max: None }, shape: &DELETE_SNAPSHOT_RETURN_CODE });
+static DELETE_SNAPSHOT_RETURN_CODE: Shape = Shape::Structure(&[
+    member("SnapshotId", "SnapshotId", "snapshotId", &SNAPSHOT_ID),
+    member("ReturnCode", "ReturnCode", "returnCode", &SNAPSHOT_RETURN_CODES),
+]);
 static DELETE_SUBNET_REQUEST: Shape = Shape::Structure(&[
     required("SubnetId", "SubnetId", "SubnetId", &SUBNET_ID),
     member("DryRun", "DryRun", "dryRun", &BOOLEAN),
@@ -353,6 +429,15 @@ static DELETE_TAGS_REQUEST: Shape = Shape::Structure(&[
 static DELETE_VPC_REQUEST: Shape = Shape::Structure(&[
     required("VpcId", "VpcId", "VpcId", &VPC_ID),
     member("DryRun", "DryRun", "dryRun", &BOOLEAN),
+]);
+static DEREGISTER_IMAGE_REQUEST: Shape = Shape::Structure(&[
+    required("ImageId", "ImageId", "ImageId", &IMAGE_ID),
+    member("DeleteAssociatedSnapshots", "DeleteAssociatedSnapshots", "DeleteAssociatedSnapshots", &BOOLEAN),
+    member("DryRun", "DryRun", "dryRun", &BOOLEAN),
+]);
+static DEREGISTER_IMAGE_RESULT: Shape = Shape::Structure(&[
+    member("Return", "Return", "return", &BOOLEAN),
+    member("DeleteSnapshotResults", "DeleteSnapshotResultSet", "deleteSnapshotResultSet", &DELETE_SNAPSHOT_RESULT_SET),
 ]);
 static DESCRIBE_ACCOUNT_ATTRIBUTES_REQUEST: Shape = Shape::Structure(&[
     member("DryRun", "DryRun", "dryRun", &BOOLEAN),
@@ -413,6 +498,63 @@ static DESCRIBE_IAM_INSTANCE_PROFILE_ASSOCIATIONS_REQUEST: Shape = Shape::Struct
 static DESCRIBE_IAM_INSTANCE_PROFILE_ASSOCIATIONS_RESULT: Shape = Shape::Structure(&[
     member("IamInstanceProfileAssociations", "IamInstanceProfileAssociationSet", "iamInstanceProfileAssociationSet", &IAM_INSTANCE_PROFILE_ASSOCIATION_SET),
     member("NextToken", "NextToken", "nextToken", &NEXT_TOKEN),
+]);
+static DESCRIBE_IMAGES_REQUEST: Shape = Shape::Structure(&[
+    member("ExecutableUsers", "ExecutableBy", "ExecutableBy", &EXECUTABLE_BY_STRING_LIST),
+    member("ImageIds", "ImageId", "ImageId", &IMAGE_ID_STRING_LIST),
+    member("Owners", "Owner", "Owner", &OWNER_STRING_LIST),
+    member("IncludeDeprecated", "IncludeDeprecated", "IncludeDeprecated", &BOOLEAN),
+    member("IncludeDisabled", "IncludeDisabled", "IncludeDisabled", &BOOLEAN),
+    member("MaxResults", "MaxResults", "MaxResults", &INTEGER),
+    member("NextToken", "NextToken", "NextToken", &STRING),
+    member("DryRun", "DryRun", "dryRun", &BOOLEAN),
+    member("Filters", "Filter", "Filter", &FILTER_LIST),
+]);
+static DESCRIBE_IMAGES_RESULT: Shape = Shape::Structure(&[
+    member("NextToken", "NextToken", "nextToken", &STRING),
+    member("Images", "ImagesSet", "imagesSet", &IMAGE_LIST),
+]);
+static DESCRIBE_INSTANCES_REQUEST: Shape = Shape::Structure(&[
+    member("InstanceIds", "InstanceId", "InstanceId", &INSTANCE_ID_STRING_LIST),
+    member("IncludeManagedResources", "IncludeManagedResources", "IncludeManagedResources", &BOOLEAN),
+    member("DryRun", "DryRun", "dryRun", &BOOLEAN),
+    member("Filters", "Filter", "Filter", &FILTER_LIST),
+    member("NextToken", "NextToken", "nextToken", &STRING),
+    member("MaxResults", "MaxResults", "maxResults", &INTEGER),
+]);
+static DESCRIBE_INSTANCES_RESULT: Shape = Shape::Structure(&[
+    member("NextToken", "NextToken", "nextToken", &STRING),
+    member("Reservations", "ReservationSet", "reservationSet", &RESERVATION_LIST),
+]);
+static DESCRIBE_INSTANCE_ATTRIBUTE_REQUEST: Shape = Shape::Structure(&[
+    member("DryRun", "DryRun", "dryRun", &BOOLEAN),
+    required("InstanceId", "InstanceId", "instanceId", &INSTANCE_ID),
+    required("Attribute", "Attribute", "attribute", &INSTANCE_ATTRIBUTE_NAME),
+]);
+static DESCRIBE_INSTANCE_CREDIT_SPECIFICATIONS_MAX_RESULTS: Shape = Shape::Integer(Bounds { min: Some(5), max: Some(1000) });
+static DESCRIBE_INSTANCE_CREDIT_SPECIFICATIONS_REQUEST: Shape = Shape::Structure(&[
+    member("DryRun", "DryRun", "DryRun", &BOOLEAN),
+    member("Filters", "Filter", "Filter", &FILTER_LIST),
+    member("InstanceIds", "InstanceId", "InstanceId", &INSTANCE_ID_STRING_LIST),
+    member("MaxResults", "MaxResults", "MaxResults", &DESCRIBE_INSTANCE_CREDIT_SPECIFICATIONS_MAX_RESULTS),
+    member("NextToken", "NextToken", "NextToken", &STRING),
+]);
+static DESCRIBE_INSTANCE_CREDIT_SPECIFICATIONS_RESULT: Shape = Shape::Structure(&[
+    member("InstanceCreditSpecifications", "InstanceCreditSpecificationSet", "instanceCreditSpecificationSet", &INSTANCE_CREDIT_SPECIFICATION_LIST),
+    member("NextToken", "NextToken", "nextToken", &STRING),
+]);
+static DESCRIBE_INSTANCE_STATUS_REQUEST: Shape = Shape::Structure(&[
+    member("InstanceIds", "InstanceId", "InstanceId", &INSTANCE_ID_STRING_LIST),
+    member("MaxResults", "MaxResults", "MaxResults", &INTEGER),
+    member("NextToken", "NextToken", "NextToken", &STRING),
+    member("IncludeManagedResources", "IncludeManagedResources", "IncludeManagedResources", &BOOLEAN),
+    member("DryRun", "DryRun", "dryRun", &BOOLEAN),
+    member("Filters", "Filter", "Filter", &FILTER_LIST),
+    member("IncludeAllInstances", "IncludeAllInstances", "includeAllInstances", &BOOLEAN),
+]);
+static DESCRIBE_INSTANCE_STATUS_RESULT: Shape = Shape::Structure(&[
+    member("InstanceStatuses", "InstanceStatusSet", "instanceStatusSet", &INSTANCE_STATUS_LIST),
+    member("NextToken", "NextToken", "nextToken", &STRING),
 ]);
 static DESCRIBE_INSTANCE_TYPES_REQUEST: Shape = Shape::Structure(&[
     member("DryRun", "DryRun", "DryRun", &BOOLEAN),
@@ -563,6 +705,7 @@ static DESCRIBE_VPC_ATTRIBUTE_RESULT: Shape = Shape::Structure(&[
     member("EnableNetworkAddressUsageMetrics", "EnableNetworkAddressUsageMetrics", "enableNetworkAddressUsageMetrics", &ATTRIBUTE_BOOLEAN_VALUE),
     member("VpcId", "VpcId", "vpcId", &STRING),
 ]);
+static DEVICE_TYPE: Shape = Shape::Choice(&["ebs", "instance-store"]);
 static DHCP_CONFIGURATION: Shape = Shape::Structure(&[
     member("Key", "Key", "key", &STRING),
     member("Values", "ValueSet", "valueSet", &DHCP_CONFIGURATION_VALUE_LIST),
@@ -601,6 +744,21 @@ static DISK_TYPE: Shape = Shape::Choice(&["hdd", "ssd"]);
 static DITO_MAX_RESULTS: Shape = Shape::Integer(Bounds { min: Some(5), max: Some(1000) });
 static DIT_MAX_RESULTS: Shape = Shape::Integer(Bounds { min: Some(5), max: Some(100) });
 static DOMAIN_TYPE: Shape = Shape::Choice(&["vpc", "standard"]);
+static EBS_BLOCK_DEVICE: Shape = Shape::Structure(&[
+    member("DeleteOnTermination", "DeleteOnTermination", "deleteOnTermination", &BOOLEAN),
+    member("Iops", "Iops", "iops", &INTEGER),
+    member("SnapshotId", "SnapshotId", "snapshotId", &SNAPSHOT_ID),
+    member("VolumeSize", "VolumeSize", "volumeSize", &INTEGER),
+    member("VolumeType", "VolumeType", "volumeType", &VOLUME_TYPE),
+    member("KmsKeyId", "KmsKeyId", "kmsKeyId", &STRING),
+    member("Throughput", "Throughput", "throughput", &INTEGER),
+    member("OutpostArn", "OutpostArn", "outpostArn", &STRING),
+    member("AvailabilityZone", "AvailabilityZone", "availabilityZone", &STRING),
+    member("Encrypted", "Encrypted", "encrypted", &BOOLEAN),
+    member("VolumeInitializationRate", "VolumeInitializationRate", "VolumeInitializationRate", &INTEGER),
+    member("AvailabilityZoneId", "AvailabilityZoneId", "AvailabilityZoneId", &STRING),
+    member("EbsCardIndex", "EbsCardIndex", "EbsCardIndex", &INTEGER),
+]);
 static EBS_CARD_INDEX: Shape = Shape::Integer(Bounds { min: None, max: None });
 static EBS_CARD_INFO: Shape = Shape::Structure(&[
     member("EbsCardIndex", "EbsCardIndex", "ebsCardIndex", &EBS_CARD_INDEX),
@@ -623,6 +781,20 @@ static EBS_INFO: Shape = Shape::Structure(&[
     member("MaximumEbsCards", "MaximumEbsCards", "maximumEbsCards", &MAXIMUM_EBS_CARDS),
     member("EbsCards", "EbsCardSet", "ebsCardSet", &EBS_CARD_INFO_LIST),
 ]);
+static EBS_INSTANCE_BLOCK_DEVICE: Shape = Shape::Structure(&[
+    member("AttachTime", "AttachTime", "attachTime", &DATE_TIME),
+    member("DeleteOnTermination", "DeleteOnTermination", "deleteOnTermination", &BOOLEAN),
+    member("Status", "Status", "status", &ATTACHMENT_STATUS),
+    member("VolumeId", "VolumeId", "volumeId", &STRING),
+    member("AssociatedResource", "AssociatedResource", "associatedResource", &STRING),
+    member("VolumeOwnerId", "VolumeOwnerId", "volumeOwnerId", &STRING),
+    member("Operator", "Operator", "operator", &OPERATOR_RESPONSE),
+    member("EbsCardIndex", "EbsCardIndex", "ebsCardIndex", &INTEGER),
+]);
+static EBS_INSTANCE_BLOCK_DEVICE_SPECIFICATION: Shape = Shape::Structure(&[
+    member("VolumeId", "VolumeId", "volumeId", &VOLUME_ID),
+    member("DeleteOnTermination", "DeleteOnTermination", "deleteOnTermination", &BOOLEAN),
+]);
 static EBS_NVME_SUPPORT: Shape = Shape::Choice(&["unsupported", "supported", "required"]);
 static EBS_OPTIMIZED_INFO: Shape = Shape::Structure(&[
     member("BaselineBandwidthInMbps", "BaselineBandwidthInMbps", "baselineBandwidthInMbps", &BASELINE_BANDWIDTH_IN_MBPS),
@@ -633,23 +805,73 @@ static EBS_OPTIMIZED_INFO: Shape = Shape::Structure(&[
     member("MaximumIops", "MaximumIops", "maximumIops", &MAXIMUM_IOPS),
 ]);
 static EBS_OPTIMIZED_SUPPORT: Shape = Shape::Choice(&["unsupported", "supported", "default"]);
+static EBS_STATUS_DETAILS: Shape = Shape::Structure(&[
+    member("ImpairedSince", "ImpairedSince", "impairedSince", &MILLISECOND_DATE_TIME),
+    member("Name", "Name", "name", &STATUS_NAME),
+    member("Status", "Status", "status", &STATUS_TYPE),
+]);
+static EBS_STATUS_DETAILS_LIST: Shape = Shape::List(List { element: "item", flat: true, bounds: Bounds { min: None, max: None }, shape: &EBS_STATUS_DETAILS });
+static EBS_STATUS_SUMMARY: Shape = Shape::Structure(&[
+    member("Details", "Details", "details", &EBS_STATUS_DETAILS_LIST),
+    member("Status", "Status", "status", &SUMMARY_STATUS),
+]);
 static EFA_INFO: Shape = Shape::Structure(&[
     member("MaximumEfaInterfaces", "MaximumEfaInterfaces", "maximumEfaInterfaces", &MAXIMUM_EFA_INTERFACES),
 ]);
 static EFA_SUPPORTED_FLAG: Shape = Shape::Boolean;
 static EIP_ALLOCATION_PUBLIC_IP: Shape = Shape::Text(Bounds { min: None, max: None });
+static ELASTIC_GPU_ASSOCIATION: Shape = Shape::Structure(&[
+    member("ElasticGpuId", "ElasticGpuId", "elasticGpuId", &ELASTIC_GPU_ID),
+    member("ElasticGpuAssociationId", "ElasticGpuAssociationId", "elasticGpuAssociationId", &STRING),
+    member("ElasticGpuAssociationState", "ElasticGpuAssociationState", "elasticGpuAssociationState", &STRING),
+    member("ElasticGpuAssociationTime", "ElasticGpuAssociationTime", "elasticGpuAssociationTime", &STRING),
+]);
+static ELASTIC_GPU_ASSOCIATION_LIST: Shape = Shape::List(List { element: "item", flat: true, bounds: Bounds { min: None, max: None }, shape: &ELASTIC_GPU_ASSOCIATION });
+static ELASTIC_GPU_ID: Shape = Shape::Text(Bounds { min: None, max: None });
+static ELASTIC_GPU_SPECIFICATION: Shape = Shape::Structure(&[
+    required("Type", "Type", "Type", &STRING),
+]);
+static ELASTIC_GPU_SPECIFICATIONS: Shape = Shape::List(List { element: "item", flat: true, bounds: Bounds { min: None, max: None }, shape: &ELASTIC_GPU_SPECIFICATION });
+static ELASTIC_INFERENCE_ACCELERATOR: Shape = Shape::Structure(&[
+    required("Type", "Type", "Type", &STRING),
+    member("Count", "Count", "Count", &ELASTIC_INFERENCE_ACCELERATOR_COUNT),
+]);
+static ELASTIC_INFERENCE_ACCELERATORS: Shape = Shape::List(List { element: "item", flat: true, bounds: Bounds { min: None, max: None }, shape: &ELASTIC_INFERENCE_ACCELERATOR });
+static ELASTIC_INFERENCE_ACCELERATOR_ASSOCIATION: Shape = Shape::Structure(&[
+    member("ElasticInferenceAcceleratorArn", "ElasticInferenceAcceleratorArn", "elasticInferenceAcceleratorArn", &STRING),
+    member("ElasticInferenceAcceleratorAssociationId", "ElasticInferenceAcceleratorAssociationId", "elasticInferenceAcceleratorAssociationId", &STRING),
+    member("ElasticInferenceAcceleratorAssociationState", "ElasticInferenceAcceleratorAssociationState", "elasticInferenceAcceleratorAssociationState", &STRING),
+    member("ElasticInferenceAcceleratorAssociationTime", "ElasticInferenceAcceleratorAssociationTime", "elasticInferenceAcceleratorAssociationTime", &DATE_TIME),
+]);
+static ELASTIC_INFERENCE_ACCELERATOR_ASSOCIATION_LIST: Shape = Shape::List(List { element: "item", flat: true, bounds: Bounds { min: None, max: None }, shape: &ELASTIC_INFERENCE_ACCELERATOR_ASSOCIATION });
+static ELASTIC_INFERENCE_ACCELERATOR_COUNT: Shape = Shape::Integer(Bounds { min: Some(1), max: None });
 static ELASTIC_IP_ASSOCIATION_ID: Shape = Shape::Text(Bounds { min: None, max: None });
 static ENA_SRD_SPECIFICATION: Shape = Shape::Structure(&[
     member("EnaSrdEnabled", "EnaSrdEnabled", "EnaSrdEnabled", &BOOLEAN),
     member("EnaSrdUdpSpecification", "EnaSrdUdpSpecification", "EnaSrdUdpSpecification", &ENA_SRD_UDP_SPECIFICATION),
 ]);
+static ENA_SRD_SPECIFICATION_REQUEST: Shape = Shape::Structure(&[
+    member("EnaSrdEnabled", "EnaSrdEnabled", "EnaSrdEnabled", &BOOLEAN),
+    member("EnaSrdUdpSpecification", "EnaSrdUdpSpecification", "EnaSrdUdpSpecification", &ENA_SRD_UDP_SPECIFICATION_REQUEST),
+]);
 static ENA_SRD_SUPPORTED: Shape = Shape::Boolean;
 static ENA_SRD_UDP_SPECIFICATION: Shape = Shape::Structure(&[
     member("EnaSrdUdpEnabled", "EnaSrdUdpEnabled", "EnaSrdUdpEnabled", &BOOLEAN),
 ]);
+static ENA_SRD_UDP_SPECIFICATION_REQUEST: Shape = Shape::Structure(&[
+    member("EnaSrdUdpEnabled", "EnaSrdUdpEnabled", "EnaSrdUdpEnabled", &BOOLEAN),
+]);
 static ENA_SUPPORT: Shape = Shape::Choice(&["unsupported", "supported", "required"]);
+static ENCLAVE_OPTIONS: Shape = Shape::Structure(&[
+    member("Enabled", "Enabled", "enabled", &BOOLEAN),
+]);
+static ENCLAVE_OPTIONS_REQUEST: Shape = Shape::Structure(&[
+    member("Enabled", "Enabled", "Enabled", &BOOLEAN),
+]);
 static ENCRYPTION_IN_TRANSIT_SUPPORTED: Shape = Shape::Boolean;
 static EPHEMERAL_NVME_SUPPORT: Shape = Shape::Choice(&["unsupported", "supported", "required"]);
+static EVENT_CODE: Shape = Shape::Choice(&["instance-reboot", "system-reboot", "system-maintenance", "instance-retirement", "instance-stop"]);
+static EXECUTABLE_BY_STRING_LIST: Shape = Shape::List(List { element: "ExecutableBy", flat: true, bounds: Bounds { min: None, max: None }, shape: &STRING });
 static FILTER: Shape = Shape::Structure(&[
     member("Name", "Name", "Name", &STRING),
     member("Values", "Value", "Value", &VALUE_STRING_LIST),
@@ -675,6 +897,25 @@ static FPGA_INFO: Shape = Shape::Structure(&[
     member("TotalFpgaMemoryInMiB", "TotalFpgaMemoryInMiB", "totalFpgaMemoryInMiB", &TOTAL_FPGA_MEMORY),
 ]);
 static FREE_TIER_ELIGIBLE_FLAG: Shape = Shape::Boolean;
+static GET_CONSOLE_OUTPUT_REQUEST: Shape = Shape::Structure(&[
+    required("InstanceId", "InstanceId", "InstanceId", &INSTANCE_ID),
+    member("Latest", "Latest", "Latest", &BOOLEAN),
+    member("DryRun", "DryRun", "dryRun", &BOOLEAN),
+]);
+static GET_CONSOLE_OUTPUT_RESULT: Shape = Shape::Structure(&[
+    member("InstanceId", "InstanceId", "instanceId", &STRING),
+    member("Timestamp", "Timestamp", "timestamp", &DATE_TIME),
+    member("Output", "Output", "output", &STRING),
+]);
+static GET_PASSWORD_DATA_REQUEST: Shape = Shape::Structure(&[
+    required("InstanceId", "InstanceId", "InstanceId", &INSTANCE_ID),
+    member("DryRun", "DryRun", "dryRun", &BOOLEAN),
+]);
+static GET_PASSWORD_DATA_RESULT: Shape = Shape::Structure(&[
+    member("InstanceId", "InstanceId", "instanceId", &STRING),
+    member("Timestamp", "Timestamp", "timestamp", &DATE_TIME),
+    member("PasswordData", "PasswordData", "passwordData", &PASSWORD_DATA),
+]);
 static GPU_DEVICE_COUNT: Shape = Shape::Integer(Bounds { min: None, max: None });
 static GPU_DEVICE_INFO: Shape = Shape::Structure(&[
     member("Name", "Name", "name", &GPU_DEVICE_NAME),
@@ -705,7 +946,15 @@ static GROUP_IDENTIFIER_LIST: Shape = Shape::List(List { element: "item", flat: 
 static GROUP_ID_STRING_LIST: Shape = Shape::List(List { element: "groupId", flat: true, bounds: Bounds { min: None, max: None }, shape: &SECURITY_GROUP_ID });
 static GROUP_NAME_STRING_LIST: Shape = Shape::List(List { element: "GroupName", flat: true, bounds: Bounds { min: None, max: None }, shape: &SECURITY_GROUP_NAME });
 static HIBERNATION_FLAG: Shape = Shape::Boolean;
+static HIBERNATION_OPTIONS: Shape = Shape::Structure(&[
+    member("Configured", "Configured", "configured", &BOOLEAN),
+]);
+static HIBERNATION_OPTIONS_REQUEST: Shape = Shape::Structure(&[
+    member("Configured", "Configured", "Configured", &BOOLEAN),
+]);
 static HOSTNAME_TYPE: Shape = Shape::Choice(&["ip-name", "resource-name"]);
+static HTTP_TOKENS_STATE: Shape = Shape::Choice(&["optional", "required"]);
+static HYPERVISOR_TYPE: Shape = Shape::Choice(&["ovm", "xen"]);
 static IAM_INSTANCE_PROFILE: Shape = Shape::Structure(&[
     member("Arn", "Arn", "arn", &STRING),
     member("Id", "Id", "id", &STRING),
@@ -724,6 +973,66 @@ static IAM_INSTANCE_PROFILE_SPECIFICATION: Shape = Shape::Structure(&[
     member("Arn", "Arn", "arn", &STRING),
     member("Name", "Name", "name", &STRING),
 ]);
+static IMAGE: Shape = Shape::Structure(&[
+    member("PlatformDetails", "PlatformDetails", "platformDetails", &STRING),
+    member("UsageOperation", "UsageOperation", "usageOperation", &STRING),
+    member("BlockDeviceMappings", "BlockDeviceMapping", "blockDeviceMapping", &BLOCK_DEVICE_MAPPING_LIST),
+    member("Description", "Description", "description", &STRING),
+    member("EnaSupport", "EnaSupport", "enaSupport", &BOOLEAN),
+    member("Hypervisor", "Hypervisor", "hypervisor", &HYPERVISOR_TYPE),
+    member("ImageOwnerAlias", "ImageOwnerAlias", "imageOwnerAlias", &STRING),
+    member("Name", "Name", "name", &STRING),
+    member("RootDeviceName", "RootDeviceName", "rootDeviceName", &STRING),
+    member("RootDeviceType", "RootDeviceType", "rootDeviceType", &DEVICE_TYPE),
+    member("SriovNetSupport", "SriovNetSupport", "sriovNetSupport", &STRING),
+    member("StateReason", "StateReason", "stateReason", &STATE_REASON),
+    member("Tags", "TagSet", "tagSet", &TAG_LIST),
+    member("VirtualizationType", "VirtualizationType", "virtualizationType", &VIRTUALIZATION_TYPE),
+    member("BootMode", "BootMode", "bootMode", &BOOT_MODE_VALUES),
+    member("TpmSupport", "TpmSupport", "tpmSupport", &TPM_SUPPORT_VALUES),
+    member("DeprecationTime", "DeprecationTime", "deprecationTime", &STRING),
+    member("ImdsSupport", "ImdsSupport", "imdsSupport", &IMDS_SUPPORT_VALUES),
+    member("SourceInstanceId", "SourceInstanceId", "sourceInstanceId", &STRING),
+    member("DeregistrationProtection", "DeregistrationProtection", "deregistrationProtection", &STRING),
+    member("LastLaunchedTime", "LastLaunchedTime", "lastLaunchedTime", &STRING),
+    member("ImageAllowed", "ImageAllowed", "imageAllowed", &BOOLEAN),
+    member("SourceImageId", "SourceImageId", "sourceImageId", &STRING),
+    member("SourceImageRegion", "SourceImageRegion", "sourceImageRegion", &STRING),
+    member("FreeTierEligible", "FreeTierEligible", "freeTierEligible", &BOOLEAN),
+    member("PublicSsmParameterName", "PublicSsmParameterName", "publicSsmParameterName", &STRING),
+    member("ImageWatermarks", "ImageWatermarkSet", "imageWatermarkSet", &IMAGE_WATERMARK_LIST),
+    member("ScanResults", "ScanResults", "scanResults", &SCAN_RESULTS),
+    member("InstanceTypeSpecification", "InstanceTypeSpecification", "instanceTypeSpecification", &INSTANCE_TYPE_SPECIFICATION),
+    member("ImageId", "ImageId", "imageId", &STRING),
+    member("ImageLocation", "ImageLocation", "imageLocation", &STRING),
+    member("State", "ImageState", "imageState", &IMAGE_STATE),
+    member("OwnerId", "ImageOwnerId", "imageOwnerId", &STRING),
+    member("CreationDate", "CreationDate", "creationDate", &STRING),
+    member("Public", "IsPublic", "isPublic", &BOOLEAN),
+    member("ProductCodes", "ProductCodes", "productCodes", &PRODUCT_CODE_LIST),
+    member("Architecture", "Architecture", "architecture", &ARCHITECTURE_VALUES),
+    member("ImageType", "ImageType", "imageType", &IMAGE_TYPE_VALUES),
+    member("KernelId", "KernelId", "kernelId", &STRING),
+    member("RamdiskId", "RamdiskId", "ramdiskId", &STRING),
+    member("Platform", "Platform", "platform", &PLATFORM_VALUES),
+]);
+static IMAGE_DESCRIPTION_REQUEST: Shape = Shape::Text(Bounds { min: Some(0), max: Some(255) });
+static IMAGE_ID: Shape = Shape::Text(Bounds { min: None, max: None });
+static IMAGE_ID_STRING_LIST: Shape = Shape::List(List { element: "ImageId", flat: true, bounds: Bounds { min: None, max: None }, shape: &IMAGE_ID });
+static IMAGE_LIST: Shape = Shape::List(List { element: "item", flat: true, bounds: Bounds { min: None, max: None }, shape: &IMAGE });
+static IMAGE_NAME_REQUEST: Shape = Shape::Text(Bounds { min: Some(3), max: Some(128) });
+static IMAGE_STATE: Shape = Shape::Choice(&["pending", "available", "invalid", "deregistered", "transient", "failed", "error", "disabled"]);
+static IMAGE_TYPE_VALUES: Shape = Shape::Choice(&["machine", "kernel", "ramdisk"]);
+static IMAGE_UEFI_DATA_REQUEST: Shape = Shape::Text(Bounds { min: Some(0), max: Some(64000) });
+static IMAGE_WATERMARK: Shape = Shape::Structure(&[
+    member("WatermarkKey", "WatermarkKey", "watermarkKey", &STRING),
+    member("SourceImageRegion", "SourceImageRegion", "sourceImageRegion", &STRING),
+    member("SourceImageId", "SourceImageId", "sourceImageId", &STRING),
+    member("SourceImageCreationTime", "SourceImageCreationTime", "sourceImageCreationTime", &MILLISECOND_DATE_TIME),
+    member("WatermarkCreationTime", "WatermarkCreationTime", "watermarkCreationTime", &MILLISECOND_DATE_TIME),
+]);
+static IMAGE_WATERMARK_LIST: Shape = Shape::List(List { element: "item", flat: true, bounds: Bounds { min: None, max: None }, shape: &IMAGE_WATERMARK });
+static IMDS_SUPPORT_VALUES: Shape = Shape::Choice(&["v2.0"]);
 static IMPORT_KEY_PAIR_REQUEST: Shape = Shape::Structure(&[
     member("TagSpecifications", "TagSpecification", "TagSpecification", &TAG_SPECIFICATION_LIST),
     member("DryRun", "DryRun", "dryRun", &BOOLEAN),
@@ -755,7 +1064,329 @@ static INFERENCE_DEVICE_MEMORY_INFO: Shape = Shape::Structure(&[
 ]);
 static INFERENCE_DEVICE_MEMORY_SIZE: Shape = Shape::Integer(Bounds { min: None, max: None });
 static INFERENCE_DEVICE_NAME: Shape = Shape::Text(Bounds { min: None, max: None });
+static INSTANCE: Shape = Shape::Structure(&[
+    member("Architecture", "Architecture", "architecture", &ARCHITECTURE_VALUES),
+    member("BlockDeviceMappings", "BlockDeviceMapping", "blockDeviceMapping", &INSTANCE_BLOCK_DEVICE_MAPPING_LIST),
+    member("ClientToken", "ClientToken", "clientToken", &STRING),
+    member("EbsOptimized", "EbsOptimized", "ebsOptimized", &BOOLEAN),
+    member("EnaSupport", "EnaSupport", "enaSupport", &BOOLEAN),
+    member("Hypervisor", "Hypervisor", "hypervisor", &HYPERVISOR_TYPE),
+    member("IamInstanceProfile", "IamInstanceProfile", "iamInstanceProfile", &IAM_INSTANCE_PROFILE),
+    member("InstanceLifecycle", "InstanceLifecycle", "instanceLifecycle", &INSTANCE_LIFECYCLE_TYPE),
+    member("ElasticGpuAssociations", "ElasticGpuAssociationSet", "elasticGpuAssociationSet", &ELASTIC_GPU_ASSOCIATION_LIST),
+    member("ElasticInferenceAcceleratorAssociations", "ElasticInferenceAcceleratorAssociationSet", "elasticInferenceAcceleratorAssociationSet", &ELASTIC_INFERENCE_ACCELERATOR_ASSOCIATION_LIST),
+    member("NetworkInterfaces", "NetworkInterfaceSet", "networkInterfaceSet", &INSTANCE_NETWORK_INTERFACE_LIST),
+    member("OutpostArn", "OutpostArn", "outpostArn", &STRING),
+    member("RootDeviceName", "RootDeviceName", "rootDeviceName", &STRING),
+    member("RootDeviceType", "RootDeviceType", "rootDeviceType", &DEVICE_TYPE),
+    member("SecurityGroups", "GroupSet", "groupSet", &GROUP_IDENTIFIER_LIST),
+    member("SourceDestCheck", "SourceDestCheck", "sourceDestCheck", &BOOLEAN),
+    member("SpotInstanceRequestId", "SpotInstanceRequestId", "spotInstanceRequestId", &STRING),
+    member("SriovNetSupport", "SriovNetSupport", "sriovNetSupport", &STRING),
+    member("StateReason", "StateReason", "stateReason", &STATE_REASON),
+    member("Tags", "TagSet", "tagSet", &TAG_LIST),
+    member("VirtualizationType", "VirtualizationType", "virtualizationType", &VIRTUALIZATION_TYPE),
+    member("CpuOptions", "CpuOptions", "cpuOptions", &CPU_OPTIONS),
+    member("CapacityBlockId", "CapacityBlockId", "capacityBlockId", &STRING),
+    member("CapacityReservationId", "CapacityReservationId", "capacityReservationId", &STRING),
+    member("CapacityReservationSpecification", "CapacityReservationSpecification", "capacityReservationSpecification", &CAPACITY_RESERVATION_SPECIFICATION_RESPONSE),
+    member("HibernationOptions", "HibernationOptions", "hibernationOptions", &HIBERNATION_OPTIONS),
+    member("Licenses", "LicenseSet", "licenseSet", &LICENSE_LIST),
+    member("MetadataOptions", "MetadataOptions", "metadataOptions", &INSTANCE_METADATA_OPTIONS_RESPONSE),
+    member("EnclaveOptions", "EnclaveOptions", "enclaveOptions", &ENCLAVE_OPTIONS),
+    member("BootMode", "BootMode", "bootMode", &BOOT_MODE_VALUES),
+    member("PlatformDetails", "PlatformDetails", "platformDetails", &STRING),
+    member("UsageOperation", "UsageOperation", "usageOperation", &STRING),
+    member("UsageOperationUpdateTime", "UsageOperationUpdateTime", "usageOperationUpdateTime", &MILLISECOND_DATE_TIME),
+    member("PrivateDnsNameOptions", "PrivateDnsNameOptions", "privateDnsNameOptions", &PRIVATE_DNS_NAME_OPTIONS_RESPONSE),
+    member("Ipv6Address", "Ipv6Address", "ipv6Address", &STRING),
+    member("TpmSupport", "TpmSupport", "tpmSupport", &STRING),
+    member("MaintenanceOptions", "MaintenanceOptions", "maintenanceOptions", &INSTANCE_MAINTENANCE_OPTIONS),
+    member("CurrentInstanceBootMode", "CurrentInstanceBootMode", "currentInstanceBootMode", &INSTANCE_BOOT_MODE_VALUES),
+    member("NetworkPerformanceOptions", "NetworkPerformanceOptions", "networkPerformanceOptions", &INSTANCE_NETWORK_PERFORMANCE_OPTIONS),
+    member("Operator", "Operator", "operator", &OPERATOR_RESPONSE),
+    member("SecondaryInterfaces", "SecondaryInterfaceSet", "secondaryInterfaceSet", &INSTANCE_SECONDARY_INTERFACE_LIST),
+    member("InstanceId", "InstanceId", "instanceId", &STRING),
+    member("ImageId", "ImageId", "imageId", &STRING),
+    member("State", "InstanceState", "instanceState", &INSTANCE_STATE),
+    member("PrivateDnsName", "PrivateDnsName", "privateDnsName", &STRING),
+    member("PublicDnsName", "DnsName", "dnsName", &STRING),
+    member("StateTransitionReason", "Reason", "reason", &STRING),
+    member("KeyName", "KeyName", "keyName", &STRING),
+    member("AmiLaunchIndex", "AmiLaunchIndex", "amiLaunchIndex", &INTEGER),
+    member("ProductCodes", "ProductCodes", "productCodes", &PRODUCT_CODE_LIST),
+    member("InstanceType", "InstanceType", "instanceType", &INSTANCE_TYPE),
+    member("LaunchTime", "LaunchTime", "launchTime", &DATE_TIME),
+    member("Placement", "Placement", "placement", &PLACEMENT),
+    member("KernelId", "KernelId", "kernelId", &STRING),
+    member("RamdiskId", "RamdiskId", "ramdiskId", &STRING),
+    member("Platform", "Platform", "platform", &PLATFORM_VALUES),
+    member("Monitoring", "Monitoring", "monitoring", &MONITORING),
+    member("SubnetId", "SubnetId", "subnetId", &STRING),
+    member("VpcId", "VpcId", "vpcId", &STRING),
+    member("PrivateIpAddress", "PrivateIpAddress", "privateIpAddress", &STRING),
+    member("PublicIpAddress", "IpAddress", "ipAddress", &STRING),
+]);
+static INSTANCE_ATTACHMENT_ENA_SRD_SPECIFICATION: Shape = Shape::Structure(&[
+    member("EnaSrdEnabled", "EnaSrdEnabled", "enaSrdEnabled", &BOOLEAN),
+    member("EnaSrdUdpSpecification", "EnaSrdUdpSpecification", "enaSrdUdpSpecification", &INSTANCE_ATTACHMENT_ENA_SRD_UDP_SPECIFICATION),
+]);
+static INSTANCE_ATTACHMENT_ENA_SRD_UDP_SPECIFICATION: Shape = Shape::Structure(&[
+    member("EnaSrdUdpEnabled", "EnaSrdUdpEnabled", "enaSrdUdpEnabled", &BOOLEAN),
+]);
+static INSTANCE_ATTRIBUTE: Shape = Shape::Structure(&[
+    member("BlockDeviceMappings", "BlockDeviceMapping", "blockDeviceMapping", &INSTANCE_BLOCK_DEVICE_MAPPING_LIST),
+    member("DisableApiTermination", "DisableApiTermination", "disableApiTermination", &ATTRIBUTE_BOOLEAN_VALUE),
+    member("EnaSupport", "EnaSupport", "enaSupport", &ATTRIBUTE_BOOLEAN_VALUE),
+    member("EnclaveOptions", "EnclaveOptions", "enclaveOptions", &ENCLAVE_OPTIONS),
+    member("EbsOptimized", "EbsOptimized", "ebsOptimized", &ATTRIBUTE_BOOLEAN_VALUE),
+    member("InstanceId", "InstanceId", "instanceId", &STRING),
+    member("InstanceInitiatedShutdownBehavior", "InstanceInitiatedShutdownBehavior", "instanceInitiatedShutdownBehavior", &ATTRIBUTE_VALUE),
+    member("InstanceType", "InstanceType", "instanceType", &ATTRIBUTE_VALUE),
+    member("KernelId", "Kernel", "kernel", &ATTRIBUTE_VALUE),
+    member("ProductCodes", "ProductCodes", "productCodes", &PRODUCT_CODE_LIST),
+    member("RamdiskId", "Ramdisk", "ramdisk", &ATTRIBUTE_VALUE),
+    member("RootDeviceName", "RootDeviceName", "rootDeviceName", &ATTRIBUTE_VALUE),
+    member("SourceDestCheck", "SourceDestCheck", "sourceDestCheck", &ATTRIBUTE_BOOLEAN_VALUE),
+    member("SriovNetSupport", "SriovNetSupport", "sriovNetSupport", &ATTRIBUTE_VALUE),
+    member("UserData", "UserData", "userData", &ATTRIBUTE_VALUE),
+    member("DisableApiStop", "DisableApiStop", "disableApiStop", &ATTRIBUTE_BOOLEAN_VALUE),
+    member("Groups", "GroupSet", "groupSet", &GROUP_IDENTIFIER_LIST),
+]);
+static INSTANCE_ATTRIBUTE_NAME: Shape = Shape::Choice(&["instanceType", "kernel", "ramdisk", "userData", "disableApiTermination", "instanceInitiatedShutdownBehavior", "rootDeviceName", "blockDeviceMapping", "productCodes", "sourceDestCheck", "groupSet", "ebsOptimized", "sriovNetSupport", "enaSupport", "enclaveOptions", "disableApiStop"]);
+static INSTANCE_AUTO_RECOVERY_STATE: Shape = Shape::Choice(&["disabled", "default"]);
+static INSTANCE_BANDWIDTH_WEIGHTING: Shape = Shape::Choice(&["default", "vpc-1", "ebs-1"]);
+static INSTANCE_BLOCK_DEVICE_MAPPING: Shape = Shape::Structure(&[
+    member("DeviceName", "DeviceName", "deviceName", &STRING),
+    member("Ebs", "Ebs", "ebs", &EBS_INSTANCE_BLOCK_DEVICE),
+]);
+static INSTANCE_BLOCK_DEVICE_MAPPING_LIST: Shape = Shape::List(List { element: "item", flat: true, bounds: Bounds { min: None, max: None }, shape: &INSTANCE_BLOCK_DEVICE_MAPPING });
+static INSTANCE_BLOCK_DEVICE_MAPPING_SPECIFICATION: Shape = Shape::Structure(&[
+    member("DeviceName", "DeviceName", "deviceName", &STRING),
+    member("Ebs", "Ebs", "ebs", &EBS_INSTANCE_BLOCK_DEVICE_SPECIFICATION),
+    member("VirtualName", "VirtualName", "virtualName", &STRING),
+    member("NoDevice", "NoDevice", "noDevice", &STRING),
+]);
+static INSTANCE_BLOCK_DEVICE_MAPPING_SPECIFICATION_LIST: Shape = Shape::List(List { element: "item", flat: true, bounds: Bounds { min: None, max: None }, shape: &INSTANCE_BLOCK_DEVICE_MAPPING_SPECIFICATION });
+static INSTANCE_BOOT_MODE_VALUES: Shape = Shape::Choice(&["legacy-bios", "uefi"]);
+static INSTANCE_CREDIT_SPECIFICATION: Shape = Shape::Structure(&[
+    member("InstanceId", "InstanceId", "instanceId", &STRING),
+    member("CpuCredits", "CpuCredits", "cpuCredits", &STRING),
+]);
+static INSTANCE_CREDIT_SPECIFICATION_LIST: Shape = Shape::List(List { element: "item", flat: true, bounds: Bounds { min: None, max: None }, shape: &INSTANCE_CREDIT_SPECIFICATION });
+static INSTANCE_EVENT_ID: Shape = Shape::Text(Bounds { min: None, max: None });
 static INSTANCE_ID: Shape = Shape::Text(Bounds { min: None, max: None });
+static INSTANCE_ID_STRING_LIST: Shape = Shape::List(List { element: "InstanceId", flat: true, bounds: Bounds { min: None, max: None }, shape: &INSTANCE_ID });
+static INSTANCE_INTERRUPTION_BEHAVIOR: Shape = Shape::Choice(&["hibernate", "stop", "terminate"]);
+static INSTANCE_IPV4_PREFIX: Shape = Shape::Structure(&[
+    member("Ipv4Prefix", "Ipv4Prefix", "ipv4Prefix", &STRING),
+]);
+static INSTANCE_IPV4_PREFIX_LIST: Shape = Shape::List(List { element: "item", flat: true, bounds: Bounds { min: None, max: None }, shape: &INSTANCE_IPV4_PREFIX });
+static INSTANCE_IPV6_ADDRESS: Shape = Shape::Structure(&[
+    member("Ipv6Address", "Ipv6Address", "ipv6Address", &STRING),
+    member("IsPrimaryIpv6", "IsPrimaryIpv6", "isPrimaryIpv6", &BOOLEAN),
+]);
+static INSTANCE_IPV6_ADDRESS_LIST: Shape = Shape::List(List { element: "item", flat: true, bounds: Bounds { min: None, max: None }, shape: &INSTANCE_IPV6_ADDRESS });
+static INSTANCE_IPV6_PREFIX: Shape = Shape::Structure(&[
+    member("Ipv6Prefix", "Ipv6Prefix", "ipv6Prefix", &STRING),
+]);
+static INSTANCE_IPV6_PREFIX_LIST: Shape = Shape::List(List { element: "item", flat: true, bounds: Bounds { min: None, max: None }, shape: &INSTANCE_IPV6_PREFIX });
+static INSTANCE_LIFECYCLE_TYPE: Shape = Shape::Choice(&["spot", "scheduled", "capacity-block", "interruptible-capacity-reservation"]);
+static INSTANCE_LIST: Shape = Shape::List(List { element: "item", flat: true, bounds: Bounds { min: None, max: None }, shape: &INSTANCE });
+static INSTANCE_MAINTENANCE_OPTIONS: Shape = Shape::Structure(&[
+    member("AutoRecovery", "AutoRecovery", "autoRecovery", &INSTANCE_AUTO_RECOVERY_STATE),
+    member("RebootMigration", "RebootMigration", "rebootMigration", &INSTANCE_REBOOT_MIGRATION_STATE),
+]);
+static INSTANCE_MAINTENANCE_OPTIONS_REQUEST: Shape = Shape::Structure(&[
+    member("AutoRecovery", "AutoRecovery", "AutoRecovery", &INSTANCE_AUTO_RECOVERY_STATE),
+]);
+static INSTANCE_MARKET_OPTIONS_REQUEST: Shape = Shape::Structure(&[
+    member("MarketType", "MarketType", "MarketType", &MARKET_TYPE),
+    member("SpotOptions", "SpotOptions", "SpotOptions", &SPOT_MARKET_OPTIONS),
+]);
+static INSTANCE_METADATA_ENDPOINT_STATE: Shape = Shape::Choice(&["disabled", "enabled"]);
+static INSTANCE_METADATA_OPTIONS_REQUEST: Shape = Shape::Structure(&[
+    member("HttpTokens", "HttpTokens", "HttpTokens", &HTTP_TOKENS_STATE),
+    member("HttpPutResponseHopLimit", "HttpPutResponseHopLimit", "HttpPutResponseHopLimit", &INTEGER),
+    member("HttpEndpoint", "HttpEndpoint", "HttpEndpoint", &INSTANCE_METADATA_ENDPOINT_STATE),
+    member("HttpProtocolIpv6", "HttpProtocolIpv6", "HttpProtocolIpv6", &INSTANCE_METADATA_PROTOCOL_STATE),
+    member("InstanceMetadataTags", "InstanceMetadataTags", "InstanceMetadataTags", &INSTANCE_METADATA_TAGS_STATE),
+]);
+static INSTANCE_METADATA_OPTIONS_RESPONSE: Shape = Shape::Structure(&[
+    member("State", "State", "state", &INSTANCE_METADATA_OPTIONS_STATE),
+    member("HttpTokens", "HttpTokens", "httpTokens", &HTTP_TOKENS_STATE),
+    member("HttpPutResponseHopLimit", "HttpPutResponseHopLimit", "httpPutResponseHopLimit", &INTEGER),
+    member("HttpEndpoint", "HttpEndpoint", "httpEndpoint", &INSTANCE_METADATA_ENDPOINT_STATE),
+    member("HttpProtocolIpv6", "HttpProtocolIpv6", "httpProtocolIpv6", &INSTANCE_METADATA_PROTOCOL_STATE),
+    member("InstanceMetadataTags", "InstanceMetadataTags", "instanceMetadataTags", &INSTANCE_METADATA_TAGS_STATE),
+]);
+static INSTANCE_METADATA_OPTIONS_STATE: Shape = Shape::Choice(&["pending", "applied"]);
+static INSTANCE_METADATA_PROTOCOL_STATE: Shape = Shape::Choice(&["disabled", "enabled"]);
+static INSTANCE_METADATA_TAGS_STATE: Shape = Shape::Choice(&["disabled", "enabled"]);
+static INSTANCE_NETWORK_INTERFACE: Shape = Shape::Structure(&[
+    member("Association", "Association", "association", &INSTANCE_NETWORK_INTERFACE_ASSOCIATION),
+    member("Attachment", "Attachment", "attachment", &INSTANCE_NETWORK_INTERFACE_ATTACHMENT),
+    member("Description", "Description", "description", &STRING),
+    member("Groups", "GroupSet", "groupSet", &GROUP_IDENTIFIER_LIST),
+    member("Ipv6Addresses", "Ipv6AddressesSet", "ipv6AddressesSet", &INSTANCE_IPV6_ADDRESS_LIST),
+    member("MacAddress", "MacAddress", "macAddress", &STRING),
+    member("NetworkInterfaceId", "NetworkInterfaceId", "networkInterfaceId", &STRING),
+    member("OwnerId", "OwnerId", "ownerId", &STRING),
+    member("PrivateDnsName", "PrivateDnsName", "privateDnsName", &STRING),
+    member("PrivateIpAddress", "PrivateIpAddress", "privateIpAddress", &STRING),
+    member("PrivateIpAddresses", "PrivateIpAddressesSet", "privateIpAddressesSet", &INSTANCE_PRIVATE_IP_ADDRESS_LIST),
+    member("SourceDestCheck", "SourceDestCheck", "sourceDestCheck", &BOOLEAN),
+    member("Status", "Status", "status", &NETWORK_INTERFACE_STATUS),
+    member("SubnetId", "SubnetId", "subnetId", &STRING),
+    member("VpcId", "VpcId", "vpcId", &STRING),
+    member("InterfaceType", "InterfaceType", "interfaceType", &STRING),
+    member("Ipv4Prefixes", "Ipv4PrefixSet", "ipv4PrefixSet", &INSTANCE_IPV4_PREFIX_LIST),
+    member("Ipv6Prefixes", "Ipv6PrefixSet", "ipv6PrefixSet", &INSTANCE_IPV6_PREFIX_LIST),
+    member("ConnectionTrackingConfiguration", "ConnectionTrackingConfiguration", "connectionTrackingConfiguration", &CONNECTION_TRACKING_SPECIFICATION_RESPONSE),
+    member("Operator", "Operator", "operator", &OPERATOR_RESPONSE),
+]);
+static INSTANCE_NETWORK_INTERFACE_ASSOCIATION: Shape = Shape::Structure(&[
+    member("CarrierIp", "CarrierIp", "carrierIp", &STRING),
+    member("CustomerOwnedIp", "CustomerOwnedIp", "customerOwnedIp", &STRING),
+    member("IpOwnerId", "IpOwnerId", "ipOwnerId", &STRING),
+    member("PublicDnsName", "PublicDnsName", "publicDnsName", &STRING),
+    member("PublicIp", "PublicIp", "publicIp", &STRING),
+]);
+static INSTANCE_NETWORK_INTERFACE_ATTACHMENT: Shape = Shape::Structure(&[
+    member("AttachTime", "AttachTime", "attachTime", &DATE_TIME),
+    member("AttachmentId", "AttachmentId", "attachmentId", &STRING),
+    member("DeleteOnTermination", "DeleteOnTermination", "deleteOnTermination", &BOOLEAN),
+    member("DeviceIndex", "DeviceIndex", "deviceIndex", &INTEGER),
+    member("Status", "Status", "status", &ATTACHMENT_STATUS),
+    member("NetworkCardIndex", "NetworkCardIndex", "networkCardIndex", &INTEGER),
+    member("EnaSrdSpecification", "EnaSrdSpecification", "enaSrdSpecification", &INSTANCE_ATTACHMENT_ENA_SRD_SPECIFICATION),
+    member("EnaQueueCount", "EnaQueueCount", "enaQueueCount", &INTEGER),
+]);
+static INSTANCE_NETWORK_INTERFACE_LIST: Shape = Shape::List(List { element: "item", flat: true, bounds: Bounds { min: None, max: None }, shape: &INSTANCE_NETWORK_INTERFACE });
+static INSTANCE_NETWORK_INTERFACE_SPECIFICATION: Shape = Shape::Structure(&[
+    member("AssociatePublicIpAddress", "AssociatePublicIpAddress", "associatePublicIpAddress", &BOOLEAN),
+    member("DeleteOnTermination", "DeleteOnTermination", "deleteOnTermination", &BOOLEAN),
+    member("Description", "Description", "description", &STRING),
+    member("DeviceIndex", "DeviceIndex", "deviceIndex", &INTEGER),
+    member("Groups", "SecurityGroupId", "SecurityGroupId", &SECURITY_GROUP_ID_STRING_LIST),
+    member("Ipv6AddressCount", "Ipv6AddressCount", "ipv6AddressCount", &INTEGER),
+    member("Ipv6Addresses", "Ipv6Addresses", "ipv6AddressesSet", &INSTANCE_IPV6_ADDRESS_LIST),
+    member("NetworkInterfaceId", "NetworkInterfaceId", "networkInterfaceId", &NETWORK_INTERFACE_ID),
+    member("PrivateIpAddress", "PrivateIpAddress", "privateIpAddress", &STRING),
+    member("PrivateIpAddresses", "PrivateIpAddresses", "privateIpAddressesSet", &PRIVATE_IP_ADDRESS_SPECIFICATION_LIST),
+    member("SecondaryPrivateIpAddressCount", "SecondaryPrivateIpAddressCount", "secondaryPrivateIpAddressCount", &INTEGER),
+    member("SubnetId", "SubnetId", "subnetId", &STRING),
+    member("AssociateCarrierIpAddress", "AssociateCarrierIpAddress", "AssociateCarrierIpAddress", &BOOLEAN),
+    member("InterfaceType", "InterfaceType", "InterfaceType", &STRING),
+    member("NetworkCardIndex", "NetworkCardIndex", "NetworkCardIndex", &INTEGER),
+    member("Ipv4Prefixes", "Ipv4Prefix", "Ipv4Prefix", &IPV4_PREFIX_LIST),
+    member("Ipv4PrefixCount", "Ipv4PrefixCount", "Ipv4PrefixCount", &INTEGER),
+    member("Ipv6Prefixes", "Ipv6Prefix", "Ipv6Prefix", &IPV6_PREFIX_LIST),
+    member("Ipv6PrefixCount", "Ipv6PrefixCount", "Ipv6PrefixCount", &INTEGER),
+    member("PrimaryIpv6", "PrimaryIpv6", "PrimaryIpv6", &BOOLEAN),
+    member("EnaSrdSpecification", "EnaSrdSpecification", "EnaSrdSpecification", &ENA_SRD_SPECIFICATION_REQUEST),
+    member("ConnectionTrackingSpecification", "ConnectionTrackingSpecification", "ConnectionTrackingSpecification", &CONNECTION_TRACKING_SPECIFICATION_REQUEST),
+    member("EnaQueueCount", "EnaQueueCount", "EnaQueueCount", &INTEGER),
+]);
+static INSTANCE_NETWORK_INTERFACE_SPECIFICATION_LIST: Shape = Shape::List(List { element: "item", flat: true, bounds: Bounds { min: None, max: None }, shape: &INSTANCE_NETWORK_INTERFACE_SPECIFICATION });
+static INSTANCE_NETWORK_PERFORMANCE_OPTIONS: Shape = Shape::Structure(&[
+    member("BandwidthWeighting", "BandwidthWeighting", "bandwidthWeighting", &INSTANCE_BANDWIDTH_WEIGHTING),
+]);
+static INSTANCE_NETWORK_PERFORMANCE_OPTIONS_REQUEST: Shape = Shape::Structure(&[
+    member("BandwidthWeighting", "BandwidthWeighting", "BandwidthWeighting", &INSTANCE_BANDWIDTH_WEIGHTING),
+]);
+static INSTANCE_PRIVATE_IP_ADDRESS: Shape = Shape::Structure(&[
+    member("Association", "Association", "association", &INSTANCE_NETWORK_INTERFACE_ASSOCIATION),
+    member("Primary", "Primary", "primary", &BOOLEAN),
+    member("PrivateDnsName", "PrivateDnsName", "privateDnsName", &STRING),
+    member("PrivateIpAddress", "PrivateIpAddress", "privateIpAddress", &STRING),
+]);
+static INSTANCE_PRIVATE_IP_ADDRESS_LIST: Shape = Shape::List(List { element: "item", flat: true, bounds: Bounds { min: None, max: None }, shape: &INSTANCE_PRIVATE_IP_ADDRESS });
+static INSTANCE_REBOOT_MIGRATION_STATE: Shape = Shape::Choice(&["disabled", "default"]);
+static INSTANCE_SECONDARY_INTERFACE: Shape = Shape::Structure(&[
+    member("Attachment", "Attachment", "attachment", &INSTANCE_SECONDARY_INTERFACE_ATTACHMENT),
+    member("MacAddress", "MacAddress", "macAddress", &STRING),
+    member("SecondaryInterfaceId", "SecondaryInterfaceId", "secondaryInterfaceId", &SECONDARY_INTERFACE_ID),
+    member("OwnerId", "OwnerId", "ownerId", &STRING),
+    member("PrivateIpAddresses", "PrivateIpAddressSet", "privateIpAddressSet", &INSTANCE_SECONDARY_INTERFACE_PRIVATE_IP_ADDRESS_LIST),
+    member("SourceDestCheck", "SourceDestCheck", "sourceDestCheck", &BOOLEAN),
+    member("Status", "Status", "status", &SECONDARY_INTERFACE_STATUS),
+    member("SecondarySubnetId", "SecondarySubnetId", "secondarySubnetId", &SECONDARY_SUBNET_ID),
+    member("SecondaryNetworkId", "SecondaryNetworkId", "secondaryNetworkId", &SECONDARY_NETWORK_ID),
+    member("InterfaceType", "InterfaceType", "interfaceType", &SECONDARY_INTERFACE_TYPE),
+]);
+static INSTANCE_SECONDARY_INTERFACE_ATTACHMENT: Shape = Shape::Structure(&[
+    member("AttachTime", "AttachTime", "attachTime", &MILLISECOND_DATE_TIME),
+    member("AttachmentId", "AttachmentId", "attachmentId", &STRING),
+    member("DeleteOnTermination", "DeleteOnTermination", "deleteOnTermination", &BOOLEAN),
+    member("DeviceIndex", "DeviceIndex", "deviceIndex", &INTEGER),
+    member("Status", "Status", "status", &ATTACHMENT_STATUS),
+    member("NetworkCardIndex", "NetworkCardIndex", "networkCardIndex", &INTEGER),
+]);
+static INSTANCE_SECONDARY_INTERFACE_LIST: Shape = Shape::List(List { element: "item", flat: true, bounds: Bounds { min: None, max: None }, shape: &INSTANCE_SECONDARY_INTERFACE });
+static INSTANCE_SECONDARY_INTERFACE_PRIVATE_IP_ADDRESS: Shape = Shape::Structure(&[
+    member("PrivateIpAddress", "PrivateIpAddress", "privateIpAddress", &STRING),
+]);
+static INSTANCE_SECONDARY_INTERFACE_PRIVATE_IP_ADDRESS_LIST: Shape = Shape::List(List { element: "item", flat: true, bounds: Bounds { min: None, max: None }, shape: &INSTANCE_SECONDARY_INTERFACE_PRIVATE_IP_ADDRESS });
+static INSTANCE_SECONDARY_INTERFACE_PRIVATE_IP_ADDRESS_LIST_REQUEST: Shape = Shape::List(List { element: "item", flat: true, bounds: Bounds { min: None, max: None }, shape: &INSTANCE_SECONDARY_INTERFACE_PRIVATE_IP_ADDRESS_REQUEST });
+static INSTANCE_SECONDARY_INTERFACE_PRIVATE_IP_ADDRESS_REQUEST: Shape = Shape::Structure(&[
+    required("PrivateIpAddress", "PrivateIpAddress", "PrivateIpAddress", &STRING),
+]);
+static INSTANCE_SECONDARY_INTERFACE_SPECIFICATION_LIST_REQUEST: Shape = Shape::List(List { element: "item", flat: true, bounds: Bounds { min: None, max: None }, shape: &INSTANCE_SECONDARY_INTERFACE_SPECIFICATION_REQUEST });
+static INSTANCE_SECONDARY_INTERFACE_SPECIFICATION_REQUEST: Shape = Shape::Structure(&[
+    member("DeleteOnTermination", "DeleteOnTermination", "DeleteOnTermination", &BOOLEAN),
+    member("DeviceIndex", "DeviceIndex", "DeviceIndex", &INTEGER),
+    member("PrivateIpAddresses", "PrivateIpAddress", "PrivateIpAddress", &INSTANCE_SECONDARY_INTERFACE_PRIVATE_IP_ADDRESS_LIST_REQUEST),
+    member("PrivateIpAddressCount", "PrivateIpAddressCount", "PrivateIpAddressCount", &INTEGER),
+    member("SecondarySubnetId", "SecondarySubnetId", "SecondarySubnetId", &SECONDARY_SUBNET_ID),
+    member("InterfaceType", "InterfaceType", "InterfaceType", &SECONDARY_INTERFACE_TYPE),
+    member("NetworkCardIndex", "NetworkCardIndex", "NetworkCardIndex", &INTEGER),
+]);
+static INSTANCE_STATE: Shape = Shape::Structure(&[
+    member("Code", "Code", "code", &INTEGER),
+    member("Name", "Name", "name", &INSTANCE_STATE_NAME),
+]);
+static INSTANCE_STATE_CHANGE: Shape = Shape::Structure(&[
+    member("InstanceId", "InstanceId", "instanceId", &STRING),
+    member("CurrentState", "CurrentState", "currentState", &INSTANCE_STATE),
+    member("PreviousState", "PreviousState", "previousState", &INSTANCE_STATE),
+]);
+static INSTANCE_STATE_CHANGE_LIST: Shape = Shape::List(List { element: "item", flat: true, bounds: Bounds { min: None, max: None }, shape: &INSTANCE_STATE_CHANGE });
+static INSTANCE_STATE_NAME: Shape = Shape::Choice(&["pending", "running", "shutting-down", "terminated", "stopping", "stopped"]);
+static INSTANCE_STATUS: Shape = Shape::Structure(&[
+    member("AvailabilityZone", "AvailabilityZone", "availabilityZone", &STRING),
+    member("AvailabilityZoneId", "AvailabilityZoneId", "availabilityZoneId", &AVAILABILITY_ZONE_ID),
+    member("OutpostArn", "OutpostArn", "outpostArn", &STRING),
+    member("Operator", "Operator", "operator", &OPERATOR_RESPONSE),
+    member("Events", "EventsSet", "eventsSet", &INSTANCE_STATUS_EVENT_LIST),
+    member("InstanceId", "InstanceId", "instanceId", &STRING),
+    member("InstanceState", "InstanceState", "instanceState", &INSTANCE_STATE),
+    member("InstanceStatus", "InstanceStatus", "instanceStatus", &INSTANCE_STATUS_SUMMARY),
+    member("SystemStatus", "SystemStatus", "systemStatus", &INSTANCE_STATUS_SUMMARY),
+    member("AttachedEbsStatus", "AttachedEbsStatus", "attachedEbsStatus", &EBS_STATUS_SUMMARY),
+    member("ApplicationStatus", "ApplicationStatus", "applicationStatus", &APPLICATION_STATUS_SUMMARY),
+    member("PerformanceStatus", "PerformanceStatus", "performanceStatus", &PERFORMANCE_STATUS_SUMMARY),
+]);
+static INSTANCE_STATUS_DETAILS: Shape = Shape::Structure(&[
+    member("ImpairedSince", "ImpairedSince", "impairedSince", &DATE_TIME),
+    member("Name", "Name", "name", &STATUS_NAME),
+    member("Status", "Status", "status", &STATUS_TYPE),
+]);
+static INSTANCE_STATUS_DETAILS_LIST: Shape = Shape::List(List { element: "item", flat: true, bounds: Bounds { min: None, max: None }, shape: &INSTANCE_STATUS_DETAILS });
+static INSTANCE_STATUS_EVENT: Shape = Shape::Structure(&[
+    member("InstanceEventId", "InstanceEventId", "instanceEventId", &INSTANCE_EVENT_ID),
+    member("Code", "Code", "code", &EVENT_CODE),
+    member("Description", "Description", "description", &STRING),
+    member("NotAfter", "NotAfter", "notAfter", &DATE_TIME),
+    member("NotBefore", "NotBefore", "notBefore", &DATE_TIME),
+    member("NotBeforeDeadline", "NotBeforeDeadline", "notBeforeDeadline", &DATE_TIME),
+]);
+static INSTANCE_STATUS_EVENT_LIST: Shape = Shape::List(List { element: "item", flat: true, bounds: Bounds { min: None, max: None }, shape: &INSTANCE_STATUS_EVENT });
+static INSTANCE_STATUS_LIST: Shape = Shape::List(List { element: "item", flat: true, bounds: Bounds { min: None, max: None }, shape: &INSTANCE_STATUS });
+static INSTANCE_STATUS_SUMMARY: Shape = Shape::Structure(&[
+    member("Details", "Details", "details", &INSTANCE_STATUS_DETAILS_LIST),
+    member("Status", "Status", "status", &SUMMARY_STATUS),
+]);
 static INSTANCE_STORAGE_ENCRYPTION_SUPPORT: Shape = Shape::Choice(&["unsupported", "required"]);
 static INSTANCE_STORAGE_FLAG: Shape = Shape::Boolean;
 static INSTANCE_STORAGE_INFO: Shape = Shape::Structure(&[
@@ -801,12 +1432,19 @@ static INSTANCE_TYPE_INFO: Shape = Shape::Structure(&[
     member("SupportedInRegion", "SupportedInRegion", "supportedInRegion", &SUPPORTED_IN_REGION),
 ]);
 static INSTANCE_TYPE_INFO_LIST: Shape = Shape::List(List { element: "item", flat: true, bounds: Bounds { min: None, max: None }, shape: &INSTANCE_TYPE_INFO });
+static INSTANCE_TYPE_ITEM: Shape = Shape::Structure(&[
+    member("InstanceType", "InstanceType", "instanceType", &STRING),
+]);
 static INSTANCE_TYPE_OFFERING: Shape = Shape::Structure(&[
     member("InstanceType", "InstanceType", "instanceType", &INSTANCE_TYPE),
     member("LocationType", "LocationType", "locationType", &LOCATION_TYPE),
     member("Location", "Location", "location", &LOCATION),
 ]);
 static INSTANCE_TYPE_OFFERINGS_LIST: Shape = Shape::List(List { element: "item", flat: true, bounds: Bounds { min: None, max: None }, shape: &INSTANCE_TYPE_OFFERING });
+static INSTANCE_TYPE_SPECIFICATION: Shape = Shape::Structure(&[
+    member("SupportedInstanceTypes", "SupportedInstanceTypeSet", "supportedInstanceTypeSet", &SUPPORTED_INSTANCE_TYPE_SET),
+    member("UnsupportedInstanceTypes", "UnsupportedInstanceTypeSet", "unsupportedInstanceTypeSet", &UNSUPPORTED_INSTANCE_TYPE_SET),
+]);
 static INTEGER: Shape = Shape::Integer(Bounds { min: None, max: None });
 static INTERNET_GATEWAY: Shape = Shape::Structure(&[
     member("Attachments", "AttachmentSet", "attachmentSet", &INTERNET_GATEWAY_ATTACHMENT_LIST),
@@ -826,15 +1464,23 @@ static IPAM_POOL_ID: Shape = Shape::Text(Bounds { min: None, max: None });
 static IPV4_ADDRESSES_PER_SECONDARY_INTERFACE: Shape = Shape::Integer(Bounds { min: None, max: None });
 static IPV4_POOL_EC2_ID: Shape = Shape::Text(Bounds { min: None, max: None });
 static IPV4_PREFIXES_LIST: Shape = Shape::List(List { element: "item", flat: true, bounds: Bounds { min: None, max: None }, shape: &IPV4_PREFIX_SPECIFICATION });
+static IPV4_PREFIX_LIST: Shape = Shape::List(List { element: "item", flat: true, bounds: Bounds { min: None, max: None }, shape: &IPV4_PREFIX_SPECIFICATION_REQUEST });
 static IPV4_PREFIX_SPECIFICATION: Shape = Shape::Structure(&[
     member("Ipv4Prefix", "Ipv4Prefix", "ipv4Prefix", &STRING),
+]);
+static IPV4_PREFIX_SPECIFICATION_REQUEST: Shape = Shape::Structure(&[
+    member("Ipv4Prefix", "Ipv4Prefix", "Ipv4Prefix", &STRING),
 ]);
 static IPV6_ADDRESS_ATTRIBUTE: Shape = Shape::Choice(&["public", "private"]);
 static IPV6_FLAG: Shape = Shape::Boolean;
 static IPV6_POOL_EC2_ID: Shape = Shape::Text(Bounds { min: None, max: None });
 static IPV6_PREFIXES_LIST: Shape = Shape::List(List { element: "item", flat: true, bounds: Bounds { min: None, max: None }, shape: &IPV6_PREFIX_SPECIFICATION });
+static IPV6_PREFIX_LIST: Shape = Shape::List(List { element: "item", flat: true, bounds: Bounds { min: None, max: None }, shape: &IPV6_PREFIX_SPECIFICATION_REQUEST });
 static IPV6_PREFIX_SPECIFICATION: Shape = Shape::Structure(&[
     member("Ipv6Prefix", "Ipv6Prefix", "ipv6Prefix", &STRING),
+]);
+static IPV6_PREFIX_SPECIFICATION_REQUEST: Shape = Shape::Structure(&[
+    member("Ipv6Prefix", "Ipv6Prefix", "Ipv6Prefix", &STRING),
 ]);
 static IPV6_RANGE: Shape = Shape::Structure(&[
     member("Description", "Description", "description", &STRING),
@@ -857,6 +1503,7 @@ static IP_RANGE: Shape = Shape::Structure(&[
 ]);
 static IP_RANGE_LIST: Shape = Shape::List(List { element: "item", flat: true, bounds: Bounds { min: None, max: None }, shape: &IP_RANGE });
 static IP_SOURCE: Shape = Shape::Choice(&["amazon", "byoip", "none"]);
+static KERNEL_ID: Shape = Shape::Text(Bounds { min: None, max: None });
 static KEY_FORMAT: Shape = Shape::Choice(&["pem", "ppk"]);
 static KEY_NAME_STRING_LIST: Shape = Shape::List(List { element: "KeyName", flat: true, bounds: Bounds { min: None, max: None }, shape: &KEY_PAIR_NAME });
 static KEY_PAIR: Shape = Shape::Structure(&[
@@ -881,9 +1528,24 @@ static KEY_PAIR_LIST: Shape = Shape::List(List { element: "item", flat: true, bo
 static KEY_PAIR_NAME: Shape = Shape::Text(Bounds { min: None, max: None });
 static KEY_PAIR_NAME_WITH_RESOLVER: Shape = Shape::Text(Bounds { min: None, max: None });
 static KEY_TYPE: Shape = Shape::Choice(&["rsa", "ed25519"]);
+static LAUNCH_TEMPLATE_ID: Shape = Shape::Text(Bounds { min: None, max: None });
+static LAUNCH_TEMPLATE_SPECIFICATION: Shape = Shape::Structure(&[
+    member("LaunchTemplateId", "LaunchTemplateId", "LaunchTemplateId", &LAUNCH_TEMPLATE_ID),
+    member("LaunchTemplateName", "LaunchTemplateName", "LaunchTemplateName", &STRING),
+    member("Version", "Version", "Version", &STRING),
+]);
+static LICENSE_CONFIGURATION: Shape = Shape::Structure(&[
+    member("LicenseConfigurationArn", "LicenseConfigurationArn", "licenseConfigurationArn", &STRING),
+]);
+static LICENSE_CONFIGURATION_REQUEST: Shape = Shape::Structure(&[
+    member("LicenseConfigurationArn", "LicenseConfigurationArn", "LicenseConfigurationArn", &STRING),
+]);
+static LICENSE_LIST: Shape = Shape::List(List { element: "item", flat: true, bounds: Bounds { min: None, max: None }, shape: &LICENSE_CONFIGURATION });
+static LICENSE_SPECIFICATION_LIST_REQUEST: Shape = Shape::List(List { element: "item", flat: true, bounds: Bounds { min: None, max: None }, shape: &LICENSE_CONFIGURATION_REQUEST });
 static LOCATION: Shape = Shape::Text(Bounds { min: None, max: None });
 static LOCATION_TYPE: Shape = Shape::Choice(&["region", "availability-zone", "availability-zone-id", "outpost"]);
 static LOGICAL_GPU_COUNT: Shape = Shape::Integer(Bounds { min: None, max: None });
+static MARKET_TYPE: Shape = Shape::Choice(&["spot", "capacity-block", "interruptible-capacity-reservation", "on-demand"]);
 static MAXIMUM_BANDWIDTH_IN_MBPS: Shape = Shape::Integer(Bounds { min: None, max: None });
 static MAXIMUM_EBS_ATTACHMENTS: Shape = Shape::Integer(Bounds { min: None, max: None });
 static MAXIMUM_EBS_CARDS: Shape = Shape::Integer(Bounds { min: None, max: None });
@@ -919,7 +1581,43 @@ static MEMORY_INFO: Shape = Shape::Structure(&[
     member("SizeInMiB", "SizeInMiB", "sizeInMiB", &MEMORY_SIZE),
 ]);
 static MEMORY_SIZE: Shape = Shape::Integer(Bounds { min: None, max: None });
+static METRIC_CATEGORY_ID: Shape = Shape::Text(Bounds { min: None, max: None });
+static METRIC_CATEGORY_ID_LIST: Shape = Shape::List(List { element: "item", flat: true, bounds: Bounds { min: None, max: None }, shape: &METRIC_CATEGORY_ID });
 static MILLISECOND_DATE_TIME: Shape = Shape::Timestamp;
+static MODIFY_INSTANCE_ATTRIBUTE_REQUEST: Shape = Shape::Structure(&[
+    member("SourceDestCheck", "SourceDestCheck", "SourceDestCheck", &ATTRIBUTE_BOOLEAN_VALUE),
+    member("EnclaveOptions", "EnclaveOptions", "EnclaveOptions", &ENCLAVE_OPTIONS_REQUEST),
+    member("DisableApiStop", "DisableApiStop", "DisableApiStop", &ATTRIBUTE_BOOLEAN_VALUE),
+    member("DryRun", "DryRun", "dryRun", &BOOLEAN),
+    required("InstanceId", "InstanceId", "instanceId", &INSTANCE_ID),
+    member("Attribute", "Attribute", "attribute", &INSTANCE_ATTRIBUTE_NAME),
+    member("Value", "Value", "value", &MODIFY_INSTANCE_ATTRIBUTE_VALUE),
+    member("BlockDeviceMappings", "BlockDeviceMapping", "blockDeviceMapping", &INSTANCE_BLOCK_DEVICE_MAPPING_SPECIFICATION_LIST),
+    member("DisableApiTermination", "DisableApiTermination", "disableApiTermination", &ATTRIBUTE_BOOLEAN_VALUE),
+    member("InstanceType", "InstanceType", "instanceType", &ATTRIBUTE_VALUE),
+    member("Kernel", "Kernel", "kernel", &ATTRIBUTE_VALUE),
+    member("Ramdisk", "Ramdisk", "ramdisk", &ATTRIBUTE_VALUE),
+    member("UserData", "UserData", "userData", &SECURE_BLOB_ATTRIBUTE_VALUE),
+    member("InstanceInitiatedShutdownBehavior", "InstanceInitiatedShutdownBehavior", "instanceInitiatedShutdownBehavior", &ATTRIBUTE_VALUE),
+    member("Groups", "GroupId", "GroupId", &GROUP_ID_STRING_LIST),
+    member("EbsOptimized", "EbsOptimized", "ebsOptimized", &ATTRIBUTE_BOOLEAN_VALUE),
+    member("SriovNetSupport", "SriovNetSupport", "sriovNetSupport", &ATTRIBUTE_VALUE),
+    member("EnaSupport", "EnaSupport", "enaSupport", &ATTRIBUTE_BOOLEAN_VALUE),
+]);
+static MODIFY_INSTANCE_ATTRIBUTE_VALUE: Shape = Shape::Text(Bounds { min: None, max: None });
+static MODIFY_INSTANCE_METADATA_OPTIONS_REQUEST: Shape = Shape::Structure(&[
+    required("InstanceId", "InstanceId", "InstanceId", &INSTANCE_ID),
+    member("HttpTokens", "HttpTokens", "HttpTokens", &HTTP_TOKENS_STATE),
+    member("HttpPutResponseHopLimit", "HttpPutResponseHopLimit", "HttpPutResponseHopLimit", &INTEGER),
+    member("HttpEndpoint", "HttpEndpoint", "HttpEndpoint", &INSTANCE_METADATA_ENDPOINT_STATE),
+    member("DryRun", "DryRun", "DryRun", &BOOLEAN),
+    member("HttpProtocolIpv6", "HttpProtocolIpv6", "HttpProtocolIpv6", &INSTANCE_METADATA_PROTOCOL_STATE),
+    member("InstanceMetadataTags", "InstanceMetadataTags", "InstanceMetadataTags", &INSTANCE_METADATA_TAGS_STATE),
+]);
+static MODIFY_INSTANCE_METADATA_OPTIONS_RESULT: Shape = Shape::Structure(&[
+    member("InstanceId", "InstanceId", "instanceId", &STRING),
+    member("InstanceMetadataOptions", "InstanceMetadataOptions", "instanceMetadataOptions", &INSTANCE_METADATA_OPTIONS_RESPONSE),
+]);
 static MODIFY_NETWORK_INTERFACE_ATTRIBUTE_REQUEST: Shape = Shape::Structure(&[
     member("EnaSrdSpecification", "EnaSrdSpecification", "EnaSrdSpecification", &ENA_SRD_SPECIFICATION),
     member("EnablePrimaryIpv6", "EnablePrimaryIpv6", "EnablePrimaryIpv6", &BOOLEAN),
@@ -947,6 +1645,12 @@ static MODIFY_VPC_ATTRIBUTE_REQUEST: Shape = Shape::Structure(&[
     required("VpcId", "VpcId", "vpcId", &VPC_ID),
     member("EnableNetworkAddressUsageMetrics", "EnableNetworkAddressUsageMetrics", "EnableNetworkAddressUsageMetrics", &ATTRIBUTE_BOOLEAN_VALUE),
 ]);
+static MONITORING: Shape = Shape::Structure(&[
+    member("MetricCategoryIds", "MetricCategoryIdSet", "metricCategoryIdSet", &METRIC_CATEGORY_ID_LIST),
+    member("State", "State", "state", &MONITORING_STATE),
+]);
+static MONITORING_STATE: Shape = Shape::Choice(&["disabled", "disabling", "enabled", "pending"]);
+static NESTED_VIRTUALIZATION_SPECIFICATION: Shape = Shape::Choice(&["enabled", "disabled"]);
 static NETMASK_LENGTH: Shape = Shape::Integer(Bounds { min: None, max: None });
 static NETWORK_CARD_INDEX: Shape = Shape::Integer(Bounds { min: None, max: None });
 static NETWORK_CARD_INFO: Shape = Shape::Structure(&[
@@ -1098,18 +1802,43 @@ static NITRO_TPM_SUPPORT: Shape = Shape::Choice(&["unsupported", "supported"]);
 static NITRO_TPM_SUPPORTED_VERSIONS_LIST: Shape = Shape::List(List { element: "item", flat: true, bounds: Bounds { min: None, max: None }, shape: &NITRO_TPM_SUPPORTED_VERSION_TYPE });
 static NITRO_TPM_SUPPORTED_VERSION_TYPE: Shape = Shape::Text(Bounds { min: None, max: None });
 static ODB_NETWORK_ARN: Shape = Shape::Text(Bounds { min: None, max: None });
+static OPERATOR_REQUEST: Shape = Shape::Structure(&[
+    member("Principal", "Principal", "Principal", &STRING),
+]);
 static OPERATOR_RESPONSE: Shape = Shape::Structure(&[
     member("Managed", "Managed", "managed", &BOOLEAN),
     member("Principal", "Principal", "principal", &STRING),
     member("HiddenByDefault", "HiddenByDefault", "hiddenByDefault", &BOOLEAN),
 ]);
+static OWNER_STRING_LIST: Shape = Shape::List(List { element: "Owner", flat: true, bounds: Bounds { min: None, max: None }, shape: &STRING });
+static PASSWORD_DATA: Shape = Shape::Text(Bounds { min: None, max: None });
 static PEAK_BANDWIDTH_IN_GBPS: Shape = Shape::Number;
+static PERFORMANCE_STATUS_SUMMARY: Shape = Shape::Structure(&[
+    member("Status", "Status", "status", &SUMMARY_STATUS),
+    member("ImpairedSince", "ImpairedSince", "impairedSince", &MILLISECOND_DATE_TIME),
+    member("Remediation", "Remediation", "remediation", &STRING),
+]);
 static PHC_SUPPORT: Shape = Shape::Choice(&["unsupported", "supported"]);
+static PLACEMENT: Shape = Shape::Structure(&[
+    member("AvailabilityZoneId", "AvailabilityZoneId", "availabilityZoneId", &AVAILABILITY_ZONE_ID),
+    member("Affinity", "Affinity", "affinity", &STRING),
+    member("GroupName", "GroupName", "groupName", &PLACEMENT_GROUP_NAME),
+    member("PartitionNumber", "PartitionNumber", "partitionNumber", &INTEGER),
+    member("HostId", "HostId", "hostId", &STRING),
+    member("Tenancy", "Tenancy", "tenancy", &TENANCY),
+    member("SpreadDomain", "SpreadDomain", "spreadDomain", &STRING),
+    member("HostResourceGroupArn", "HostResourceGroupArn", "hostResourceGroupArn", &STRING),
+    member("GroupId", "GroupId", "groupId", &PLACEMENT_GROUP_ID),
+    member("AvailabilityZone", "AvailabilityZone", "availabilityZone", &STRING),
+]);
+static PLACEMENT_GROUP_ID: Shape = Shape::Text(Bounds { min: None, max: None });
 static PLACEMENT_GROUP_INFO: Shape = Shape::Structure(&[
     member("SupportedStrategies", "SupportedStrategies", "supportedStrategies", &PLACEMENT_GROUP_STRATEGY_LIST),
 ]);
+static PLACEMENT_GROUP_NAME: Shape = Shape::Text(Bounds { min: None, max: None });
 static PLACEMENT_GROUP_STRATEGY: Shape = Shape::Choice(&["cluster", "partition", "spread"]);
 static PLACEMENT_GROUP_STRATEGY_LIST: Shape = Shape::List(List { element: "item", flat: true, bounds: Bounds { min: None, max: None }, shape: &PLACEMENT_GROUP_STRATEGY });
+static PLATFORM_VALUES: Shape = Shape::Choice(&["Windows"]);
 static PREFIX_LIST_ID: Shape = Shape::Structure(&[
     member("Description", "Description", "description", &STRING),
     member("PrefixListId", "PrefixListId", "prefixListId", &STRING),
@@ -1121,6 +1850,21 @@ static PRIVATE_DNS_NAME_OPTIONS_ON_LAUNCH: Shape = Shape::Structure(&[
     member("EnableResourceNameDnsARecord", "EnableResourceNameDnsARecord", "enableResourceNameDnsARecord", &BOOLEAN),
     member("EnableResourceNameDnsAAAARecord", "EnableResourceNameDnsAAAARecord", "enableResourceNameDnsAAAARecord", &BOOLEAN),
 ]);
+static PRIVATE_DNS_NAME_OPTIONS_REQUEST: Shape = Shape::Structure(&[
+    member("HostnameType", "HostnameType", "HostnameType", &HOSTNAME_TYPE),
+    member("EnableResourceNameDnsARecord", "EnableResourceNameDnsARecord", "EnableResourceNameDnsARecord", &BOOLEAN),
+    member("EnableResourceNameDnsAAAARecord", "EnableResourceNameDnsAAAARecord", "EnableResourceNameDnsAAAARecord", &BOOLEAN),
+]);
+static PRIVATE_DNS_NAME_OPTIONS_RESPONSE: Shape = Shape::Structure(&[
+    member("HostnameType", "HostnameType", "hostnameType", &HOSTNAME_TYPE),
+    member("EnableResourceNameDnsARecord", "EnableResourceNameDnsARecord", "enableResourceNameDnsARecord", &BOOLEAN),
+    member("EnableResourceNameDnsAAAARecord", "EnableResourceNameDnsAAAARecord", "enableResourceNameDnsAAAARecord", &BOOLEAN),
+]);
+static PRIVATE_IP_ADDRESS_SPECIFICATION: Shape = Shape::Structure(&[
+    member("Primary", "Primary", "primary", &BOOLEAN),
+    member("PrivateIpAddress", "PrivateIpAddress", "privateIpAddress", &STRING),
+]);
+static PRIVATE_IP_ADDRESS_SPECIFICATION_LIST: Shape = Shape::List(List { element: "item", flat: true, bounds: Bounds { min: None, max: None }, shape: &PRIVATE_IP_ADDRESS_SPECIFICATION });
 static PROCESSOR_INFO: Shape = Shape::Structure(&[
     member("SupportedArchitectures", "SupportedArchitectures", "supportedArchitectures", &ARCHITECTURE_TYPE_LIST),
     member("SustainedClockSpeedInGhz", "SustainedClockSpeedInGhz", "sustainedClockSpeedInGhz", &PROCESSOR_SUSTAINED_CLOCK_SPEED),
@@ -1128,6 +1872,12 @@ static PROCESSOR_INFO: Shape = Shape::Structure(&[
     member("Manufacturer", "Manufacturer", "manufacturer", &CPU_MANUFACTURER_NAME),
 ]);
 static PROCESSOR_SUSTAINED_CLOCK_SPEED: Shape = Shape::Number;
+static PRODUCT_CODE: Shape = Shape::Structure(&[
+    member("ProductCodeId", "ProductCode", "productCode", &STRING),
+    member("ProductCodeType", "Type", "type", &PRODUCT_CODE_VALUES),
+]);
+static PRODUCT_CODE_LIST: Shape = Shape::List(List { element: "item", flat: true, bounds: Bounds { min: None, max: None }, shape: &PRODUCT_CODE });
+static PRODUCT_CODE_VALUES: Shape = Shape::Choice(&["devpay", "marketplace"]);
 static PROPAGATING_VGW: Shape = Shape::Structure(&[
     member("GatewayId", "GatewayId", "gatewayId", &STRING),
 ]);
@@ -1145,6 +1895,11 @@ static PUBLIC_IP_DNS_NAME_OPTIONS: Shape = Shape::Structure(&[
     member("PublicDualStackDnsName", "PublicDualStackDnsName", "publicDualStackDnsName", &STRING),
 ]);
 static PUBLIC_IP_STRING_LIST: Shape = Shape::List(List { element: "PublicIp", flat: true, bounds: Bounds { min: None, max: None }, shape: &STRING });
+static RAMDISK_ID: Shape = Shape::Text(Bounds { min: None, max: None });
+static REBOOT_INSTANCES_REQUEST: Shape = Shape::Structure(&[
+    required("InstanceIds", "InstanceId", "InstanceId", &INSTANCE_ID_STRING_LIST),
+    member("DryRun", "DryRun", "dryRun", &BOOLEAN),
+]);
 static REBOOT_MIGRATION_SUPPORT: Shape = Shape::Choice(&["unsupported", "supported"]);
 static REFERENCED_SECURITY_GROUP: Shape = Shape::Structure(&[
     member("GroupId", "GroupId", "groupId", &STRING),
@@ -1165,6 +1920,29 @@ static REGION_GEOGRAPHY: Shape = Shape::Structure(&[
 static REGION_GEOGRAPHY_LIST: Shape = Shape::List(List { element: "item", flat: true, bounds: Bounds { min: None, max: None }, shape: &REGION_GEOGRAPHY });
 static REGION_LIST: Shape = Shape::List(List { element: "item", flat: true, bounds: Bounds { min: None, max: None }, shape: &REGION });
 static REGION_NAME_STRING_LIST: Shape = Shape::List(List { element: "RegionName", flat: true, bounds: Bounds { min: None, max: None }, shape: &STRING });
+static REGISTER_IMAGE_REQUEST: Shape = Shape::Structure(&[
+    member("ImageLocation", "ImageLocation", "ImageLocation", &STRING),
+    member("BillingProducts", "BillingProduct", "BillingProduct", &BILLING_PRODUCT_LIST),
+    member("BootMode", "BootMode", "BootMode", &BOOT_MODE_VALUES),
+    member("TpmSupport", "TpmSupport", "TpmSupport", &TPM_SUPPORT_VALUES),
+    member("UefiData", "UefiData", "UefiData", &IMAGE_UEFI_DATA_REQUEST),
+    member("ImdsSupport", "ImdsSupport", "ImdsSupport", &IMDS_SUPPORT_VALUES),
+    member("TagSpecifications", "TagSpecification", "TagSpecification", &TAG_SPECIFICATION_LIST),
+    member("DryRun", "DryRun", "dryRun", &BOOLEAN),
+    required("Name", "Name", "name", &IMAGE_NAME_REQUEST),
+    member("Description", "Description", "description", &IMAGE_DESCRIPTION_REQUEST),
+    member("Architecture", "Architecture", "architecture", &ARCHITECTURE_VALUES),
+    member("KernelId", "KernelId", "kernelId", &KERNEL_ID),
+    member("RamdiskId", "RamdiskId", "ramdiskId", &RAMDISK_ID),
+    member("RootDeviceName", "RootDeviceName", "rootDeviceName", &STRING),
+    member("BlockDeviceMappings", "BlockDeviceMapping", "BlockDeviceMapping", &BLOCK_DEVICE_MAPPING_REQUEST_LIST),
+    member("VirtualizationType", "VirtualizationType", "virtualizationType", &STRING),
+    member("SriovNetSupport", "SriovNetSupport", "sriovNetSupport", &STRING),
+    member("EnaSupport", "EnaSupport", "enaSupport", &BOOLEAN),
+]);
+static REGISTER_IMAGE_RESULT: Shape = Shape::Structure(&[
+    member("ImageId", "ImageId", "imageId", &STRING),
+]);
 static RELEASE_ADDRESS_REQUEST: Shape = Shape::Structure(&[
     member("AllocationId", "AllocationId", "AllocationId", &ALLOCATION_ID),
     member("PublicIp", "PublicIp", "PublicIp", &STRING),
@@ -1179,6 +1957,14 @@ static REPLACE_IAM_INSTANCE_PROFILE_ASSOCIATION_RESULT: Shape = Shape::Structure
     member("IamInstanceProfileAssociation", "IamInstanceProfileAssociation", "iamInstanceProfileAssociation", &IAM_INSTANCE_PROFILE_ASSOCIATION),
 ]);
 static REQUEST_INSTANCE_TYPE_LIST: Shape = Shape::List(List { element: "member", flat: true, bounds: Bounds { min: Some(0), max: Some(100) }, shape: &INSTANCE_TYPE });
+static RESERVATION: Shape = Shape::Structure(&[
+    member("ReservationId", "ReservationId", "reservationId", &STRING),
+    member("OwnerId", "OwnerId", "ownerId", &STRING),
+    member("RequesterId", "RequesterId", "requesterId", &STRING),
+    member("Groups", "GroupSet", "groupSet", &GROUP_IDENTIFIER_LIST),
+    member("Instances", "InstancesSet", "instancesSet", &INSTANCE_LIST),
+]);
+static RESERVATION_LIST: Shape = Shape::List(List { element: "item", flat: true, bounds: Bounds { min: None, max: None }, shape: &RESERVATION });
 static RESOURCE_ID_LIST: Shape = Shape::List(List { element: "member", flat: true, bounds: Bounds { min: None, max: None }, shape: &TAGGABLE_RESOURCE_ID });
 static RESOURCE_TYPE: Shape = Shape::Text(Bounds { min: None, max: None });
 static REVOKED_SECURITY_GROUP_RULE: Shape = Shape::Structure(&[
@@ -1282,7 +2068,76 @@ static ROUTE_TABLE_ASSOCIATION_STATE_CODE: Shape = Shape::Choice(&["associating"
 static ROUTE_TABLE_ID: Shape = Shape::Text(Bounds { min: None, max: None });
 static ROUTE_TABLE_ID_STRING_LIST: Shape = Shape::List(List { element: "item", flat: true, bounds: Bounds { min: None, max: None }, shape: &ROUTE_TABLE_ID });
 static ROUTE_TABLE_LIST: Shape = Shape::List(List { element: "item", flat: true, bounds: Bounds { min: None, max: None }, shape: &ROUTE_TABLE });
+static RUN_INSTANCES_MONITORING_ENABLED: Shape = Shape::Structure(&[
+    member("MetricCategoryIds", "MetricCategoryId", "MetricCategoryId", &METRIC_CATEGORY_ID_LIST),
+    required("Enabled", "Enabled", "enabled", &BOOLEAN),
+]);
+static RUN_INSTANCES_REQUEST: Shape = Shape::Structure(&[
+    member("BlockDeviceMappings", "BlockDeviceMapping", "BlockDeviceMapping", &BLOCK_DEVICE_MAPPING_REQUEST_LIST),
+    member("ImageId", "ImageId", "ImageId", &IMAGE_ID),
+    member("InstanceType", "InstanceType", "InstanceType", &INSTANCE_TYPE),
+    member("Ipv6AddressCount", "Ipv6AddressCount", "Ipv6AddressCount", &INTEGER),
+    member("Ipv6Addresses", "Ipv6Address", "Ipv6Address", &INSTANCE_IPV6_ADDRESS_LIST),
+    member("KernelId", "KernelId", "KernelId", &KERNEL_ID),
+    member("KeyName", "KeyName", "KeyName", &KEY_PAIR_NAME),
+    required("MaxCount", "MaxCount", "MaxCount", &INTEGER),
+    required("MinCount", "MinCount", "MinCount", &INTEGER),
+    member("Monitoring", "Monitoring", "Monitoring", &RUN_INSTANCES_MONITORING_ENABLED),
+    member("Placement", "Placement", "Placement", &PLACEMENT),
+    member("RamdiskId", "RamdiskId", "RamdiskId", &RAMDISK_ID),
+    member("SecurityGroupIds", "SecurityGroupId", "SecurityGroupId", &SECURITY_GROUP_ID_STRING_LIST),
+    member("SecurityGroups", "SecurityGroup", "SecurityGroup", &SECURITY_GROUP_STRING_LIST),
+    member("SubnetId", "SubnetId", "SubnetId", &SUBNET_ID),
+    member("UserData", "UserData", "UserData", &RUN_INSTANCES_USER_DATA),
+    member("ElasticGpuSpecification", "ElasticGpuSpecification", "ElasticGpuSpecification", &ELASTIC_GPU_SPECIFICATIONS),
+    member("ElasticInferenceAccelerators", "ElasticInferenceAccelerator", "ElasticInferenceAccelerator", &ELASTIC_INFERENCE_ACCELERATORS),
+    member("TagSpecifications", "TagSpecification", "TagSpecification", &TAG_SPECIFICATION_LIST),
+    member("LaunchTemplate", "LaunchTemplate", "LaunchTemplate", &LAUNCH_TEMPLATE_SPECIFICATION),
+    member("InstanceMarketOptions", "InstanceMarketOptions", "InstanceMarketOptions", &INSTANCE_MARKET_OPTIONS_REQUEST),
+    member("CreditSpecification", "CreditSpecification", "CreditSpecification", &CREDIT_SPECIFICATION_REQUEST),
+    member("CpuOptions", "CpuOptions", "CpuOptions", &CPU_OPTIONS_REQUEST),
+    member("CapacityReservationSpecification", "CapacityReservationSpecification", "CapacityReservationSpecification", &CAPACITY_RESERVATION_SPECIFICATION),
+    member("HibernationOptions", "HibernationOptions", "HibernationOptions", &HIBERNATION_OPTIONS_REQUEST),
+    member("LicenseSpecifications", "LicenseSpecification", "LicenseSpecification", &LICENSE_SPECIFICATION_LIST_REQUEST),
+    member("MetadataOptions", "MetadataOptions", "MetadataOptions", &INSTANCE_METADATA_OPTIONS_REQUEST),
+    member("EnclaveOptions", "EnclaveOptions", "EnclaveOptions", &ENCLAVE_OPTIONS_REQUEST),
+    member("PrivateDnsNameOptions", "PrivateDnsNameOptions", "PrivateDnsNameOptions", &PRIVATE_DNS_NAME_OPTIONS_REQUEST),
+    member("MaintenanceOptions", "MaintenanceOptions", "MaintenanceOptions", &INSTANCE_MAINTENANCE_OPTIONS_REQUEST),
+    member("DisableApiStop", "DisableApiStop", "DisableApiStop", &BOOLEAN),
+    member("EnablePrimaryIpv6", "EnablePrimaryIpv6", "EnablePrimaryIpv6", &BOOLEAN),
+    member("NetworkPerformanceOptions", "NetworkPerformanceOptions", "NetworkPerformanceOptions", &INSTANCE_NETWORK_PERFORMANCE_OPTIONS_REQUEST),
+    member("Operator", "Operator", "Operator", &OPERATOR_REQUEST),
+    member("SecondaryInterfaces", "SecondaryInterface", "SecondaryInterface", &INSTANCE_SECONDARY_INTERFACE_SPECIFICATION_LIST_REQUEST),
+    member("DryRun", "DryRun", "dryRun", &BOOLEAN),
+    member("DisableApiTermination", "DisableApiTermination", "disableApiTermination", &BOOLEAN),
+    member("InstanceInitiatedShutdownBehavior", "InstanceInitiatedShutdownBehavior", "instanceInitiatedShutdownBehavior", &SHUTDOWN_BEHAVIOR),
+    member("PrivateIpAddress", "PrivateIpAddress", "privateIpAddress", &STRING),
+    member("ClientToken", "ClientToken", "clientToken", &STRING),
+    member("AdditionalInfo", "AdditionalInfo", "additionalInfo", &STRING),
+    member("NetworkInterfaces", "NetworkInterface", "networkInterface", &INSTANCE_NETWORK_INTERFACE_SPECIFICATION_LIST),
+    member("IamInstanceProfile", "IamInstanceProfile", "iamInstanceProfile", &IAM_INSTANCE_PROFILE_SPECIFICATION),
+    member("EbsOptimized", "EbsOptimized", "ebsOptimized", &BOOLEAN),
+]);
+static RUN_INSTANCES_USER_DATA: Shape = Shape::Text(Bounds { min: None, max: None });
+static SCAN_RESULTS: Shape = Shape::Structure(&[
+    member("HighestFindingSeverityLabel", "HighestFindingSeverityLabel", "highestFindingSeverityLabel", &SEVERITY_LABEL),
+    member("FindingScanDate", "FindingScanDate", "findingScanDate", &MILLISECOND_DATE_TIME),
+    member("InformationalFixAvailableSince", "InformationalFixAvailableSince", "informationalFixAvailableSince", &MILLISECOND_DATE_TIME),
+    member("LowFixAvailableSince", "LowFixAvailableSince", "lowFixAvailableSince", &MILLISECOND_DATE_TIME),
+    member("MediumFixAvailableSince", "MediumFixAvailableSince", "mediumFixAvailableSince", &MILLISECOND_DATE_TIME),
+    member("HighFixAvailableSince", "HighFixAvailableSince", "highFixAvailableSince", &MILLISECOND_DATE_TIME),
+    member("CriticalFixAvailableSince", "CriticalFixAvailableSince", "criticalFixAvailableSince", &MILLISECOND_DATE_TIME),
+]);
+static SECONDARY_INTERFACE_ID: Shape = Shape::Text(Bounds { min: None, max: None });
+static SECONDARY_INTERFACE_STATUS: Shape = Shape::Choice(&["available", "in-use"]);
+static SECONDARY_INTERFACE_TYPE: Shape = Shape::Choice(&["secondary"]);
+static SECONDARY_NETWORK_ID: Shape = Shape::Text(Bounds { min: None, max: None });
 static SECONDARY_NETWORK_SUPPORTED_FLAG: Shape = Shape::Boolean;
+static SECONDARY_SUBNET_ID: Shape = Shape::Text(Bounds { min: None, max: None });
+static SECURE_BLOB: Shape = Shape::Blob;
+static SECURE_BLOB_ATTRIBUTE_VALUE: Shape = Shape::Structure(&[
+    member("Value", "Value", "value", &SECURE_BLOB),
+]);
 static SECURITY_GROUP: Shape = Shape::Structure(&[
     member("GroupId", "GroupId", "groupId", &STRING),
     member("IpPermissionsEgress", "IpPermissionsEgress", "ipPermissionsEgress", &IP_PERMISSION_LIST),
@@ -1332,8 +2187,45 @@ static SECURITY_GROUP_RULE_UPDATE: Shape = Shape::Structure(&[
     member("SecurityGroupRule", "SecurityGroupRule", "SecurityGroupRule", &SECURITY_GROUP_RULE_REQUEST),
 ]);
 static SECURITY_GROUP_RULE_UPDATE_LIST: Shape = Shape::List(List { element: "item", flat: true, bounds: Bounds { min: None, max: None }, shape: &SECURITY_GROUP_RULE_UPDATE });
+static SECURITY_GROUP_STRING_LIST: Shape = Shape::List(List { element: "SecurityGroup", flat: true, bounds: Bounds { min: None, max: None }, shape: &SECURITY_GROUP_NAME });
 static SENSITIVE_USER_DATA: Shape = Shape::Text(Bounds { min: None, max: None });
 static SERVICE_MANAGED: Shape = Shape::Choice(&["alb", "nlb", "rnat", "rds"]);
+static SEVERITY_LABEL: Shape = Shape::Choice(&["informational", "low", "medium", "high", "critical"]);
+static SHUTDOWN_BEHAVIOR: Shape = Shape::Choice(&["stop", "terminate"]);
+static SNAPSHOT_ID: Shape = Shape::Text(Bounds { min: None, max: None });
+static SNAPSHOT_RETURN_CODES: Shape = Shape::Choice(&["success", "skipped", "missing-permissions", "internal-error", "client-error"]);
+static SPOT_INSTANCE_TYPE: Shape = Shape::Choice(&["one-time", "persistent"]);
+static SPOT_MARKET_OPTIONS: Shape = Shape::Structure(&[
+    member("MaxPrice", "MaxPrice", "MaxPrice", &STRING),
+    member("SpotInstanceType", "SpotInstanceType", "SpotInstanceType", &SPOT_INSTANCE_TYPE),
+    member("BlockDurationMinutes", "BlockDurationMinutes", "BlockDurationMinutes", &INTEGER),
+    member("ValidUntil", "ValidUntil", "ValidUntil", &DATE_TIME),
+    member("InstanceInterruptionBehavior", "InstanceInterruptionBehavior", "InstanceInterruptionBehavior", &INSTANCE_INTERRUPTION_BEHAVIOR),
+]);
+static START_INSTANCES_REQUEST: Shape = Shape::Structure(&[
+    required("InstanceIds", "InstanceId", "InstanceId", &INSTANCE_ID_STRING_LIST),
+    member("AdditionalInfo", "AdditionalInfo", "additionalInfo", &STRING),
+    member("DryRun", "DryRun", "dryRun", &BOOLEAN),
+]);
+static START_INSTANCES_RESULT: Shape = Shape::Structure(&[
+    member("StartingInstances", "InstancesSet", "instancesSet", &INSTANCE_STATE_CHANGE_LIST),
+]);
+static STATE_REASON: Shape = Shape::Structure(&[
+    member("Code", "Code", "code", &STRING),
+    member("Message", "Message", "message", &STRING),
+]);
+static STATUS_NAME: Shape = Shape::Choice(&["reachability"]);
+static STATUS_TYPE: Shape = Shape::Choice(&["passed", "failed", "insufficient-data", "initializing"]);
+static STOP_INSTANCES_REQUEST: Shape = Shape::Structure(&[
+    required("InstanceIds", "InstanceId", "InstanceId", &INSTANCE_ID_STRING_LIST),
+    member("Hibernate", "Hibernate", "Hibernate", &BOOLEAN),
+    member("SkipOsShutdown", "SkipOsShutdown", "SkipOsShutdown", &BOOLEAN),
+    member("DryRun", "DryRun", "dryRun", &BOOLEAN),
+    member("Force", "Force", "force", &BOOLEAN),
+]);
+static STOP_INSTANCES_RESULT: Shape = Shape::Structure(&[
+    member("StoppingInstances", "InstancesSet", "instancesSet", &INSTANCE_STATE_CHANGE_LIST),
+]);
 static STRING: Shape = Shape::Text(Bounds { min: None, max: None });
 static SUBNET: Shape = Shape::Structure(&[
     member("AvailabilityZoneId", "AvailabilityZoneId", "availabilityZoneId", &STRING),
@@ -1379,8 +2271,10 @@ static SUBNET_IPV6_CIDR_BLOCK_ASSOCIATION: Shape = Shape::Structure(&[
 static SUBNET_IPV6_CIDR_BLOCK_ASSOCIATION_SET: Shape = Shape::List(List { element: "item", flat: true, bounds: Bounds { min: None, max: None }, shape: &SUBNET_IPV6_CIDR_BLOCK_ASSOCIATION });
 static SUBNET_LIST: Shape = Shape::List(List { element: "item", flat: true, bounds: Bounds { min: None, max: None }, shape: &SUBNET });
 static SUBNET_STATE: Shape = Shape::Choice(&["pending", "available", "unavailable", "failed", "failed-insufficient-capacity"]);
+static SUMMARY_STATUS: Shape = Shape::Choice(&["ok", "impaired", "insufficient-data", "not-applicable", "initializing"]);
 static SUPPORTED_ADDITIONAL_PROCESSOR_FEATURE: Shape = Shape::Choice(&["amd-sev-snp", "nested-virtualization"]);
 static SUPPORTED_ADDITIONAL_PROCESSOR_FEATURE_LIST: Shape = Shape::List(List { element: "item", flat: true, bounds: Bounds { min: None, max: None }, shape: &SUPPORTED_ADDITIONAL_PROCESSOR_FEATURE });
+static SUPPORTED_INSTANCE_TYPE_SET: Shape = Shape::List(List { element: "item", flat: true, bounds: Bounds { min: None, max: None }, shape: &INSTANCE_TYPE_ITEM });
 static SUPPORTED_IN_REGION: Shape = Shape::Boolean;
 static TAG: Shape = Shape::Structure(&[
     member("Key", "Key", "key", &STRING),
@@ -1401,6 +2295,15 @@ static TAG_SPECIFICATION: Shape = Shape::Structure(&[
 ]);
 static TAG_SPECIFICATION_LIST: Shape = Shape::List(List { element: "item", flat: true, bounds: Bounds { min: None, max: None }, shape: &TAG_SPECIFICATION });
 static TENANCY: Shape = Shape::Choice(&["default", "dedicated", "host"]);
+static TERMINATE_INSTANCES_REQUEST: Shape = Shape::Structure(&[
+    required("InstanceIds", "InstanceId", "InstanceId", &INSTANCE_ID_STRING_LIST),
+    member("Force", "Force", "Force", &BOOLEAN),
+    member("SkipOsShutdown", "SkipOsShutdown", "SkipOsShutdown", &BOOLEAN),
+    member("DryRun", "DryRun", "dryRun", &BOOLEAN),
+]);
+static TERMINATE_INSTANCES_RESULT: Shape = Shape::Structure(&[
+    member("TerminatingInstances", "InstancesSet", "instancesSet", &INSTANCE_STATE_CHANGE_LIST),
+]);
 static THREADS_PER_CORE: Shape = Shape::Integer(Bounds { min: None, max: None });
 static THREADS_PER_CORE_LIST: Shape = Shape::List(List { element: "item", flat: true, bounds: Bounds { min: None, max: None }, shape: &THREADS_PER_CORE });
 static TOTAL_FPGA_MEMORY: Shape = Shape::Integer(Bounds { min: None, max: None });
@@ -1408,6 +2311,8 @@ static TOTAL_GPU_MEMORY: Shape = Shape::Integer(Bounds { min: None, max: None })
 static TOTAL_INFERENCE_MEMORY: Shape = Shape::Integer(Bounds { min: None, max: None });
 static TOTAL_MEDIA_MEMORY: Shape = Shape::Integer(Bounds { min: None, max: None });
 static TOTAL_NEURON_MEMORY: Shape = Shape::Integer(Bounds { min: None, max: None });
+static TPM_SUPPORT_VALUES: Shape = Shape::Choice(&["v2.0"]);
+static UNSUPPORTED_INSTANCE_TYPE_SET: Shape = Shape::List(List { element: "item", flat: true, bounds: Bounds { min: None, max: None }, shape: &INSTANCE_TYPE_ITEM });
 static USAGE_CLASS_TYPE: Shape = Shape::Choice(&["spot", "on-demand", "capacity-block"]);
 static USAGE_CLASS_TYPE_LIST: Shape = Shape::List(List { element: "item", flat: true, bounds: Bounds { min: None, max: None }, shape: &USAGE_CLASS_TYPE });
 static USER_ID_GROUP_PAIR: Shape = Shape::Structure(&[
@@ -1423,6 +2328,8 @@ static USER_ID_GROUP_PAIR_LIST: Shape = Shape::List(List { element: "item", flat
 static VALUE_STRING_LIST: Shape = Shape::List(List { element: "item", flat: true, bounds: Bounds { min: None, max: None }, shape: &STRING });
 static VIRTUALIZATION_TYPE: Shape = Shape::Choice(&["hvm", "paravirtual"]);
 static VIRTUALIZATION_TYPE_LIST: Shape = Shape::List(List { element: "item", flat: true, bounds: Bounds { min: None, max: None }, shape: &VIRTUALIZATION_TYPE });
+static VOLUME_ID: Shape = Shape::Text(Bounds { min: None, max: None });
+static VOLUME_TYPE: Shape = Shape::Choice(&["standard", "io1", "io2", "gp2", "sc1", "st1", "gp3"]);
 static VPC: Shape = Shape::Structure(&[
     member("OwnerId", "OwnerId", "ownerId", &STRING),
     member("InstanceTenancy", "InstanceTenancy", "instanceTenancy", &TENANCY),

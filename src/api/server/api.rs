@@ -139,7 +139,13 @@ impl Api {
         }
         let action = actions::find(service.name, name)
             .ok_or_else(|| ApiError::unsupported(format!("Kiln does not have {name}")))?;
-        let context = Context { plane: self.supervisor.plane(), auth: &self.auth, caller: &caller, now };
+        let context = Context {
+            supervisor: &self.supervisor,
+            plane: self.supervisor.plane(),
+            auth: &self.auth,
+            caller: &caller,
+            now,
+        };
         let value = action(&context, input)?;
         envelope(service, operation, &value, request_id).map_err(|e| ApiError::internal(&e))
     }

@@ -26,5 +26,7 @@ pub use options::{ParseOptionsError, parse_options};
 pub use tags::{InvalidMetadataTag, check_tag_keys};
 pub use tree::{BuildError, build};
 
+pub use kiln_vmspec::{HttpTokens, MetadataOptions};
+
 #[cfg(test)]
 mod tests;

@@ -1,0 +1,174 @@
+//! Attributes of instances, one at a time, and what their guests have said.
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use kiln_controlplane::instances::{Attribute, Instance, ShutdownBehavior};
+use kiln_model::{InstanceId, InstanceType, UserData};
+use serde_json::{Value, json};
+
+use super::ids::INSTANCE;
+use super::instances::{ROOT_DEVICE, World};
+use super::vpcs::Switch;
+use super::{Answer, Context, input};
+use crate::error::ApiError;
+
+input!(DescribeInstanceAttribute { instance_id: String, attribute: String });
+input!(Text { value: Option<String> });
+input!(ModifyInstanceAttribute { instance_id: String, attribute: Option<String>, value: Option<String>,
+    instance_type: Option<Text>, user_data: Option<Text>, groups: Vec<String>, disable_api_termination: Option<Switch>,
+    disable_api_stop: Option<Switch>, source_dest_check: Option<Switch>, ebs_optimized: Option<Switch>,
+    instance_initiated_shutdown_behavior: Option<Text> });
+input!(GetConsoleOutput { instance_id: String, latest: bool });
+input!(GetPasswordData { instance_id: String });
+
+fn find(context: &Context<'_>, id: &str) -> Result<Instance, ApiError> {
+    let id: InstanceId = INSTANCE.parse(id)?;
+    Ok(context.supervisor.instance(id)?)
+}
+
+/// `DescribeInstanceAttribute`.
+pub(super) fn describe(context: &Context<'_>, request: DescribeInstanceAttribute) -> Answer {
+    let instance = find(context, &request.instance_id)?;
+    let mut answer = json!({"InstanceId": instance.id.to_string()});
+    let (name, value) = match request.attribute.as_str() {
+        "instanceType" => ("InstanceType", json!({"Value": instance.instance_type})),
+        "userData" => {
+            let data = instance.user_data.as_ref().map(|data| STANDARD.encode(data.as_bytes()));
+            ("UserData", json!({ "Value": data }))
+        }
+        "disableApiTermination" => ("DisableApiTermination", json!({"Value": instance.protected})),
+        "disableApiStop" => ("DisableApiStop", json!({"Value": false})),
+        "instanceInitiatedShutdownBehavior" => {
+            let word = if instance.shutdown == ShutdownBehavior::Stop { "stop" } else { "terminate" };
+            ("InstanceInitiatedShutdownBehavior", json!({ "Value": word }))
+        }
+        "rootDeviceName" => ("RootDeviceName", json!({"Value": ROOT_DEVICE})),
+        "sourceDestCheck" => ("SourceDestCheck", json!({"Value": true})),
+        "groupSet" => ("Groups", World::read(context)?.groups_of(&instance).into()),
+        "ebsOptimized" => ("EbsOptimized", json!({"Value": false})),
+        "enaSupport" => ("EnaSupport", json!({"Value": false})),
+        "enclaveOptions" => ("EnclaveOptions", json!({"Enabled": false})),
+        "productCodes" => ("ProductCodes", json!([])),
+        "blockDeviceMapping" => {
+            let root = json!({
+                "DeviceName": ROOT_DEVICE,
+                "Ebs": {"VolumeId": instance.root.id.to_string(), "Status": "attached", "DeleteOnTermination": true},
+            });
+            ("BlockDeviceMappings", if instance.is_gone() { json!([]) } else { json!([root]) })
+        }
+        // Of paravirtual machines.
+        "kernel" => ("KernelId", json!({})),
+        "ramdisk" => ("RamdiskId", json!({})),
+        _ => ("SriovNetSupport", json!({})),
+    };
+    answer[name] = value;
+    Ok(answer)
+}
+
+fn boolean(text: Option<&str>) -> Result<bool, ApiError> {
+    match text {
+        Some("true") => Ok(true),
+        Some("false") => Ok(false),
+        _ => Err(ApiError::value("The attribute is true or false")),
+    }
+}
+
+impl ModifyInstanceAttribute {
+    /// The one change that is asked for.
+    fn change(self) -> Result<Attribute, ApiError> {
+        let mut all = Vec::new();
+        if let Some(Text { value: Some(name) }) = self.instance_type {
+            all.push(kind(&name)?);
+        }
+        if let Some(text) = self.user_data {
+            all.push(user_data(text.value.as_deref())?);
+        }
+        if let Some(Text { value: Some(word) }) = self.instance_initiated_shutdown_behavior {
+            all.push(shutdown(&word)?);
+        }
+        if let Some(Switch { value: Some(on) }) = self.disable_api_termination {
+            all.push(Attribute::Protected(on));
+        }
+        if let Some(Switch { value: Some(on) }) = self.source_dest_check {
+            all.push(Attribute::SourceDestCheck(on));
+        }
+        if !self.groups.is_empty() {
+            all.push(Attribute::Groups(self.groups));
+        }
+        for (switch, what) in
+            [(self.disable_api_stop, "Stop protection"), (self.ebs_optimized, "EBS optimization")]
+        {
+            match switch.and_then(|switch| switch.value) {
+                Some(true) => return Err(ApiError::unsupported(format!("{what} is not supported"))),
+                // As it is. Any attribute that stays as it is will do.
+                Some(false) => all.push(Attribute::SourceDestCheck(true)),
+                None => {}
+            }
+        }
+        let value = self.value.as_deref();
+        match self.attribute.as_deref() {
+            None => {}
+            Some("instanceType") => all.push(kind(value.unwrap_or_default())?),
+            Some("userData") => all.push(user_data(value)?),
+            Some("disableApiTermination") => all.push(Attribute::Protected(boolean(value)?)),
+            Some("sourceDestCheck") => all.push(Attribute::SourceDestCheck(boolean(value)?)),
+            Some("instanceInitiatedShutdownBehavior") => all.push(shutdown(value.unwrap_or_default())?),
+            Some(other) => {
+                return Err(ApiError::unsupported(format!("The attribute {other} cannot be modified")));
+            }
+        }
+        match (all.pop(), all.is_empty()) {
+            (Some(one), true) => Ok(one),
+            (None, _) => Err(ApiError::combination("No attributes specified.")),
+            (Some(_), false) => Err(ApiError::combination(
+                "Fields for multiple attribute types specified; a request modifies one of them",
+            )),
+        }
+    }
+}
+
+fn kind(name: &str) -> Result<Attribute, ApiError> {
+    match InstanceType::find(name) {
+        Ok(_) => Ok(Attribute::InstanceType(name.to_owned())),
+        Err(_) => Err(ApiError::value(format!("Invalid value '{name}' for InstanceType."))),
+    }
+}
+
+fn shutdown(word: &str) -> Result<Attribute, ApiError> {
+    match word {
+        "stop" => Ok(Attribute::Shutdown(ShutdownBehavior::Stop)),
+        "terminate" => Ok(Attribute::Shutdown(ShutdownBehavior::Terminate)),
+        _ => Err(ApiError::value(format!("Invalid value '{word}' for instanceInitiatedShutdownBehavior"))),
+    }
+}
+
+fn user_data(text: Option<&str>) -> Result<Attribute, ApiError> {
+    let Some(text) = text else { return Ok(Attribute::UserData(None)) };
+    let malformed = || ApiError::new("InvalidUserData.Malformed", "Invalid BASE64 encoding of user data.");
+    let data = UserData::new(STANDARD.decode(text).map_err(|_| malformed())?);
+    Ok(Attribute::UserData(Some(data.map_err(|e| ApiError::value(e.to_string()))?)))
+}
+
+/// `ModifyInstanceAttribute`.
+pub(super) fn modify(context: &Context<'_>, request: ModifyInstanceAttribute) -> Answer {
+    let id = find(context, &request.instance_id)?.id;
+    context.supervisor.modify(id, &request.change()?)?;
+    Ok(json!({}))
+}
+
+/// `GetConsoleOutput`.
+pub(super) fn console(context: &Context<'_>, request: GetConsoleOutput) -> Answer {
+    let instance = find(context, &request.instance_id)?;
+    let output = context.supervisor.console_output(instance.id)?;
+    let text: Value =
+        if output.bytes.is_empty() { Value::Null } else { STANDARD.encode(&output.bytes).into() };
+    Ok(json!({"InstanceId": instance.id.to_string(), "Timestamp": output.time, "Output": text}))
+}
+
+/// `GetPasswordData`: what a guest has encrypted with the public key of its launch.
+pub(super) fn password(context: &Context<'_>, request: GetPasswordData) -> Answer {
+    let instance = find(context, &request.instance_id)?;
+    let report = context.plane.password(&instance)?;
+    let data = report.map(|report| report.password_data).unwrap_or_default();
+    Ok(json!({"InstanceId": instance.id.to_string(), "Timestamp": instance.launched, "PasswordData": data}))
+}

@@ -1,0 +1,284 @@
+//! Instances as they are shown.
+
+use kiln_controlplane::credentials::InstanceProfile;
+use kiln_controlplane::instances::{BaseImage, Health, Instance};
+use kiln_controlplane::metadata::{ACCOUNT, REGION, ZONE, ZONE_ID, private_host_name, public_host_name};
+use kiln_controlplane::network::{ElasticAddress, Membership, SecurityGroup};
+use kiln_model::InstanceState;
+use serde_json::{Value, json};
+
+use super::ids::INSTANCE;
+use super::listing::{self, Filters, listing};
+use super::{Answer, Context, groups, interfaces, lifecycle, metadata_options, profiles, tagging};
+use crate::error::ApiError;
+
+/// Name of the root device, as the metadata service tells it too.
+pub(super) const ROOT_DEVICE: &str = "/dev/xvda";
+
+listing!(DescribeInstances { instance_ids: Vec<String>, include_managed_resources: bool });
+listing!(DescribeInstanceStatus { instance_ids: Vec<String>, include_all_instances: bool,
+    include_managed_resources: bool });
+listing!(DescribeInstanceCreditSpecifications { instance_ids: Vec<String> });
+
+const FILTERS: &Filters = &[
+    ("instance-id", "InstanceId"),
+    ("image-id", "ImageId"),
+    ("instance-type", "InstanceType"),
+    ("instance-state-name", "State.Name"),
+    ("instance-state-code", "State.Code"),
+    ("architecture", "Architecture"),
+    ("availability-zone", "Placement.AvailabilityZone"),
+    ("block-device-mapping.device-name", "BlockDeviceMappings.DeviceName"),
+    ("block-device-mapping.volume-id", "BlockDeviceMappings.Ebs.VolumeId"),
+    ("block-device-mapping.status", "BlockDeviceMappings.Ebs.Status"),
+    ("dns-name", "PublicDnsName"),
+    ("group-id", "SecurityGroups.GroupId"),
+    ("group-name", "SecurityGroups.GroupName"),
+    ("hypervisor", "Hypervisor"),
+    ("iam-instance-profile.arn", "IamInstanceProfile.Arn"),
+    ("iam-instance-profile.id", "IamInstanceProfile.Id"),
+    ("instance.group-id", "SecurityGroups.GroupId"),
+    ("instance.group-name", "SecurityGroups.GroupName"),
+    ("ip-address", "PublicIpAddress"),
+    ("key-name", "KeyName"),
+    ("launch-index", "AmiLaunchIndex"),
+    ("metadata-options.http-tokens", "MetadataOptions.HttpTokens"),
+    ("metadata-options.http-endpoint", "MetadataOptions.HttpEndpoint"),
+    ("metadata-options.http-put-response-hop-limit", "MetadataOptions.HttpPutResponseHopLimit"),
+    (
+        "network-interface.addresses.association.public-ip",
+        "NetworkInterfaces.PrivateIpAddresses.Association.PublicIp",
+    ),
+    (
+        "network-interface.addresses.private-ip-address",
+        "NetworkInterfaces.PrivateIpAddresses.PrivateIpAddress",
+    ),
+    ("network-interface.association.public-ip", "NetworkInterfaces.Association.PublicIp"),
+    ("network-interface.group-id", "NetworkInterfaces.Groups.GroupId"),
+    ("network-interface.mac-address", "NetworkInterfaces.MacAddress"),
+    ("network-interface.network-interface-id", "NetworkInterfaces.NetworkInterfaceId"),
+    ("network-interface.subnet-id", "NetworkInterfaces.SubnetId"),
+    ("network-interface.vpc-id", "NetworkInterfaces.VpcId"),
+    ("private-dns-name", "PrivateDnsName"),
+    ("private-ip-address", "PrivateIpAddress"),
+    ("root-device-name", "RootDeviceName"),
+    ("root-device-type", "RootDeviceType"),
+    ("source-dest-check", "SourceDestCheck"),
+    ("state-reason-code", "StateReason.Code"),
+    ("subnet-id", "SubnetId"),
+    ("tenancy", "Placement.Tenancy"),
+    ("virtualization-type", "VirtualizationType"),
+    ("vpc-id", "VpcId"),
+];
+const STATUS_FILTERS: &Filters = &[
+    ("availability-zone", "AvailabilityZone"),
+    ("instance-state-name", "InstanceState.Name"),
+    ("instance-state-code", "InstanceState.Code"),
+    ("instance-status.status", "InstanceStatus.Status"),
+    ("instance-status.reachability", "InstanceStatus.Details.Status"),
+    ("system-status.status", "SystemStatus.Status"),
+    ("system-status.reachability", "SystemStatus.Details.Status"),
+];
+
+/// What an instance shows besides its row.
+pub(super) struct World {
+    members: Vec<Membership>,
+    groups: Vec<SecurityGroup>,
+    elastic: Vec<ElasticAddress>,
+    profiles: Vec<InstanceProfile>,
+}
+
+impl World {
+    pub(super) fn read(context: &Context<'_>) -> Result<Self, ApiError> {
+        let networks = context.plane.networks();
+        Ok(World {
+            members: networks.memberships()?,
+            groups: networks.groups()?,
+            elastic: networks.elastic_addresses()?,
+            profiles: context.plane.roles().profiles()?,
+        })
+    }
+
+    /// Groups of an instance, while it has an interface.
+    pub(super) fn groups_of(&self, instance: &Instance) -> Vec<Value> {
+        let member = self.members.iter().find(|member| member.instance == instance.id);
+        groups::identifiers(member.into_iter().flat_map(|member| member.groups.iter()), &self.groups)
+    }
+
+    fn shown(&self, instance: &Instance) -> Value {
+        let mut shown = json!({
+            "InstanceId": instance.id.to_string(), "InstanceType": instance.instance_type,
+            "State": lifecycle::state(instance.state), "AmiLaunchIndex": instance.launch_index,
+            "LaunchTime": instance.launched, "Architecture": "x86_64", "Hypervisor": "nitro",
+            "VirtualizationType": "hvm", "RootDeviceName": ROOT_DEVICE, "RootDeviceType": "ebs",
+            "Monitoring": {"State": "disabled"}, "EbsOptimized": false, "EnaSupport": false,
+            "Placement": {"AvailabilityZone": ZONE, "AvailabilityZoneId": ZONE_ID, "GroupName": "", "Tenancy": "default"},
+            "CpuOptions": {"CoreCount": instance.vcpus, "ThreadsPerCore": 1}, "KeyName": instance.key_name,
+            "StateTransitionReason": instance.reason.as_ref().map(|r| r.transition()).unwrap_or_default(),
+            "StateReason": instance.reason.as_ref().map(|r| json!({"Code": r.code, "Message": r.message})),
+            "IamInstanceProfile": instance.profile.as_ref().map(|own| profiles::specification(&self.profiles, own)),
+            "MetadataOptions": metadata_options::shown(instance), "Tags": tagging::shown(&instance.tags),
+            "PrivateDnsName": "", "PublicDnsName": "", "SecurityGroups": self.groups_of(instance),
+            "BlockDeviceMappings": [], "NetworkInterfaces": [], "ProductCodes": [],
+            "EnclaveOptions": {"Enabled": false}, "HibernationOptions": {"Configured": false},
+            "PlatformDetails": "Linux/UNIX", "UsageOperation": "RunInstances", "ClientToken": "",
+        });
+        if let BaseImage::Imported { image } = instance.root.base {
+            shown["ImageId"] = image.to_string().into();
+        }
+        if instance.state != InstanceState::Terminated {
+            self.show_network(instance, &mut shown);
+            shown["BlockDeviceMappings"] = json!([{
+                "DeviceName": ROOT_DEVICE,
+                "Ebs": {
+                    "VolumeId": instance.root.id.to_string(), "Status": "attached", "DeleteOnTermination": true,
+                    "AttachTime": instance.created,
+                },
+            }]);
+        }
+        shown
+    }
+
+    fn show_network(&self, instance: &Instance, shown: &mut Value) {
+        let interface = &instance.interface;
+        let name = private_host_name(interface.address, Some(REGION));
+        let association =
+            interfaces::association(interface.id, instance.public_address, &self.elastic).map(|mut a| {
+                // Here without the ids of an Elastic address.
+                if let Some(members) = a.as_object_mut() {
+                    members.retain(|name, _| !matches!(name.as_str(), "AllocationId" | "AssociationId"));
+                }
+                a
+            });
+        let address = interface.address.to_string();
+        let (subnet, vpc) = (interface.subnet.id.to_string(), interface.subnet.vpc.to_string());
+        if let Some(public) = association.as_ref().and_then(|a| a["PublicIp"].as_str()?.parse().ok()) {
+            shown["PublicIpAddress"] = format!("{public}").into();
+            shown["PublicDnsName"] = public_host_name(public, REGION).into();
+        }
+        shown["PrivateIpAddress"] = address.as_str().into();
+        shown["PrivateDnsName"] = name.as_str().into();
+        shown["SubnetId"] = subnet.as_str().into();
+        shown["VpcId"] = vpc.as_str().into();
+        shown["SourceDestCheck"] = true.into();
+        shown["NetworkInterfaces"] = json!([{
+            "NetworkInterfaceId": interface.id.to_string(), "SubnetId": subnet, "VpcId": vpc, "Description": "",
+            "OwnerId": ACCOUNT, "Status": "in-use", "InterfaceType": "interface", "SourceDestCheck": true,
+            "MacAddress": interface.mac.to_string(), "PrivateIpAddress": address, "PrivateDnsName": name,
+            "Association": association, "Groups": self.groups_of(instance), "Ipv6Addresses": [],
+            "PrivateIpAddresses": [{
+                "PrivateIpAddress": address, "PrivateDnsName": name, "Primary": true, "Association": association,
+            }],
+            "Attachment": {
+                "AttachmentId": interfaces::attachment_id(interface.id), "DeviceIndex": 0, "NetworkCardIndex": 0,
+                "Status": "attached", "DeleteOnTermination": true, "AttachTime": instance.created,
+            },
+        }]);
+    }
+
+    /// Instances by reservation.
+    pub(super) fn reservations(&self, instances: &[&Instance]) -> Vec<Value> {
+        group(instances.iter().map(|i| (i.reservation.to_string(), self.shown(i))))
+    }
+}
+
+fn group(items: impl Iterator<Item = (String, Value)>) -> Vec<Value> {
+    let mut reservations: Vec<(String, Vec<Value>)> = Vec::new();
+    for (id, item) in items {
+        match reservations.last_mut().filter(|(last, _)| *last == id) {
+            Some((_, all)) => all.push(item),
+            None => reservations.push((id, vec![item])),
+        }
+    }
+    let one = |(id, instances)| json!({"ReservationId": id, "OwnerId": ACCOUNT, "Groups": [], "Instances": instances});
+    reservations.into_iter().map(one).collect()
+}
+
+fn no_pages(ids: &[String], max: Option<i64>) -> Result<(), ApiError> {
+    match !ids.is_empty() && max.is_some() {
+        true => Err(ApiError::combination(
+            "The parameter instancesSet cannot be used with the parameter maxResults",
+        )),
+        false => Ok(()),
+    }
+}
+
+/// `DescribeInstances`.
+pub(super) fn describe(context: &Context<'_>, mut request: DescribeInstances) -> Answer {
+    no_pages(&request.instance_ids, request.max_results)?;
+    let world = World::read(context)?;
+    let all = context.supervisor.instances()?;
+    // In the order of their reservations, so that a page cuts few of them.
+    let reservation =
+        |id: &str| all.iter().find(|i| i.id.to_string() == id).map(|i| i.reservation.to_string());
+    let mut items: Vec<_> = all.iter().map(|instance| world.shown(instance)).collect();
+    let mut wish = request.wish();
+    listing::select(&mut items, &request.instance_ids, "InstanceId", INSTANCE)?;
+    // Of the reservation, which all instances of the list are in.
+    for filter in &mut wish.filters {
+        match filter.name.as_deref() {
+            Some("reservation-id") => {
+                let wanted = std::mem::take(&mut filter.values);
+                let mut own = all.iter().filter(|i| wanted.contains(&i.reservation.to_string()));
+                filter.values = own.by_ref().map(|i| i.id.to_string()).collect();
+                filter.name = Some("instance-id".to_owned());
+            }
+            Some("owner-id") => {
+                let own = filter.values.iter().any(|value| value == ACCOUNT);
+                (filter.name, filter.values) =
+                    (Some("architecture".into()), vec![if own { "*" } else { "" }.into()]);
+            }
+            _ => {}
+        }
+    }
+    listing::filter(&mut items, &wish.filters, FILTERS)?;
+    let id = |item: &Value| item["InstanceId"].as_str().unwrap_or_default().to_owned();
+    let key = |item: &Value| format!("{} {}", reservation(&id(item)).unwrap_or_default(), id(item));
+    let (items, token) = listing::page(items, &wish, key)?;
+    let reservations =
+        group(items.into_iter().map(|item| (reservation(&id(&item)).unwrap_or_default(), item)));
+    Ok(json!({"Reservations": reservations, "NextToken": token}))
+}
+
+/// `DescribeInstanceStatus`: of running instances unless all are wanted.
+pub(super) fn describe_status(context: &Context<'_>, mut request: DescribeInstanceStatus) -> Answer {
+    no_pages(&request.instance_ids, request.max_results)?;
+    let all = context.supervisor.instances()?;
+    let one = |instance: &Instance| {
+        let (status, details) = match context.supervisor.health(instance) {
+            Health::Ok => ("ok", "passed"),
+            Health::Initializing => ("initializing", "initializing"),
+            _ => ("not-applicable", ""),
+        };
+        let details =
+            if details.is_empty() { json!([]) } else { json!([{"Name": "reachability", "Status": details}]) };
+        let summary = json!({"Status": status, "Details": details});
+        json!({
+            "InstanceId": instance.id.to_string(), "AvailabilityZone": ZONE, "AvailabilityZoneId": ZONE_ID,
+            "InstanceState": lifecycle::state(instance.state), "InstanceStatus": summary, "SystemStatus": summary,
+        })
+    };
+    let mut items: Vec<_> = all.iter().map(one).collect();
+    listing::select(&mut items, &request.instance_ids, "InstanceId", INSTANCE)?;
+    items.retain(|item| request.include_all_instances || item["InstanceState"]["Name"] == "running");
+    listing::answer(items, request.wish(), STATUS_FILTERS, "InstanceStatuses", "InstanceId")
+}
+
+/// `DescribeInstanceCreditSpecifications`: nothing is metered, so nothing runs out.
+pub(super) fn describe_credits(
+    context: &Context<'_>,
+    mut request: DescribeInstanceCreditSpecifications,
+) -> Answer {
+    let all = context.supervisor.instances()?;
+    let burstable = all.iter().filter(|i| i.instance_type.starts_with('t') && !i.is_gone());
+    let one = |i: &Instance| json!({"InstanceId": i.id.to_string(), "CpuCredits": "unlimited"});
+    let mut items: Vec<_> = burstable.map(one).collect();
+    listing::select(&mut items, &request.instance_ids, "InstanceId", INSTANCE)?;
+    listing::answer(
+        items,
+        request.wish(),
+        &[("instance-id", "InstanceId")],
+        "InstanceCreditSpecifications",
+        "InstanceId",
+    )
+}

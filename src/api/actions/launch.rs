@@ -1,0 +1,292 @@
+//! `RunInstances`: a wish in the words of EC2 to a wish of ours.
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use kiln_controlplane::images::ImageError;
+use kiln_controlplane::instances::{
+    Instance, LaunchError, LaunchRequest, RequestError, ShutdownBehavior, SupervisorError,
+};
+use kiln_controlplane::network::{DEFAULT_GROUP, Placement};
+use kiln_controlplane::state::StoreError;
+use kiln_controlplane::tags;
+use kiln_model::{ByteSize, ImageId, InstanceId, InstanceType, SubnetId, Tag, UserData, VpcId};
+use serde_json::Value;
+
+use super::ids::{GROUP, IMAGE, SUBNET};
+use super::instances::{self, World};
+use super::metadata_options::{self, MetadataOptionsRequest};
+use super::tagging::{self, TagSpecification};
+use super::tokens::Token;
+use super::{Answer, Context, input, key_pairs, parse, profiles, subnets, vpcs};
+use crate::error::ApiError;
+
+/// Instances of one request.
+const MAX_COUNT: u32 = 100;
+/// Names of the root device: what instances show, and what is usual.
+const ROOT_DEVICES: [&str; 2] = [instances::ROOT_DEVICE, "/dev/sda1"];
+
+input!(PlacementRequest { availability_zone: Option<String>, availability_zone_id: Option<String>,
+    tenancy: Option<String> });
+input!(Enabled { enabled: bool });
+input!(Configured { configured: bool });
+input!(Interface { device_index: i64, subnet_id: Option<String>, groups: Vec<String>,
+    associate_public_ip_address: bool, delete_on_termination: Option<bool>, private_ip_address: Option<String>,
+    description: Option<String>, network_card_index: Option<i64>, interface_type: Option<String> });
+input!(Ebs { volume_size: Option<u64>, delete_on_termination: Option<bool>, volume_type: Option<String>,
+    encrypted: bool, iops: Option<i64>, throughput: Option<i64> });
+input!(Mapping { device_name: String, ebs: Option<Ebs> });
+input!(RunInstances { image_id: Option<String>, instance_type: Option<String>, min_count: i64, max_count: i64,
+    key_name: Option<String>, security_group_ids: Vec<String>, security_groups: Vec<String>,
+    subnet_id: Option<String>, private_ip_address: Option<String>, user_data: Option<String>,
+    iam_instance_profile: Option<profiles::ProfileReference>, metadata_options: MetadataOptionsRequest,
+    instance_initiated_shutdown_behavior: Option<String>, ebs_optimized: bool, placement: PlacementRequest,
+    network_interfaces: Vec<Interface>, tag_specifications: Vec<TagSpecification>,
+    block_device_mappings: Vec<Mapping>, disable_api_termination: bool, disable_api_stop: bool,
+    monitoring: Enabled, enclave_options: Enabled, hibernation_options: Configured,
+    credit_specification: Option<Value>, maintenance_options: Option<Value>,
+    private_dns_name_options: Option<Value>, additional_info: Option<String> });
+
+/// Where the interface shall be, from either of the two forms.
+struct Where {
+    subnet: Option<String>,
+    address: Option<String>,
+    groups: Vec<String>,
+    public: bool,
+}
+
+impl RunInstances {
+    fn place(&mut self) -> Result<Where, ApiError> {
+        let top = Where {
+            subnet: self.subnet_id.take(),
+            address: self.private_ip_address.take(),
+            groups: std::mem::take(&mut self.security_group_ids),
+            public: false,
+        };
+        let mut interfaces = std::mem::take(&mut self.network_interfaces);
+        let Some(own) = interfaces.pop() else { return Ok(top) };
+        if !interfaces.is_empty() || own.device_index != 0 || own.network_card_index.is_some_and(|n| n != 0) {
+            return Err(ApiError::unsupported("An instance has one network interface, of device index 0"));
+        }
+        if own.interface_type.is_some_and(|kind| kind != "interface")
+            || own.delete_on_termination == Some(false)
+        {
+            return Err(ApiError::unsupported(
+                "The interface of an instance is a plain one and goes with it",
+            ));
+        }
+        if top.subnet.is_some()
+            || top.address.is_some()
+            || !top.groups.is_empty()
+            || !self.security_groups.is_empty()
+        {
+            return Err(ApiError::combination(
+                "Network interfaces and an instance-level subnet, address or security groups may not be \
+                 specified on the same request",
+            ));
+        }
+        let (subnet, address, groups) = (own.subnet_id, own.private_ip_address, own.groups);
+        Ok(Where { subnet, address, groups, public: own.associate_public_ip_address })
+    }
+
+    /// Refuses what would be a promise that is not kept.
+    fn check_unsupported(&self) -> Result<(), ApiError> {
+        let refused = [
+            (self.monitoring.enabled, "Detailed monitoring"),
+            (self.enclave_options.enabled, "An enclave"),
+            (self.hibernation_options.configured, "Hibernation"),
+            (self.disable_api_stop, "Stop protection"),
+            (self.placement.tenancy.as_ref().is_some_and(|t| t != "default"), "Tenancy other than default"),
+        ];
+        match refused.iter().find(|(wanted, _)| *wanted) {
+            Some((_, what)) => Err(ApiError::unsupported(format!("{what} is not supported"))),
+            None => Ok(()),
+        }
+    }
+
+    fn counts(&self) -> Result<(u32, u32), ApiError> {
+        let count = |count: i64| u32::try_from(count).ok().filter(|count| *count > 0);
+        let (Some(least), Some(most)) = (count(self.min_count), count(self.max_count)) else {
+            return Err(ApiError::value("MinCount and MaxCount are 1 or more"));
+        };
+        if least > most {
+            return Err(ApiError::combination("MinCount is more than MaxCount"));
+        }
+        if most > MAX_COUNT {
+            return Err(ApiError::new(
+                "InstanceLimitExceeded",
+                format!("A request makes at most {MAX_COUNT} instances"),
+            ));
+        }
+        Ok((least, most))
+    }
+
+    /// Size of the root volume, the only one there is.
+    fn volume_size(&self) -> Result<Option<ByteSize>, ApiError> {
+        let mut size = None;
+        for mapping in &self.block_device_mappings {
+            if !ROOT_DEVICES.contains(&mapping.device_name.as_str()) {
+                let message = format!("There is no device {} but the root volume", mapping.device_name);
+                return Err(ApiError::unsupported(message));
+            }
+            let Some(ebs) = &mapping.ebs else { continue };
+            if ebs.encrypted || ebs.delete_on_termination == Some(false) {
+                return Err(ApiError::unsupported(
+                    "A root volume is not encrypted and goes with its instance",
+                ));
+            }
+            let bytes = ebs.volume_size.map(|gib| {
+                gib.checked_mul(1 << 30)
+                    .ok_or_else(|| ApiError::new("InvalidBlockDeviceMapping", "The volume is too large"))
+            });
+            size = bytes.transpose()?.map(ByteSize::bytes);
+        }
+        Ok(size)
+    }
+}
+
+/// Ids of groups for an interface in `vpc`; without any, the default group.
+fn groups(
+    context: &Context<'_>,
+    vpc: VpcId,
+    ids: Vec<String>,
+    names: Vec<String>,
+) -> Result<Vec<String>, ApiError> {
+    ids.iter().try_for_each(|id| GROUP.check(id))?;
+    let networks = context.plane.networks();
+    let mut found = ids;
+    let names = if found.is_empty() && names.is_empty() { vec![DEFAULT_GROUP.to_owned()] } else { names };
+    for name in names {
+        found.push(networks.find_group(vpc, &name)?.id.to_string());
+    }
+    Ok(found)
+}
+
+fn user_data(text: &str) -> Result<UserData, ApiError> {
+    let malformed = || ApiError::new("InvalidUserData.Malformed", "Invalid BASE64 encoding of user data.");
+    let bytes = STANDARD.decode(text.trim()).map_err(|_| malformed())?;
+    UserData::new(bytes).map_err(|e| ApiError::value(e.to_string()))
+}
+
+/// `RunInstances`.
+pub(super) fn run(context: &Context<'_>, mut input: Value) -> Answer {
+    let token = Token::take(context, "RunInstances", &mut input)?;
+    if let Some(made) = token.made(context.plane.store())? {
+        return answer(context, &made);
+    }
+    let mut wish: RunInstances = parse(input)?;
+    wish.check_unsupported()?;
+    let counts = wish.counts()?;
+    let place = wish.place()?;
+    subnets::check_zone(
+        wish.placement.availability_zone.as_deref(),
+        wish.placement.availability_zone_id.as_deref(),
+    )?;
+    let mut tags = tagging::specified_for(
+        std::mem::take(&mut wish.tag_specifications),
+        &["instance", "volume", "network-interface"],
+    )?;
+    let image = wish.image_id.clone().ok_or_else(|| ApiError::missing("ImageId"))?;
+    let id: ImageId = IMAGE.parse(&image)?;
+    context.plane.images().find(&id.to_string()).map_err(|e| refused(e.into()))?;
+    let kind = wish.instance_type.clone().unwrap_or_else(|| InstanceType::DEFAULT.to_owned());
+    if InstanceType::find(&kind).is_err() {
+        return Err(ApiError::value(format!("Invalid value '{kind}' for InstanceType.")));
+    }
+    let mut request = LaunchRequest::new(&image, &kind);
+    let vpc = match &place.subnet {
+        Some(subnet) => {
+            let id: SubnetId = SUBNET.parse(subnet)?;
+            let all = context.plane.networks().subnets()?;
+            all.iter().find(|row| row.id == id).ok_or_else(|| SUBNET.missing(subnet))?.vpc
+        }
+        None => vpcs::default_id(context)?,
+    };
+    let address = place.address.as_ref().map(|text| {
+        text.parse()
+            .map_err(|_| ApiError::value(format!("Value ({text}) for parameter privateIpAddress is invalid")))
+    });
+    request.placement = Placement {
+        subnet: place.subnet,
+        address: address.transpose()?,
+        groups: groups(context, vpc, place.groups, std::mem::take(&mut wish.security_groups))?,
+        public_ip: place.public,
+        ..Placement::default()
+    };
+    request.volume_size = wish.volume_size()?;
+    request.user_data = wish.user_data.as_deref().map(user_data).transpose()?;
+    if let Some(name) = &wish.key_name {
+        request.ssh_key = Some(key_pairs::service(context).get(name)?.public);
+        request.key_name = Some(name.clone());
+    }
+    metadata_options::change(&mut request.metadata_options, &wish.metadata_options)?;
+    request.protected = wish.disable_api_termination;
+    if wish.instance_initiated_shutdown_behavior.as_deref() == Some("terminate") {
+        request.shutdown = ShutdownBehavior::Terminate;
+    }
+    request.profile = match &wish.iam_instance_profile {
+        Some(profile) => Some(profiles::find(context, profile)?.name),
+        None => None,
+    };
+    request.tags = tags.remove("instance").unwrap_or_default();
+    let (volume, interface) = (tags.remove("volume"), tags.remove("network-interface"));
+    let launched = context.supervisor.launch(&request, counts, &mut |tx, instances| {
+        for instance in instances {
+            tag(tx, &instance.root.id.to_string(), volume.as_deref())?;
+            tag(tx, &instance.interface.id.to_string(), interface.as_deref())?;
+        }
+        token.note(tx, instances.iter().map(|instance| instance.id.to_string()).collect())
+    });
+    let launched = match launched {
+        Ok(launched) => launched,
+        Err(error) => {
+            // The same request may have been faster.
+            return match token.made(context.plane.store())? {
+                Some(made) => answer(context, &made),
+                None => Err(error.into()),
+            };
+        }
+    };
+    let ids: Vec<_> = launched.iter().map(|instance| instance.id.to_string()).collect();
+    answer(context, &ids)
+}
+
+fn tag(
+    tx: &mut kiln_controlplane::state::Transaction<'_>,
+    id: &str,
+    own: Option<&[Tag]>,
+) -> Result<(), StoreError> {
+    tags::set_in(tx, id, own.unwrap_or_default()).map_err(|error| match error {
+        tags::TagError::Store(error) => error,
+        // A new resource has no others.
+        tags::TagError::TooMany { .. } => StoreError::Contended,
+    })
+}
+
+/// The reservation of these instances, as it is now.
+fn answer(context: &Context<'_>, ids: &[String]) -> Answer {
+    let ids: Vec<InstanceId> = ids.iter().filter_map(|id| id.parse().ok()).collect();
+    let all = context.supervisor.instances()?;
+    let own: Vec<&Instance> = all.iter().filter(|instance| ids.contains(&instance.id)).collect();
+    let mut reservations = World::read(context)?.reservations(&own);
+    // All that the token made are gone for long.
+    let gone = || ApiError::new("InvalidInstanceID.NotFound", "The instances of this ClientToken are gone");
+    reservations.pop().ok_or_else(gone)
+}
+
+/// Why an instance cannot be launched or started, in the words of EC2.
+pub(super) fn refused(error: LaunchError) -> ApiError {
+    let text = error.to_string();
+    let code = match error {
+        LaunchError::Request(RequestError::TooManyTags(_)) => "TagLimitExceeded",
+        LaunchError::Request(RequestError::MemoryTooLarge { .. } | RequestError::HugepagesTooFew { .. }) => {
+            "InsufficientInstanceCapacity"
+        }
+        LaunchError::Request(_) => "InvalidParameterValue",
+        LaunchError::Image(ImageError::NotFound { .. }) => "InvalidAMIID.NotFound",
+        LaunchError::VolumeTooSmall { .. } | LaunchError::VolumeTooLarge(_) => "InvalidBlockDeviceMapping",
+        LaunchError::Network(error) => return error.into(),
+        LaunchError::Role(_) => "InvalidParameterValue",
+        error => return ApiError::internal(&SupervisorError::Launch(error)),
+    };
+    ApiError::new(code, text)
+}

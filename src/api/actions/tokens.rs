@@ -1,0 +1,88 @@
+//! Client tokens: a request that is repeated because its answer got lost is carried out once.
+//!
+//! The row of a token is written in the transaction that makes the resources, with their ids; the
+//! answer to a repetition is told from those. A token lives for a day.
+
+use kiln_controlplane::state::{Row, Store, StoreError, Transaction, transact};
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use sha2::{Digest as _, Sha256};
+
+use super::Context;
+use crate::error::ApiError;
+
+/// How long a token is kept, in seconds.
+const LIFE: u64 = 24 * 3600;
+/// Longest token in characters.
+const MAX_TOKEN: usize = 64;
+
+/// A token that was used.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(super) struct ClientToken {
+    /// Action and token.
+    key: String,
+    /// SHA-256 of who asked for what.
+    request: String,
+    /// What was made.
+    pub resources: Vec<String>,
+    /// When, Unix seconds.
+    used: u64,
+}
+
+impl Row for ClientToken {
+    const KIND: &'static str = "client-token";
+    type Key = String;
+
+    fn key(&self) -> String {
+        self.key.clone()
+    }
+}
+
+/// The token of a request.
+pub(super) struct Token(Option<ClientToken>);
+
+impl Token {
+    /// Takes the token out of the parameters of `action`.
+    pub(super) fn take(context: &Context<'_>, action: &str, input: &mut Value) -> Result<Self, ApiError> {
+        let token = input.as_object_mut().and_then(|object| object.remove("ClientToken"));
+        let Some(token) = token.as_ref().and_then(Value::as_str) else { return Ok(Token(None)) };
+        if token.chars().count() > MAX_TOKEN || !token.chars().all(|c| c.is_ascii_graphic()) {
+            return Err(ApiError::value("A ClientToken has up to 64 visible ASCII characters"));
+        }
+        let request = format!("{} {input}", context.caller.arn);
+        Ok(Token(Some(ClientToken {
+            key: format!("{action}.{token}"),
+            request: Sha256::digest(request).iter().map(|byte| format!("{byte:02x}")).collect(),
+            resources: Vec::new(),
+            used: context.now,
+        })))
+    }
+
+    /// What the same request made before.
+    pub(super) fn made(&self, store: &dyn Store) -> Result<Option<Vec<String>>, ApiError> {
+        let Some(own) = &self.0 else { return Ok(None) };
+        match transact(store, |tx| tx.get::<ClientToken>(&own.key))? {
+            None => Ok(None),
+            Some(there) if there.used.saturating_add(LIFE) < own.used => Ok(None),
+            Some(there) if there.request == own.request => Ok(Some(there.resources)),
+            Some(_) => Err(ApiError::new(
+                "IdempotentParameterMismatch",
+                "Arguments on this idempotent request are inconsistent with arguments used in previous request(s).",
+            )),
+        }
+    }
+
+    /// Notes what was made, as part of the transaction that makes it.
+    pub(super) fn note(&self, tx: &mut Transaction<'_>, resources: Vec<String>) -> Result<(), StoreError> {
+        let Some(own) = &self.0 else { return Ok(()) };
+        let over = |row: &ClientToken| row.used.saturating_add(LIFE) < own.used;
+        for row in tx.list::<ClientToken>()?.iter().filter(|row| over(row)) {
+            tx.remove::<ClientToken>(&row.key);
+        }
+        match tx.get::<ClientToken>(&own.key)? {
+            // The same request was faster by a moment.
+            Some(there) if !over(&there) => Err(StoreError::Contended),
+            _ => tx.put(&ClientToken { resources, ..own.clone() }),
+        }
+    }
+}
