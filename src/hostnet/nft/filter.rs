@@ -304,7 +304,7 @@ impl Filter {
             self.element(Family::Inet, map, Element::Chain(tap(), chain.clone()));
             let groups = membership_chain(id, direction);
             let counter = allowance_counter(id);
-            let allowance = Line::Allowance { connections: member.connections, counter };
+            let allowance = Line::Allowance { direction, connections: member.connections, counter };
             self.chains.insert(chain, vec![allowance, Line::Jump(groups.clone())]);
             let host = member.host.filter(|_| direction == Direction::Ingress);
             let host = host.and_then(|host| Line::from_host(host, host_counter(id)));

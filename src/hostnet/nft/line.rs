@@ -17,6 +17,13 @@ use kiln_model::{Ipv4Cidr, Ipv6Cidr};
 use super::filter::{member_set, prefix_set};
 use crate::names::UPLINK;
 
+/// Parts that the conversations of an interface are counted in, each up to its share of the allowance
+/// and a quarter more, as they are not spread evenly. The kernel walks the list that it counts by for
+/// nearly each new conversation: with one list of tens of thousands that takes it a millisecond.
+pub(super) const CONVERSATION_BUCKETS: u32 = 256;
+/// With smaller shares it is one list.
+const MIN_SHARE: u32 = 64;
+
 /// One rule of a chain.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Line {
@@ -24,8 +31,9 @@ pub(crate) enum Line {
     Jump(String),
     /// Accepts what a rule of a group allows.
     Allow(Allow),
-    /// Drops and counts what begins more conversations than these.
-    Allowance { connections: u32, counter: String },
+    /// Drops and counts what begins more conversations than these with the interface (ingress), or more
+    /// than these of its own.
+    Allowance { direction: Direction, connections: u32, counter: String },
     /// Leaves the list: the other end is in the same subnet, and not the host, whose address may be of
     /// the same range.
     SameSubnet { direction: Direction, subnet: Ipv4Cidr },
@@ -136,8 +144,19 @@ impl fmt::Display for Line {
             Line::SameSubnet { direction: Direction::Ingress, subnet } => {
                 write!(f, "iifname != \"{UPLINK}\" ip saddr {subnet} accept")
             }
-            Line::Allowance { connections, counter } => {
-                write!(f, "ct count over {connections} counter name \"{counter}\" drop")
+            Line::Allowance { direction, connections, counter } => {
+                let share = connections / CONVERSATION_BUCKETS;
+                let count = share.saturating_add(share / 4);
+                let counted = match direction {
+                    _ if share < MIN_SHARE => format!("ct count over {connections}"),
+                    Direction::Egress => {
+                        format!("add @conns_out {{ iifname . meta mark ct count over {count} }}")
+                    }
+                    Direction::Ingress => {
+                        format!("add @conns_in {{ oifname . meta mark ct count over {count} }}")
+                    }
+                };
+                write!(f, "{counted} counter name \"{counter}\" drop")
             }
         }
     }

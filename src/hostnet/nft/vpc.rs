@@ -12,6 +12,7 @@
 //! interface that is in no map is not forwarded at all. The chains of interfaces and groups, and what
 //! is in sets and maps, are in [`super::filter`].
 
+use super::line::CONVERSATION_BUCKETS;
 use crate::names::{TABLE, UPLINK};
 
 /// Everything that does not vary. `create` makes the whole fail if any of it exists.
@@ -34,6 +35,9 @@ table inet {TABLE} {{
   map acl_out {{ type ifname : verdict; }}
   map acl_in {{ type ifname : verdict; }}
   counter deny_acl {{ }}
+  # Conversations of each interface, in parts by their addresses and ports.
+  set conns_out {{ typeof iifname . meta mark; size 262144; flags dynamic; }}
+  set conns_in {{ typeof oifname . meta mark; size 262144; flags dynamic; }}
 
   # Before defragmentation (-400) and conntrack (-200).
   chain antispoof {{
@@ -62,6 +66,7 @@ table inet {TABLE} {{
   chain sg_egress {{
     type filter hook forward priority 0; policy drop;
     ct state vmap {{ established : accept, related : accept, invalid : drop }}
+    meta mark set jhash ip saddr . ip daddr . th sport . th dport mod {CONVERSATION_BUCKETS}
     iifname \"{UPLINK}\" accept
     ip daddr 169.254.0.0/16 counter drop
     iifname vmap @eni_out

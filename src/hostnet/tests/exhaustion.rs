@@ -13,14 +13,14 @@ use std::time::Instant;
 use kiln_hostnet::{Rate, attach, detach};
 use kiln_model::security::{Message, NetworkPolicy, Packet};
 use support::packets::{World, all_out, ethernet, group, ingress, ipv4};
-use support::{DEADLINE, TapDevice, host_state, member, on_own_host, plan};
+use support::{DEADLINE, TapDevice, host_state, member, on_own_host, plan, sh};
 
 /// Malformed frames, unless `KILN_HOSTILE_FRAMES` says another number.
 const FRAMES: u32 = 50_000;
 /// Conversations that a guest begins.
 const FLOWS: u32 = 100_000;
-/// How many of them it may have at one time.
-const ALLOWANCE: u32 = 1000;
+/// How many of them it may have at one time: the allowance that instances have.
+const ALLOWANCE: u32 = 32_768;
 /// Networks of the same range.
 const NETWORKS: u64 = 50;
 
@@ -131,8 +131,10 @@ fn hundred_thousand_flows_of_one_leave_room_for_others() {
             world.member(last).connections = ALLOWANCE;
         }
         // Who lets everybody in needs an allowance to match: what others begin with it counts as well.
-        world.member(5).connections = 10 * ALLOWANCE;
+        world.member(5).connections = 4 * ALLOWANCE;
         world.apply();
+        // None ends by itself, however slow this machine is.
+        sh("ip netns exec kiln-000000000001 sysctl -q -w net.netfilter.nf_conntrack_udp_timeout=600");
         let started = Instant::now();
         let mut begun = 0;
         for n in 0..FLOWS {
@@ -148,9 +150,14 @@ fn hundred_thousand_flows_of_one_leave_room_for_others() {
         }
         println!("{FLOWS} conversations begun or refused in {:.1?}", started.elapsed());
         let refused = world.counters().interface(world.id_of(6)).over_allowance.packets;
-        assert!(begun <= ALLOWANCE && refused >= u64::from(FLOWS - ALLOWANCE), "{begun}, {refused} refused");
+        let most = ALLOWANCE + ALLOWANCE / 4;
+        assert!((ALLOWANCE..=most).contains(&begun), "{begun} begun");
+        assert!(refused >= u64::from(FLOWS - most), "{refused} refused");
         assert!(world.passes(at(4), at(6), Message::Udp { port: 9 }), "others begin as ever");
-        assert!(world.tcp(4, 6, 22) && !world.tcp(6, 4, 22), "and that one does not");
+        // That one is refused what its share has no room for: most, as the parts fill evenly.
+        let more: Vec<_> = (0..200).map(|n| udp(6, 4, 2000 + n)).collect();
+        let arrived = world.deliver(&more).iter().filter(|arrived| **arrived).count();
+        assert!(arrived < 20, "{arrived} of 200 more began");
         world.end();
     });
 }
