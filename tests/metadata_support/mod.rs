@@ -8,12 +8,14 @@
 
 #[path = "../../src/linklocal/tests/clients/link.rs"]
 pub mod link;
+#[path = "../../src/linklocal/tests/clients/programs.rs"]
+mod programs;
 
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::Command;
 use std::sync::atomic::{AtomicI64, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
@@ -31,6 +33,8 @@ use kiln_controlplane::vmm_process::{
 use kiln_model::{ByteSize, Clock, InstanceId, InterfaceId, VpcId};
 use kiln_vmspec::{Command as VmmCommand, HttpTokens, Reply, VmSpec};
 use link::{Link, MTU};
+use programs::ip;
+pub use programs::report;
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use tokio::sync::mpsc;
 
@@ -341,18 +345,4 @@ pub fn python() -> Option<PathBuf> {
         println!("SKIPPED: no Python with boto3 and moto (KILN_TEST_PYTHON)");
     }
     python
-}
-
-pub fn ip(arguments: &[&str]) {
-    let output = Command::new("ip").args(arguments).output().unwrap();
-    assert!(output.status.success(), "ip {arguments:?}: {}", report(&output));
-}
-
-pub fn report(output: &Output) -> String {
-    format!(
-        "{}\n{}\n{}",
-        output.status,
-        String::from_utf8_lossy(&output.stdout),
-        String::from_utf8_lossy(&output.stderr)
-    )
 }

@@ -11,7 +11,8 @@ use std::time::{Duration, Instant};
 use kiln_vmspec::HttpTokens;
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
-use crate::guest::{Guest, IMDS, ip, metadata};
+use crate::guest::{Guest, IMDS, metadata};
+use crate::programs::ip;
 
 const REQUESTS: u32 = 2_000;
 const CONNECTIONS: usize = 60;

@@ -1,6 +1,6 @@
 //! A guest that is the kernel of this host: a network namespace whose `eth0` is a [`Link`].
 
-use std::process::{Command, Output};
+use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use kiln_linklocal::Counters;
@@ -8,6 +8,7 @@ use kiln_model::MacAddr;
 use kiln_vmspec::{LinkLocalSpec, MetadataSnapshot};
 
 use crate::link::{Link, MTU};
+use crate::programs::{ip, report};
 
 pub const MAC: MacAddr = MacAddr::new([2, 0, 0x0a, 0, 1, 0x0a]);
 pub const IMDS: &str = "169.254.169.254";
@@ -120,18 +121,4 @@ impl Drop for Guest {
         let _ = std::fs::remove_dir_all(format!("/etc/netns/{}", self.namespace));
         let _ = std::fs::remove_dir("/etc/netns");
     }
-}
-
-pub fn ip(arguments: &[&str]) {
-    let output = Command::new("ip").args(arguments).output().unwrap();
-    assert!(output.status.success(), "ip {arguments:?}: {}", report(&output));
-}
-
-pub fn report(output: &Output) -> String {
-    format!(
-        "{}\n{}\n{}",
-        output.status,
-        String::from_utf8_lossy(&output.stdout),
-        String::from_utf8_lossy(&output.stderr)
-    )
 }

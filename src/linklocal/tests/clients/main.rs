@@ -8,13 +8,15 @@
 mod figures;
 mod guest;
 mod link;
+mod programs;
 
 use std::net::IpAddr;
 use std::path::Path;
 use std::process::Command;
 
-use guest::{Guest, IMDS, MAC, ip, metadata, report};
+use guest::{Guest, IMDS, MAC, metadata};
 use kiln_vmspec::{HttpTokens, InterfaceFacts};
+use programs::{ip, report};
 
 /// Says so, and gives false, where the guest has no such program.
 fn has(guest: &Guest, program: &str, arguments: &[&str]) -> bool {
