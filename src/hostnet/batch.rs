@@ -103,6 +103,16 @@ impl Batch {
             let body = [object(counter), nested(NFTA_OBJ_DATA, &[])].concat();
             batch.push(NFT_MSG_NEWOBJ, NLM_F_CREATE, NFPROTO_INET, &body)?;
         }
+        for (chain, lines) in &edits.append {
+            for line in lines {
+                batch.push(
+                    NFT_MSG_NEWRULE,
+                    NLM_F_CREATE | NLM_F_APPEND,
+                    NFPROTO_INET,
+                    &rule(chain, line)?,
+                )?;
+            }
+        }
         for (chain, lines) in &edits.rewrite {
             // Without a rule it means all of them.
             batch.push(NFT_MSG_DELRULE, 0, NFPROTO_INET, &of_chain(chain))?;

@@ -78,7 +78,7 @@ impl<'a> Enforced<'a> {
         let Some(change) = self.note.pending() else { return Ok(()) };
         let mut target = self.note.applied().clone();
         change.apply(&mut target);
-        transition(self.records, self.note.applied(), &target, change)?;
+        transition(self.records, self.note.applied(), &target, change, Time::Again)?;
         self.note.done(target)
     }
 
@@ -88,7 +88,7 @@ impl<'a> Enforced<'a> {
         }
         self.note.begin(change)?;
         if let Some(change) = self.note.pending() {
-            transition(self.records, self.note.applied(), &target, change)?;
+            transition(self.records, self.note.applied(), &target, change, Time::First)?;
         }
         self.note.done(target)?;
         Ok(true)
@@ -100,14 +100,23 @@ impl<'a> Enforced<'a> {
     }
 }
 
+/// Whether a change is perhaps in the kernel already. Then it is not enough to send what differs: a
+/// script has the same result either way.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Time {
+    First,
+    Again,
+}
+
 /// Carries out a change that perhaps was carried out already.
 fn transition(
     records: &Records,
     old: &NetworkPolicy,
     new: &NetworkPolicy,
     change: &Change,
+    time: Time,
 ) -> Result<(), HostNetError> {
-    filter(records, old, new, change)?;
+    filter(records, old, new, change, time)?;
     for id in change.interfaces.keys() {
         if let (Some(before), Some(after)) = (old.interfaces.get(id), new.interfaces.get(id)) {
             move_addresses(*id, before, after)?;
@@ -122,9 +131,11 @@ fn filter(
     old: &NetworkPolicy,
     new: &NetworkPolicy,
     change: &Change,
+    time: Time,
 ) -> Result<(), HostNetError> {
     let (from, to) = Filter::around(old, new, change);
-    if let Some(edits) = from.edits(&to)
+    if time == Time::First
+        && let Some(edits) = from.edits(&to)
         && batch::apply(&edits)? == batch::Outcome::Done
     {
         return Ok(());

@@ -23,6 +23,9 @@ pub(crate) struct Edits<'a> {
     pub new_counters: Vec<&'a str>,
     /// Counters to be removed.
     pub old_counters: Vec<&'a str>,
+    /// Chains that get more rules, behind those that they have. Their order means nothing: all of them
+    /// allow. The kernel takes time to free what goes; where nothing goes there is none.
+    pub append: Vec<(&'a str, Vec<&'a Line>)>,
     /// Chains whose contents are replaced.
     pub rewrite: Vec<(&'a str, &'a [Line])>,
 }
@@ -36,13 +39,24 @@ impl Filter {
         fn inet((family, counter): &(Family, String)) -> Option<&str> {
             (*family == Family::Inet).then_some(counter.as_str())
         }
-        let changed = to.chains.iter().filter(|(chain, lines)| self.chains.get(*chain) != Some(*lines));
+        let (mut append, mut rewrite) = (Vec::new(), Vec::new());
+        for (chain, lines) in &to.chains {
+            let before = self.chains.get(chain).map(Vec::as_slice).unwrap_or_default();
+            if before.iter().any(|line| !lines.contains(line)) {
+                rewrite.push((chain.as_str(), lines.as_slice()));
+            } else if before.len() < lines.len() {
+                append.push((chain.as_str(), lines.iter().filter(|line| !before.contains(line)).collect()));
+            } else if before != lines {
+                rewrite.push((chain.as_str(), lines.as_slice()));
+            }
+        }
         let edits = Edits {
             add: to.elements.difference(&self.elements).collect(),
             remove: self.elements.difference(&to.elements).collect(),
             new_counters: to.counters.difference(&self.counters).map(inet).collect::<Option<_>>()?,
             old_counters: self.counters.difference(&to.counters).map(inet).collect::<Option<_>>()?,
-            rewrite: changed.map(|(chain, lines)| (chain.as_str(), lines.as_slice())).collect(),
+            append,
+            rewrite,
         };
         let plain = |(_, element): &&(Place, Element)| {
             !matches!(element, Element::Counter(..) | Element::Chain(..) | Element::Range(_))
@@ -198,7 +212,7 @@ mod tests {
     }
 
     #[test]
-    fn rule_and_membership_rewrite_chains_that_stay() {
+    fn rules_and_memberships_that_come_are_appended_and_others_written_anew() {
         let one = policy();
         let mut other = one.clone();
         let added = rule(8, Direction::Ingress, Traffic::All, Peer::Group(group(2)));
@@ -206,12 +220,18 @@ mod tests {
         other.interfaces.get_mut(&InterfaceId::from_bits(5)).unwrap().groups.insert(group(1));
         let (from, to) = (Filter::of(&one), Filter::of(&other));
         let edits = from.edits(&to).unwrap();
-        let chains: Vec<_> = edits.rewrite.iter().map(|(chain, lines)| (*chain, lines.len())).collect();
+        let chains: Vec<_> = edits.append.iter().map(|(chain, lines)| (*chain, lines.len())).collect();
         assert_eq!(
             chains,
-            [("grp_000000000005_in", 2), ("grp_000000000005_out", 2), ("sg_000000000001_in", 2)]
+            [("grp_000000000005_in", 1), ("grp_000000000005_out", 1), ("sg_000000000001_in", 1)]
         );
-        assert_eq!(edits.new_counters, ["r_000000000008"]);
+        assert_eq!((edits.new_counters, edits.rewrite), (vec!["r_000000000008"], vec![]));
+        let back = to.edits(&from).unwrap();
+        let chains: Vec<_> = back.rewrite.iter().map(|(chain, lines)| (*chain, lines.len())).collect();
+        assert_eq!(
+            chains,
+            [("grp_000000000005_in", 1), ("grp_000000000005_out", 1), ("sg_000000000001_in", 1)]
+        );
     }
 
     #[test]
