@@ -207,7 +207,8 @@ fn kept_instance_stops_starts_and_terminates() {
     let id = first["id"].as_str().unwrap();
     assert_eq!((&first["state"], &first["name"]), (&"stopped".into(), &"web".into()));
     assert!(stderr(&output).contains(&format!("kiln start {id}")), "{}", stderr(&output));
-    let overlay = bench.state_dir().join("instances").join(id).join("overlay.qcow2");
+    let volume = first["volume_id"].as_str().unwrap();
+    let overlay = bench.state_dir().join("volumes").join(format!("{volume}.qcow2"));
     assert!(overlay.exists());
     bench.succeed(&["stop", "web"]);
     assert!(bench.fail(&["console", "web"]).contains("stopped"));

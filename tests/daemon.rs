@@ -20,7 +20,7 @@ use std::time::Duration;
 use cli_support::{Bench, disk, have_kvm};
 use kiln_controlplane::credentials::NoSts;
 use kiln_controlplane::instances::{
-    Capacity, ControlPlane, LaunchRequest, NetworkMode, Settings, Supervisor,
+    Capacity, ControlPlane, LaunchRequest, NetworkMode, NewImage, Settings, Supervisor,
 };
 use kiln_controlplane::network::HostFabric;
 use kiln_model::{ByteSize, InstanceId};
@@ -35,14 +35,15 @@ const OPERATIONS: u32 = 200;
 /// Instances that it keeps at once.
 const MOST: usize = 5;
 
-/// What the guests do: wait for their power button.
-const CMDLINE: &str = "test=power-button";
+/// What the guests do: write to their disk, then wait for their power button.
+const CMDLINE: &str = "test=blk-rw,power-button";
 
 #[test]
 #[ignore = "the daemon of the other tests"]
 fn daemon() {
     let Some(state) = std::env::var_os(STATE) else { return };
-    let plane = ControlPlane::open(Path::new(&state), Arc::new(HostFabric::default()), Arc::new(NoSts)).unwrap();
+    let plane =
+        ControlPlane::open(Path::new(&state), Arc::new(HostFabric::default()), Arc::new(NoSts)).unwrap();
     let capacity = Capacity { memory: ByteSize::bytes(1 << 30), vcpus: 64 };
     let supervisor = Supervisor::open(plane, Settings { capacity, ..Settings::default() }).unwrap();
     println!("\nready");
@@ -76,6 +77,21 @@ fn obey(supervisor: &Supervisor, verb: &str, id: Option<InstanceId>) -> Result<V
             let output = supervisor.console_output(ids[0]).map_err(text)?;
             Ok(json!({ "text": String::from_utf8_lossy(&output.bytes) }))
         }
+        "snapshot" => {
+            let root = supervisor.instance(ids[0]).map_err(text)?.root.id;
+            let snapshot = supervisor.create_snapshot(root, "", &[]).map_err(text)?;
+            Ok(json!({ "id": snapshot.id.to_string(), "volume": root.to_string() }))
+        }
+        "image" => {
+            let wish = NewImage { name: format!("of-{}", ids[0]), ..NewImage::default() };
+            let image = supervisor.create_image(ids[0], &wish).map_err(text)?;
+            Ok(json!({ "id": image.id.to_string(), "root": image.root.map(|root| root.to_string()) }))
+        }
+        "progress" => {
+            let snapshots = supervisor.plane().volumes().snapshots().map_err(|e| e.to_string())?;
+            let shown = snapshots.iter().map(|s| (s.id.to_string(), json!(s.progress)));
+            Ok(shown.collect::<serde_json::Map<_, _>>().into())
+        }
         "list" => {
             let all = supervisor.instances().map_err(text)?;
             let shown = all.iter().map(|i| {
@@ -92,7 +108,7 @@ fn obey(supervisor: &Supervisor, verb: &str, id: Option<InstanceId>) -> Result<V
 /// A daemon process.
 struct Daemon {
     child: Child,
-    input: ChildStdin,
+    input: Option<ChildStdin>,
     output: BufReader<ChildStdout>,
 }
 
@@ -109,7 +125,7 @@ impl Daemon {
             .stdout(Stdio::piped())
             .spawn()
             .unwrap();
-        let input = child.stdin.take().unwrap();
+        let input = child.stdin.take();
         let output = BufReader::new(child.stdout.take().unwrap());
         let mut daemon = Daemon { child, input, output };
         daemon.line("ready");
@@ -128,7 +144,7 @@ impl Daemon {
     }
 
     fn say(&mut self, line: &str) {
-        writeln!(self.input, "{line}").unwrap();
+        writeln!(self.input.as_ref().unwrap(), "{line}").unwrap();
     }
 
     fn ask(&mut self, line: &str) -> Value {
@@ -138,7 +154,12 @@ impl Daemon {
 
     fn list(&mut self) -> BTreeMap<String, Value> {
         let all = self.ask("list");
-        all["all"].as_array().unwrap().iter().map(|i| (i["id"].as_str().unwrap().to_owned(), i.clone())).collect()
+        all["all"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|i| (i["id"].as_str().unwrap().to_owned(), i.clone()))
+            .collect()
     }
 
     /// Waits until an instance is in this state.
@@ -162,8 +183,15 @@ impl Daemon {
 
     /// Ends it as it would end itself.
     fn end(mut self) {
-        drop(self.input);
+        self.input = None;
         assert!(self.child.wait().unwrap().success());
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
     }
 }
 
@@ -189,6 +217,16 @@ impl World {
     fn instance_dirs(&self) -> BTreeSet<String> {
         let dir = std::fs::read_dir(self.bench.state_dir().join("instances")).unwrap();
         dir.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect()
+    }
+}
+
+impl Drop for World {
+    /// A test that failed leaves machines that nobody else would end.
+    fn drop(&mut self) {
+        let left = std::fs::read_dir(self.bench.state_dir().join("instances"));
+        for entry in left.into_iter().flatten().filter_map(Result::ok) {
+            let _ = self.bench.output(&["terminate", entry.file_name().to_str().unwrap()]);
+        }
     }
 }
 
@@ -244,7 +282,10 @@ fn guest_outlives_its_daemon_and_is_adopted() {
     }
     let mut third = Daemon::new(&world);
     let stopped = third.until(&id, "stopped");
-    assert_eq!((&stopped["reason"], &stopped["pid"]), (&json!("Client.InstanceInitiatedShutdown"), &Value::Null));
+    assert_eq!(
+        (&stopped["reason"], &stopped["pid"]),
+        (&json!("Client.InstanceInitiatedShutdown"), &Value::Null)
+    );
 
     third.ask(&format!("start {id}"));
     let again = third.until(&id, "running")["pid"].as_u64().unwrap();
@@ -256,6 +297,56 @@ fn guest_outlives_its_daemon_and_is_adopted() {
     assert!(!alive(again));
     assert_eq!(world.instance_dirs(), BTreeSet::new());
     last.end();
+}
+
+#[test]
+fn snapshot_and_image_of_a_running_guest_hold_what_it_wrote() {
+    let Some(world) = World::new() else { return };
+    if Command::new("qemu-img").arg("--version").output().is_err() {
+        return support::skip("needs qemu-img");
+    }
+    let qemu_img = |args: &[&str]| {
+        let output = Command::new("qemu-img").args(args).output().unwrap();
+        assert!(output.status.success(), "{args:?}: {output:?}");
+        String::from_utf8(output.stdout).unwrap()
+    };
+    let mut daemon = Daemon::new(&world);
+    let id = daemon.ask("launch")["id"].as_str().unwrap().to_owned();
+    let pid = daemon.until(&id, "running")["pid"].clone();
+    let deadline = Deadline::after(60);
+    while !daemon.ask(&format!("console {id}"))["text"].as_str().unwrap().contains("waiting for the power") {
+        deadline.left("the guest to write");
+        pause(20);
+    }
+    let snapshot = daemon.ask(&format!("snapshot {id}"));
+    let image = daemon.ask(&format!("image {id}"));
+    let snapshots = [snapshot["id"].as_str().unwrap(), image["root"].as_str().unwrap()];
+    while snapshots.iter().any(|id| daemon.ask("progress")[id] != "complete") {
+        deadline.left("the snapshots");
+        pause(20);
+    }
+    // It goes on, and stops as it should.
+    assert_eq!(daemon.until(&id, "running")["pid"], pid);
+    daemon.ask(&format!("stop {id}"));
+    daemon.until(&id, "stopped");
+    let file = |name: &str| {
+        let path = world.bench.state_dir().join("volumes").join(format!("{name}.qcow2"));
+        path.to_str().unwrap().to_owned()
+    };
+    let volume = file(snapshot["volume"].as_str().unwrap());
+    for id in snapshots {
+        qemu_img(&["check", "-q", "-f", "qcow2", &file(id)]);
+        qemu_img(&["compare", "-f", "qcow2", "-F", "qcow2", &file(id), &volume]);
+        // What the guest wrote is in the snapshot's own layer, tables and all.
+        let map = |file: &str| qemu_img(&["map", "--output=json", "-f", "qcow2", file]);
+        let written = map(&file(id));
+        assert!(written.contains("\"depth\": 0"), "{written}");
+        assert_eq!(written, map(&volume));
+    }
+    daemon.ask(&format!("terminate {id}"));
+    daemon.until(&id, "terminated");
+    qemu_img(&["check", "-q", "-f", "qcow2", &file(snapshots[0])]);
+    daemon.end();
 }
 
 #[test]
@@ -274,10 +365,17 @@ fn daemon_killed_at_any_moment_loses_and_doubles_nothing() {
             _ if living.is_empty() => "launch".to_owned(),
             choice => {
                 let id = living[usize::try_from(dice.below(living.len() as u64)).unwrap()];
-                let verb = ["reboot", "stop", "start", "stop", "start", "terminate"][usize::try_from(choice).unwrap()];
+                let verb = ["reboot", "stop", "start", "stop", "start", "terminate"]
+                    [usize::try_from(choice).unwrap()];
                 format!("{verb} {id}")
             }
         };
+        // Now and then a snapshot is under way too.
+        if dice.below(8) == 0
+            && let Some(id) = living.first()
+        {
+            daemon.ask(&format!("snapshot {id}"));
+        }
         if dice.below(3) > 0 {
             let answer = daemon.ask(&line);
             if let Some(id) = answer["id"].as_str() {
@@ -300,7 +398,10 @@ fn daemon_killed_at_any_moment_loses_and_doubles_nothing() {
         }
         for id in &ended {
             let state = now[id]["state"].as_str().unwrap();
-            assert!(matches!(state, "terminated" | "shutting-down"), "operation {operation}: {id} is {state}");
+            assert!(
+                matches!(state, "terminated" | "shutting-down"),
+                "operation {operation}: {id} is {state}"
+            );
         }
         // One that was cut off may have been made, or ended; both are right.
         for (id, instance) in &now {
@@ -327,7 +428,10 @@ fn daemon_killed_at_any_moment_loses_and_doubles_nothing() {
         let state = instance["state"].as_str().unwrap();
         assert_eq!(instance["pid"].as_u64().is_some_and(alive), state == "running", "{instance}");
         if state != "terminated" {
-            assert!(addresses.insert(instance["address"].to_string()), "{instance}: an address is given twice");
+            assert!(
+                addresses.insert(instance["address"].to_string()),
+                "{instance}: an address is given twice"
+            );
             dirs.insert(id.clone());
         }
     }

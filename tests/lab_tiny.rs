@@ -132,7 +132,8 @@ fn synced_data_survive_the_death_of_the_vmm() {
     assert_ne!(status.code(), Some(0), "the death of the VMM is not a clean end");
 
     let id = instance["id"].as_str().unwrap();
-    let overlay = desk.state.join("instances").join(id).join("overlay.qcow2");
+    let volume = instance["volume_id"].as_str().unwrap();
+    let overlay = desk.state.join("volumes").join(format!("{volume}.qcow2"));
     let check = Command::new("qemu-img").args(["check", "-q"]).arg(&overlay).output().unwrap();
     // 3: leaked clusters, which a crash may leave and which lose nothing.
     assert!(matches!(check.status.code(), Some(0 | 3)), "{check:?}");

@@ -99,6 +99,8 @@ fn request(args: &RunArgs) -> Result<LaunchRequest, Failure> {
         shutdown: ShutdownBehavior::Stop,
         protected: false,
         key_name: None,
+        keep_root: false,
+        volumes: Vec::new(),
     })
 }
 

@@ -26,6 +26,7 @@ pub mod progress;
 pub mod state;
 pub mod tags;
 pub mod vmm_process;
+pub mod volumes;
 
 /// Text that came from an image or a guest, made safe to show.
 pub use kiln_disk::partition::printable;

@@ -126,6 +126,10 @@ id!(
     VolumeId, "vol-", "a", "volume"
 );
 id!(
+    /// What a volume held at one moment.
+    SnapshotId, "snap-", "a", "snapshot"
+);
+id!(
     /// A named list of rules that interfaces are under.
     SecurityGroupId, "sg-", "a", "security group"
 );

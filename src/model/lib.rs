@@ -27,7 +27,7 @@ pub use clock::Clock;
 pub use cpu_template::CpuTemplate;
 pub use id::{
     AllocationId, AssociationId, ImageId, InstanceId, InterfaceId, KeyPairId, NetworkAclId, ParseIdError,
-    PrefixListId, ReservationId, SecurityGroupId, SecurityGroupRuleId, SubnetId, VolumeId, VpcId,
+    PrefixListId, ReservationId, SecurityGroupId, SecurityGroupRuleId, SnapshotId, SubnetId, VolumeId, VpcId,
 };
 pub use instance_state::{IllegalTransition, InstanceEvent, InstanceState};
 pub use instance_type::{InstanceType, Performance, UnknownInstanceType};

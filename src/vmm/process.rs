@@ -97,6 +97,7 @@ struct Process {
     ending: Option<File>,
     /// The guest was asked to power off in order to start again.
     reboots: bool,
+    paused: bool,
     events: MachineEvents,
     reported: Receiver<MachineEvent>,
     machine_wake: Arc<EventFd>,
@@ -130,6 +131,7 @@ impl Process {
             log: None,
             ending: None,
             reboots: false,
+            paused: false,
             events,
             reported,
             machine_wake,
@@ -178,6 +180,7 @@ impl Process {
                 Outcome::Reset => {
                     self.resets = self.resets.saturating_add(1);
                     self.reboots = false;
+                    self.paused = false;
                     self.forward_console();
                     self.server.broadcast(&Event::Rebooting);
                     if let Err(e) = memory::wipe(&host.memory) {
@@ -254,11 +257,23 @@ impl Process {
         let reply = match request.command {
             Command::Start(_) => Reply::Error { message: "the machine has been started already".into() },
             Command::Pause => {
-                machine.pause();
-                Reply::Ok
+                if !self.paused {
+                    machine.pause();
+                    self.paused = true;
+                }
+                // What is held back of tables reaches the files, so that they are whole by themselves.
+                match host.disks.iter().try_for_each(|disk| disk.disk.flush()) {
+                    Ok(()) => Reply::Ok,
+                    Err(e) => {
+                        Reply::Error { message: format!("the disks could not be flushed: {}", chain(&e)) }
+                    }
+                }
             }
             Command::Resume => {
-                machine.resume();
+                if self.paused {
+                    machine.resume();
+                    self.paused = false;
+                }
                 Reply::Ok
             }
             Command::PowerButton => {

@@ -10,9 +10,10 @@ use crate::{LeafValue, MetadataSnapshot, VmSpec};
 pub enum Command {
     /// Assemble and boot. Accepted once; carries the descriptors that the spec names.
     Start(Box<VmSpec>),
-    /// Stop all vCPUs and drain all devices.
+    /// Stop all vCPUs, drain all devices and write out what disks hold back. Until `Resume` the image files
+    /// are whole and do not change.
     Pause,
-    /// Undo `Pause`.
+    /// Undo `Pause`, if there was one.
     Resume,
     /// Press the ACPI power button.
     PowerButton,

@@ -46,6 +46,31 @@ fn piece_at(file: &File, offset: u64, end: u64) -> io::Result<Piece> {
     Ok(Piece::Data { len: stop - offset })
 }
 
+/// Copies a file into an empty one; holes stay holes, and where the file system can share blocks nothing is
+/// copied at all.
+pub(crate) fn copy_sparsely(source: &File, target: &File) -> io::Result<()> {
+    let len = source.metadata()?.len();
+    if rustix::fs::ioctl_ficlone(target, source).is_ok() {
+        return Ok(());
+    }
+    target.set_len(len)?;
+    let mut buf = vec![0; CHUNK];
+    let mut offset = 0;
+    while offset < len {
+        match piece_at(source, offset, len)? {
+            Piece::Hole { len } => offset += len,
+            Piece::Data { len } => {
+                let take = usize::try_from(len).unwrap_or(CHUNK).min(CHUNK);
+                let chunk = buf.get_mut(..take).unwrap_or_default();
+                source.read_exact_at(chunk, offset)?;
+                write_sparsely(target, chunk, offset)?;
+                offset += u64::try_from(take).unwrap_or(u64::MAX);
+            }
+        }
+    }
+    Ok(())
+}
+
 /// Copies `len` bytes of `source` into the empty file `target`; answers their SHA-256.
 pub(super) fn copy(source: &File, target: &File, len: u64, progress: &dyn Progress) -> io::Result<[u8; 32]> {
     if rustix::fs::ioctl_ficlone(target, source).is_ok() && target.metadata()?.len() == len {

@@ -10,6 +10,7 @@
 
 mod copy;
 mod inspect;
+mod made;
 mod qcow2_header;
 mod source;
 
@@ -18,7 +19,7 @@ use std::io;
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
-use kiln_model::{ByteSize, Clock, ImageId, InstanceId, nearest};
+use kiln_model::{ByteSize, Clock, ImageId, InstanceId, SnapshotId, Tag, nearest};
 use kiln_vmspec::DiskFormat;
 use rustix::fs::{FlockOperation, flock};
 use serde::{Deserialize, Serialize};
@@ -26,8 +27,11 @@ use serde::{Deserialize, Serialize};
 use crate::instances::{BaseImage, Instance};
 use crate::progress::Reporter;
 use crate::state::{Row, StateDir, Store, StoreError, transact};
+use crate::volumes::{self, BlockDevice, Layer, Progress, VolumeError};
 
+pub(crate) use copy::copy_sparsely;
 pub use inspect::{InspectError, Report, inspect};
+pub(crate) use made::{Made, put_made};
 pub use source::{FileIdentity, Source, SourceError, declared_format};
 
 /// Files of unfinished imports start with this.
@@ -59,6 +63,24 @@ pub struct Image {
     /// Number of launches. Changes with each, so that a removal and a launch at the same time
     /// cannot both succeed.
     pub launches: u64,
+    /// Of an image of an instance: the snapshot of its root volume. It has no file and no digest of its own.
+    #[serde(default)]
+    pub root: Option<SnapshotId>,
+    /// And the layers of that snapshot. See [`Image::layers`].
+    #[serde(default)]
+    pub made_of: Vec<Layer>,
+    /// Volumes besides the root volume that its instances get.
+    #[serde(default)]
+    pub devices: Vec<BlockDevice>,
+    /// How far it is.
+    #[serde(default)]
+    pub progress: Progress,
+    /// For people.
+    #[serde(default)]
+    pub description: String,
+    /// Its tags.
+    #[serde(default)]
+    pub tags: Vec<Tag>,
 }
 
 impl Image {
@@ -158,6 +180,15 @@ pub enum ImageError {
         /// Names that look similar.
         suggestions: Vec<String>,
     },
+    /// It is still being made, or could not be.
+    #[error("image {0} is not available")]
+    NotReady(ImageId),
+    /// It has no file of its own.
+    #[error("image {0} was made of an instance, its contents are not in one file")]
+    Layered(ImageId),
+    /// Files of volumes.
+    #[error(transparent)]
+    Volume(#[from] VolumeError),
     /// Instances need it.
     #[error("image {id} is the base of {} (terminate {} first: kiln terminate {})", list(instances),
         if instances.len() == 1 { "it" } else { "them" }, spaced(instances))]
@@ -266,8 +297,11 @@ impl Images<'_> {
         self.dir.images().join(image.file_name())
     }
 
-    /// Opens the file of an image for reading.
+    /// Opens the file of an imported image for reading.
     pub fn open(&self, image: &Image) -> Result<File, ImageError> {
+        if image.root.is_some() {
+            return Err(ImageError::Layered(image.id));
+        }
         let path = self.path(image);
         File::open(&path).map_err(|source| ImageError::Io { action: "open", path, source })
     }
@@ -305,12 +339,18 @@ impl Images<'_> {
             created: clock.unix_seconds(),
             source: source.path.display().to_string(),
             launches: 0,
+            root: None,
+            made_of: Vec::new(),
+            devices: Vec::new(),
+            progress: Progress::Complete,
+            description: String::new(),
+            tags: Vec::new(),
         };
         let _lock = self.dir.lock_images()?;
         unfinished.publish(&self.path(&image))?;
         let added = self.add_rows(&image, request.replace);
         if added.is_err() {
-            self.remove_file_if_unused(&image)?;
+            self.remove_unused()?;
         }
         added
     }
@@ -359,18 +399,34 @@ impl Images<'_> {
             tx.remove::<Image>(&image.id);
             Ok(())
         })?;
-        self.remove_file_if_unused(&image)?;
+        self.remove_unused()?;
         Ok(image)
     }
 
-    /// Call under the images lock.
-    fn remove_file_if_unused(&self, image: &Image) -> Result<(), ImageError> {
-        let used = self.list()?.iter().any(|other| other.file_name() == image.file_name());
-        let path = self.path(image);
-        if used || !path.exists() {
-            return Ok(());
+    /// Removes files that no row needs. Call under the images lock.
+    fn remove_unused(&self) -> Result<(), ImageError> {
+        let dir = self.dir.images();
+        let entries = fs::read_dir(&dir);
+        let entries =
+            entries.map_err(|source| ImageError::Io { action: "list", path: dir.clone(), source })?;
+        let found: Vec<_> = entries.filter_map(Result::ok).collect();
+        let named = volumes::named(self.store)?.images;
+        for entry in found {
+            let name = entry.file_name().to_string_lossy().into_owned();
+            let dead = if name.starts_with(UNFINISHED) {
+                // A living import holds the lock of its file.
+                File::open(entry.path())
+                    .is_ok_and(|file| flock(&file, FlockOperation::NonBlockingLockExclusive).is_ok())
+            } else {
+                name.starts_with(FINISHED) && !named.contains(&name)
+            };
+            if dead {
+                // Whoever cannot remove it leaves it to the next sweep.
+                let _ = fs::remove_file(entry.path());
+            }
         }
-        fs::remove_file(&path).map_err(|source| ImageError::Io { action: "remove", path, source })
+        volumes::sweep(self.store, self.dir)?;
+        Ok(())
     }
 
     fn check_space(&self, source: &Source) -> Result<(), ImageError> {
@@ -389,29 +445,11 @@ impl Images<'_> {
         Ok(())
     }
 
-    /// Removes files of imports whose process was killed, and image files that no row names.
+    /// Removes files of imports whose process was killed, and files of images and volumes that no row needs.
     pub(crate) fn sweep(&self) -> Result<(), ImageError> {
         // Under the lock, an import is not between its file and its row.
         let _lock = self.dir.lock_images()?;
-        let named: std::collections::BTreeSet<_> = self.list()?.iter().map(Image::file_name).collect();
-        let dir = self.dir.images();
-        let entries =
-            fs::read_dir(&dir).map_err(|source| ImageError::Io { action: "list", path: dir, source })?;
-        for entry in entries.filter_map(Result::ok) {
-            let name = entry.file_name().to_string_lossy().into_owned();
-            let dead = if name.starts_with(UNFINISHED) {
-                // A living import holds the lock of its file.
-                File::open(entry.path())
-                    .is_ok_and(|file| flock(&file, FlockOperation::NonBlockingLockExclusive).is_ok())
-            } else {
-                name.starts_with(FINISHED) && !named.contains(&name)
-            };
-            if dead {
-                // Whoever cannot remove it leaves it to the next sweep.
-                let _ = fs::remove_file(entry.path());
-            }
-        }
-        Ok(())
+        self.remove_unused()
     }
 }
 

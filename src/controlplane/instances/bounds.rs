@@ -1,13 +1,12 @@
 //! What the process of one instance may take of the host: derived from its size, enforced around it.
 
-use std::fs::File;
 use std::path::Path;
 
 use kiln_sandbox::block_device::BlockDevice;
 use kiln_sandbox::cgroup::{DiskLimit, Limits};
 use kiln_sandbox::jail;
 
-use super::spec::log_limit;
+use super::spec::{Opened, log_limit};
 use super::{Instance, rates};
 use crate::vmm_process::Bounds;
 
@@ -25,16 +24,20 @@ const OTHER_THREADS: u64 = 128;
 /// on write, their tables, and the logs come on top. It is there for a VMM that no longer limits its guest.
 const DISK_MARGIN: u64 = 4;
 
-/// The bounds of `instance`, whose files are in `dir` and whose console log is the open `log`.
-pub(super) fn of(instance: &Instance, dir: &Path, log: &File) -> Bounds {
+/// The bounds of `instance`, whose volumes are in `dir`, with what is open for it.
+pub(super) fn of(instance: &Instance, dir: &Path, opened: &Opened) -> Bounds {
     let vcpus = u64::from(instance.vcpus);
     let memory = instance.memory.as_bytes();
     // Pages of the hugetlb pool are not counted.
     let guest = if instance.hugepages { 0 } else { memory };
-    let volume = instance.root.size.as_bytes();
+    let volume = opened.disks.iter().map(|disk| disk.volume.size.as_bytes()).max().unwrap_or(0);
     // A layer that is full: its tables are a small part of it, and grow in whole clusters.
     let layer = volume.saturating_add(volume / 512).saturating_add(64 * MIB);
-    let log = log.metadata().map_or(0, |metadata| metadata.len()).saturating_add(log_limit(instance));
+    let log = opened
+        .console_log
+        .metadata()
+        .map_or(0, |metadata| metadata.len())
+        .saturating_add(log_limit(instance));
     Bounds {
         uid: if rustix::process::geteuid().is_root() {
             jail::uid_of(instance.id.low_bits())

@@ -9,6 +9,7 @@ use super::{Instance, NetworkMode, Parts};
 use crate::credentials::CredentialStatus;
 use crate::network::{FabricError, Networks};
 use crate::state::{StoreError, transact};
+use crate::volumes::{VolumeError, detach_all, remove_files_of};
 
 /// A killed VMM frees its memory before it is gone.
 const KILL_PATIENCE: Duration = Duration::from_secs(30);
@@ -17,9 +18,9 @@ const KILL_PATIENCE: Duration = Duration::from_secs(30);
 /// succeeds: the sweep after a crash does not know how far a launch came.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Effect {
-    /// Row of the instance, its address.
+    /// Row of the instance, its address, its volumes.
     Rows,
-    /// Directory with the overlay.
+    /// Directory, and files of volumes that go with the instance.
     Files,
     /// Tap, routes, firewall.
     Network,
@@ -55,6 +56,9 @@ pub enum UndoError {
     /// Links are left.
     #[error("cannot remove the network of {0}")]
     Network(kiln_model::InstanceId, #[source] FabricError),
+    /// Volumes are left.
+    #[error(transparent)]
+    Volume(#[from] VolumeError),
     /// Files or rows are left.
     #[error(transparent)]
     State(#[from] StoreError),
@@ -96,7 +100,10 @@ fn undo_one(parts: &Parts, instance: &Instance, effect: Effect, stays: bool) -> 
             parts.fabric.detach(instance.interface.id).map_err(|e| UndoError::Network(instance.id, e))
         }
         Effect::Files if stays => Ok(parts.dir.instance(instance.id).remove_run_files()?),
-        Effect::Files => Ok(parts.dir.instance(instance.id).remove()?),
+        Effect::Files => {
+            remove_files_of(parts.store.as_ref(), &parts.dir, instance)?;
+            Ok(parts.dir.instance(instance.id).remove()?)
+        }
         Effect::Rows => Ok(undo_rows(parts, instance, stays)?),
     }
 }
@@ -117,6 +124,7 @@ fn undo_rows(parts: &Parts, instance: &Instance, stays: bool) -> Result<(), Stor
             Ok(())
         } else {
             Networks::give_back(tx, &row.interface)?;
+            detach_all(tx, &row)?;
             if !row.supervised {
                 tx.remove::<Instance>(&row.id);
                 return Ok(());

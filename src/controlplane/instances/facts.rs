@@ -13,6 +13,7 @@ use crate::metadata::{
 };
 use crate::network::{Membership, SecurityGroup};
 use crate::state::{Store, StoreError, transact};
+use crate::volumes::{ROOT_DEVICE, attached};
 
 /// Name under which the key given with `--ssh-key` is listed.
 const KEY_NAME: &str = "kiln";
@@ -39,6 +40,7 @@ pub(super) struct Around {
     secondary: Vec<Ipv4Addr>,
     forwards: bool,
     host_names: BTreeMap<String, Vec<IpAddr>>,
+    data_devices: Vec<String>,
 }
 
 impl Around {
@@ -47,6 +49,9 @@ impl Around {
         let interface = &instance.interface;
         transact(store, |tx| {
             let mut around = Around::default();
+            let volumes = attached(tx, instance.id)?;
+            let data = volumes.into_iter().filter(|volume| !volume.is_root());
+            around.data_devices = data.filter_map(|volume| Some(volume.attachment?.device)).collect();
             for member in tx.list::<Membership>()? {
                 if member.interface.subnet.vpc != interface.subnet.vpc {
                     continue;
@@ -132,8 +137,8 @@ fn facts(instance: &Instance, live: Live) -> InstanceFacts {
             security_groups: live.around.security_groups,
             source_dest_check: !live.around.forwards,
         }],
-        root_device: "/dev/xvda".to_owned(),
-        data_devices: Vec::new(),
+        root_device: ROOT_DEVICE.to_owned(),
+        data_devices: live.around.data_devices,
         key: instance.ssh_key.clone().map(|public_key| KeyPair {
             name: instance.key_name.clone().unwrap_or_else(|| KEY_NAME.to_owned()),
             public_key,

@@ -6,13 +6,11 @@
 //!    address)  overlay)             send spec)
 //! ```
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File};
 use std::net::Ipv4Addr;
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
-use kiln_disk::{Backing, DiskError, Format};
-use kiln_model::{ByteSize, InstanceId, InstanceState, ReservationId, VolumeId};
+use kiln_model::{ByteSize, InstanceId, InstanceState, ReservationId, SnapshotId, VolumeId};
 use kiln_sandbox::jail;
 use kiln_vmspec::DiskFormat;
 
@@ -21,7 +19,7 @@ use super::keeper::Held;
 use super::lifecycle::chain;
 use super::modify::associate;
 use super::request::HostMemory;
-use super::spec::{self, OpenError, Opened};
+use super::spec::{self, OpenError, Opened, OpenedDisk};
 use super::{
     BaseImage, Instance, LaunchRequest, MetadataState, NetworkMode, Parts, RequestError, RootVolume,
     RunningInstance, StateReason, bounds, facts, smbios,
@@ -29,7 +27,7 @@ use super::{
 use crate::credentials::RoleError;
 use crate::host::ProcessIdentity;
 use crate::identity::KeyError;
-use crate::images::{Image, ImageError, Images, Source, SourceError};
+use crate::images::{Image, ImageError, Source, SourceError};
 use crate::metadata::BuildError;
 use crate::network::{
     FabricError, NetworkError, Networks, NicRequest, Public, elastic_of, ensure_default_subnet, policy_source,
@@ -37,6 +35,10 @@ use crate::network::{
 use crate::state::dir::Lock;
 use crate::state::{StoreError, Transaction, transact};
 use crate::vmm_process::{StartedVmm, VmmError, VmmLaunch};
+use crate::volumes::{
+    Attachment, BlockDevice, Layer, MAX_ATTACHED, MAX_BELOW, NewVolume, Progress, ROOT_DEVICE, Volume,
+    VolumeError, attached, check_device, make_volume, open_volume, plan_volume, try_open_volume,
+};
 
 /// Largest root volume, as in EC2's largest volume type.
 const MAX_VOLUME: u64 = 64 << 40;
@@ -61,9 +63,9 @@ pub enum LaunchError {
     /// The root volume would be larger than any disk.
     #[error("a root volume of {0} is too large (at most 64 TiB)")]
     VolumeTooLarge(ByteSize),
-    /// The overlay cannot be made.
-    #[error("cannot create the root volume")]
-    Overlay(#[source] DiskError),
+    /// A volume cannot be made or opened.
+    #[error(transparent)]
+    Volume(#[from] VolumeError),
     /// A file cannot be opened.
     #[error(transparent)]
     Open(#[from] OpenError),
@@ -96,33 +98,36 @@ impl From<SourceError> for LaunchError {
     }
 }
 
-/// A base image found and opened.
+/// A base image found.
 struct Base {
     image: BaseImage,
-    format: DiskFormat,
+    layers: Vec<Layer>,
     virtual_size: ByteSize,
-    file: File,
-    path: std::path::PathBuf,
+    snapshot: Option<SnapshotId>,
+    devices: Vec<BlockDevice>,
 }
 
-fn imported(images: Images<'_>, image: &Image) -> Result<Base, ImageError> {
+fn imported(image: &Image) -> Result<Base, ImageError> {
+    if image.progress != Progress::Complete {
+        return Err(ImageError::NotReady(image.id));
+    }
     Ok(Base {
         image: BaseImage::Imported { image: image.id },
-        format: image.format,
+        layers: image.layers(),
         virtual_size: image.virtual_size,
-        file: images.open(image)?,
-        path: images.path(image),
+        snapshot: image.root,
+        devices: image.devices.clone(),
     })
 }
 
 fn in_place(path: &Path, format: Option<DiskFormat>) -> Result<Base, SourceError> {
-    let source = Source::open(path, format)?;
+    let Source { path, identity, format, virtual_size, .. } = Source::open(path, format)?;
     Ok(Base {
-        image: BaseImage::InPlace { path: source.path.clone(), identity: source.identity },
-        format: source.format,
-        virtual_size: source.virtual_size,
-        file: source.file,
-        path: source.path,
+        image: BaseImage::InPlace { path: path.clone(), identity },
+        layers: vec![Layer::InPlace { path, identity, format }],
+        virtual_size,
+        snapshot: None,
+        devices: Vec::new(),
     })
 }
 
@@ -134,28 +139,11 @@ fn find_base(parts: &Parts, wanted: &str, format: Option<DiskFormat>) -> Result<
         return Ok(in_place(Path::new(wanted), format)?);
     }
     match images.find(wanted) {
-        Ok(image) => Ok(imported(images, &image)?),
+        Ok(image) => Ok(imported(&image)?),
         Err(ImageError::NotFound { .. }) if fs::symlink_metadata(wanted).is_ok() => {
             Ok(in_place(Path::new(wanted), format)?)
         }
         Err(e) => Err(e.into()),
-    }
-}
-
-/// Opens the base of an existing instance, if it is still what it was.
-fn reopen_base(parts: &Parts, root: &RootVolume) -> Result<Base, LaunchError> {
-    match &root.base {
-        BaseImage::Imported { image } => {
-            let images = parts.images();
-            Ok(imported(images, &images.find(&image.to_string())?)?)
-        }
-        BaseImage::InPlace { path, identity } => {
-            let source = Source::open(path, Some(root.base_format))?;
-            if source.identity != *identity {
-                return Err(SourceError::Changed(path.clone()).into());
-            }
-            Ok(in_place(path, Some(root.base_format))?)
-        }
     }
 }
 
@@ -271,7 +259,9 @@ pub(super) fn note_start(parts: &Parts, id: InstanceId, supervised: bool) -> Res
 
 /// What can be found out without starting a stopped instance.
 pub(super) fn check_start(parts: &Parts, instance: &Instance) -> Result<(), LaunchError> {
-    reopen_base(parts, &instance.root)?;
+    for volume in transact(parts.store.as_ref(), |tx| attached(tx, instance.id))? {
+        try_open_volume(&parts.dir, &volume)?;
+    }
     drop(parts.launcher.open_kvm()?);
     Ok(())
 }
@@ -329,10 +319,9 @@ fn insert_rows(
                 memory: size.memory,
                 hugepages: request.hugepages,
                 root: RootVolume {
-                    id: VolumeId::from_bits(rand::random()),
+                    id: put_volumes(tx, *id, request, base, volume_size, now)?,
                     size: volume_size,
                     base: base.image.clone(),
-                    base_format: base.format,
                 },
                 interface: Networks::place(tx, &subnet, *id, &request.placement)?,
                 network: request.network,
@@ -373,6 +362,50 @@ fn insert_rows(
     })
 }
 
+/// Writes the rows of a new instance's volumes; answers the id of the root volume.
+fn put_volumes(
+    tx: &mut Transaction<'_>,
+    instance: InstanceId,
+    request: &LaunchRequest,
+    base: &Base,
+    size: ByteSize,
+    now: u64,
+) -> Result<VolumeId, LaunchError> {
+    let attachment = |device: &str, delete_on_termination| {
+        Some(Attachment { instance, device: device.to_owned(), delete_on_termination, since: now })
+    };
+    let root = Volume {
+        id: VolumeId::from_bits(rand::random()),
+        size,
+        below: base.layers.clone(),
+        snapshot: base.snapshot,
+        attachment: attachment(ROOT_DEVICE, !request.keep_root),
+        tags: Vec::new(),
+        created: now,
+    };
+    if root.below.len() > MAX_BELOW {
+        return Err(VolumeError::TooDeep(root.id).into());
+    }
+    tx.put(&root)?;
+    let said = |device: &str| request.volumes.iter().any(|wish| wish.device == device);
+    let of_image = base.devices.iter().filter(|wish| !said(&wish.device));
+    let mut devices = std::collections::BTreeSet::new();
+    for wish in request.volumes.iter().chain(of_image) {
+        check_device(&wish.device)?;
+        if !devices.insert(&wish.device) {
+            return Err(VolumeError::DeviceTaken { instance, device: wish.device.clone() }.into());
+        }
+        if devices.len() > MAX_ATTACHED {
+            return Err(VolumeError::TooMany(instance).into());
+        }
+        let new = NewVolume { size: wish.size, snapshot: wish.snapshot, tags: Vec::new() };
+        let mut volume = plan_volume(tx, &new, now)?;
+        volume.attachment = attachment(&wish.device, wish.delete_on_termination);
+        tx.put(&volume)?;
+    }
+    Ok(root.id)
+}
+
 /// Steps of a launch that were done so far.
 struct Plan<'a> {
     parts: &'a std::sync::Arc<Parts>,
@@ -405,7 +438,7 @@ impl Plan<'_> {
     }
 
     fn steps(&mut self, instance: &Instance) -> Result<(Instance, StartedVmm, Held), LaunchError> {
-        let base = reopen_base(self.parts, &instance.root)?;
+        let volumes = transact(self.parts.store.as_ref(), |tx| attached(tx, instance.id))?;
         let kvm = self.parts.launcher.open_kvm()?;
         let dir = self.parts.dir.instance(instance.id);
         let mut instance = instance.clone();
@@ -413,15 +446,14 @@ impl Plan<'_> {
         self.done.push(Effect::Files);
         if self.fresh {
             dir.create()?;
-            create_overlay(&dir.overlay(), instance.root.size, &base)?;
+            volumes.iter().try_for_each(|volume| make_volume(&self.parts.dir, volume))?;
         } else {
             dir.remove_run_files()?;
         }
         let (kernel, initrd) = open_kernel_files(&instance.boot)?;
         let mut opened = Opened {
             kvm,
-            overlay: spec::open_overlay(&dir.overlay())?,
-            base: base.file,
+            disks: open_disks(self.parts, volumes)?,
             kernel,
             initrd,
             console_log: spec::open_console_log(&instance, &dir)?,
@@ -436,7 +468,7 @@ impl Plan<'_> {
             opened.taps = attached.taps;
             instance.public_address = attached.public;
         }
-        let bounds = bounds::of(&instance, dir.path(), &opened.console_log);
+        let bounds = bounds::of(&instance, &self.parts.dir.volumes(), &opened);
         let document = facts::identity_document(&instance);
         let identity = self.parts.keys()?.sign_identity(document)?;
         let instance = &self.parts.update(instance.id, |row| {
@@ -480,18 +512,7 @@ fn nic_request(instance: &Instance, elastic: Option<Ipv4Addr>) -> NicRequest {
     }
 }
 
-fn create_overlay(path: &Path, size: ByteSize, base: &Base) -> Result<(), LaunchError> {
-    let failed = |source| {
-        LaunchError::Overlay(DiskError::Io { action: format!("creating {}", path.display()), source })
-    };
-    let file =
-        OpenOptions::new().create_new(true).read(true).write(true).mode(0o600).open(path).map_err(failed)?;
-    let synced = file.try_clone().map_err(failed)?;
-    let format = match base.format {
-        DiskFormat::Raw => Format::Raw,
-        DiskFormat::Qcow2 => Format::Qcow2,
-    };
-    let backing = Backing { path: base.path.to_string_lossy().into_owned(), format };
-    kiln_disk::create_overlay(file, size.as_bytes(), Some(&backing)).map_err(LaunchError::Overlay)?;
-    synced.sync_all().map_err(failed)
+fn open_disks(parts: &Parts, volumes: Vec<Volume>) -> Result<Vec<OpenedDisk>, VolumeError> {
+    let open = |volume| Ok(OpenedDisk { files: open_volume(&parts.dir, &volume)?, volume });
+    volumes.into_iter().map(open).collect()
 }

@@ -18,6 +18,7 @@ use crate::network::{Moved, NetworkFabric, Networks, choose_range};
 use crate::state::dir;
 use crate::state::{SqliteStore, StateDir, Store, StoreError, Vault, transact};
 use crate::vmm_process::{Commands, ControlConnection, ProcessLauncher, VmmError, VmmLauncher};
+use crate::volumes::Volumes;
 
 /// What the control plane is made of. Each can be replaced for tests.
 pub struct Parts {
@@ -55,6 +56,11 @@ impl Parts {
     /// The images.
     pub(super) fn images(&self) -> Images<'_> {
         Images { store: self.store.as_ref(), dir: &self.dir }
+    }
+
+    /// The volumes.
+    pub(super) fn volumes(&self) -> Volumes<'_> {
+        Volumes { store: self.store.as_ref(), dir: &self.dir, now: self.clock.unix_seconds() }
     }
 
     /// The keys of the installation. Blocks; the first time ever it makes them.
@@ -197,6 +203,11 @@ impl ControlPlane {
         self.parts.images()
     }
 
+    /// Volumes and snapshots.
+    pub fn volumes(&self) -> Volumes<'_> {
+        self.parts.volumes()
+    }
+
     /// The networks.
     pub fn networks(&self) -> Networks<'_> {
         let Parts { store, fabric, vpc_range, .. } = self.parts.as_ref();
@@ -321,7 +332,8 @@ impl ControlPlane {
             return Err(InstanceError::Protected(id));
         }
         if let Some(lock) = self.parts.dir.lock_instance(id)? {
-            // Nobody runs it: what is to be done is done here.
+            // Nobody runs it: what is to be done is done here. It may have run since it was looked up.
+            let instance = self.find(&id.to_string())?;
             undo(&self.parts, &instance, &Effect::ALL, false)?;
             lock.remove();
             return Ok(());

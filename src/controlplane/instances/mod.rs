@@ -38,8 +38,8 @@ pub use request::{HostMemory, LaunchRequest, MAX_VCPUS, MIN_MEMORY_MIB, RequestE
 pub use row::{BaseImage, BootOverride, Instance, MetadataState, NetworkMode, RootVolume};
 pub use running::{Ending, RunningInstance};
 pub use supervisor::{
-    Attribute, Capacity, Change, ConsoleOutput, Counters, Health, Notice, NoticeEvent, Notices, Settings,
-    Supervisor, SupervisorError,
+    Attribute, Capacity, Change, ConsoleOutput, Counters, Health, NewImage, Notice, NoticeEvent, Notices,
+    Settings, Supervisor, SupervisorError,
 };
 
 #[cfg(test)]

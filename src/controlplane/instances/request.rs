@@ -9,6 +9,7 @@ use super::{BootOverride, NetworkMode, ShutdownBehavior};
 use crate::credentials::RoleName;
 use crate::metadata::{InvalidMetadataTag, check_tag_keys};
 use crate::network::Placement;
+use crate::volumes::BlockDevice;
 
 /// Least memory a Linux guest of today comes up in.
 pub const MIN_MEMORY_MIB: u64 = 64;
@@ -64,6 +65,10 @@ pub struct LaunchRequest {
     pub protected: bool,
     /// Name of the key that may log in.
     pub key_name: Option<String>,
+    /// The root volume stays when the instance goes.
+    pub keep_root: bool,
+    /// Volumes besides the root volume; one at a device that the image has replaces that one.
+    pub volumes: Vec<BlockDevice>,
 }
 
 /// Why a wish makes no sense.
@@ -174,6 +179,8 @@ impl LaunchRequest {
             shutdown: ShutdownBehavior::Stop,
             protected: false,
             key_name: None,
+            keep_root: false,
+            volumes: Vec::new(),
         }
     }
 

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use kiln_model::{
     ByteSize, ImageId, InstanceId, InstanceState, ReservationId, SshPublicKey, Tag, UserData, VolumeId,
 };
-use kiln_vmspec::{DiskFormat, MetadataOptions};
+use kiln_vmspec::MetadataOptions;
 use serde::{Deserialize, Serialize};
 
 use super::{ShutdownBehavior, StateReason};
@@ -56,17 +56,15 @@ pub struct BootOverride {
     pub cmdline: Option<String>,
 }
 
-/// The root volume: a layer of its own over a base image that is never written.
+/// The root volume, as the instance remembers it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RootVolume {
     /// Its id.
     pub id: VolumeId,
     /// What the guest sees.
     pub size: ByteSize,
-    /// What lies below.
+    /// What it was made from. What it is made of is in the row of the volume.
     pub base: BaseImage,
-    /// Declared format of the base.
-    pub base_format: DiskFormat,
 }
 
 /// How far changes have come on their way to the guest: `pending` and `applied` in EC2's answers.

@@ -17,6 +17,7 @@ use super::{Instance, NetworkMode, facts, rates, smbios};
 use crate::host::host_nameservers;
 use crate::metadata::private_host_name;
 use crate::state::dir::InstanceDir;
+use crate::volumes::Volume;
 
 /// Hardware address of every router and of the link-local services. Locally administered, and the
 /// same for all: each is alone on its link.
@@ -43,13 +44,18 @@ pub struct OpenError {
 /// What one start of an instance needs besides its row.
 pub(super) struct Opened {
     pub(super) kvm: OwnedFd,
-    pub(super) overlay: File,
-    pub(super) base: File,
+    pub(super) disks: Vec<OpenedDisk>,
     pub(super) kernel: Option<File>,
     pub(super) initrd: Option<File>,
     pub(super) console_log: File,
     pub(super) ending: Option<File>,
     pub(super) taps: Vec<OwnedFd>,
+}
+
+/// A volume with its files, top first.
+pub(super) struct OpenedDisk {
+    pub(super) volume: Volume,
+    pub(super) files: Vec<(File, DiskFormat)>,
 }
 
 /// Number of queues of each device.
@@ -65,12 +71,6 @@ pub(super) fn open_to_read(what: &'static str, path: &Path) -> Result<File, Open
         return Err(failed(io::ErrorKind::IsADirectory.into()));
     }
     Ok(file)
-}
-
-/// Opens the instance's layer of its root volume.
-pub(super) fn open_overlay(path: &Path) -> Result<File, OpenError> {
-    let failed = |source| OpenError { what: "root volume", path: path.to_owned(), source };
-    OpenOptions::new().read(true).write(true).open(path).map_err(failed)
 }
 
 /// Opens the console log, or the file that the user named.
@@ -111,10 +111,17 @@ pub(super) fn build(
 ) -> (VmSpec, Vec<OwnedFd>) {
     let mut fds = FdTable::default();
     let kvm = fds.add(opened.kvm);
-    let layers = vec![
-        ImageLayer { file: fds.add(opened.overlay), format: DiskFormat::Qcow2 },
-        ImageLayer { file: fds.add(opened.base), format: instance.root.base_format },
-    ];
+    let mut disks = Vec::new();
+    for OpenedDisk { volume, files } in opened.disks {
+        let layers = files.into_iter().map(|(file, format)| ImageLayer { file: fds.add(file), format });
+        disks.push(DiskSpec {
+            serial: volume.serial(),
+            layers: layers.collect(),
+            read_only: false,
+            queues: queues(instance),
+            limits: rates::disk(instance),
+        });
+    }
     let cmdline = instance.boot.cmdline.clone();
     let boot = match opened.kernel {
         Some(kernel) => BootSource::Files {
@@ -134,14 +141,7 @@ pub(super) fn build(
         cpu_template: rates::kind(instance).map(|kind| kind.cpu_template()).unwrap_or_default(),
         memory: MemorySpec { size_mib: instance.memory.as_mib(), hugepages: instance.hugepages },
         boot,
-        disks: vec![DiskSpec {
-            // As EC2 shows volume ids: without the dash, which is exactly 20 bytes.
-            serial: instance.root.id.to_string().replace('-', ""),
-            layers,
-            read_only: false,
-            queues: queues(instance),
-            limits: rates::disk(instance),
-        }],
+        disks,
         nics: vec![nic(instance, tap_queues)],
         smbios: smbios::ec2_profile(instance),
         console: ConsoleSpec { log: Some(log), log_limit_bytes: log_limit(instance) },

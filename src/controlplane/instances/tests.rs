@@ -2,6 +2,7 @@
 
 mod metadata;
 mod supervisor;
+mod volumes;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::OwnedFd;
@@ -241,6 +242,11 @@ impl Fixture {
         self.plane.launch(&request, HOST)
     }
 
+    /// The file of an instance's root volume.
+    fn volume(&self, instance: &Instance) -> PathBuf {
+        self.plane.volumes().file(instance.root.id)
+    }
+
     fn store(&self) -> SqliteStore {
         SqliteStore::open(&self.temp.path().join("state/kiln.db")).unwrap()
     }
@@ -257,6 +263,8 @@ impl Fixture {
         assert_eq!(self.plane.instances().unwrap(), [], "{situation}");
         assert_eq!(self.store().list("address/").unwrap(), [], "{situation}");
         assert!(self.entries("instances").is_empty(), "{situation}: {:?}", self.entries("instances"));
+        assert!(self.entries("volumes").is_empty(), "{situation}: {:?}", self.entries("volumes"));
+        assert_eq!(self.store().list("volume/").unwrap(), [], "{situation}");
         let locks = self.entries("run").into_iter().filter(|p| !p.ends_with("images.lock"));
         assert_eq!(locks.count(), 0, "{situation}: {:?}", self.entries("run"));
         assert!(self.fake.world(|w| w.attached.is_empty()), "{situation}");
@@ -307,8 +315,7 @@ fn spec_names_every_descriptor_and_the_instance() {
 fn overlay_lies_over_the_untouched_base_and_has_the_wanted_size() {
     let f = Fixture::new();
     let run = f.launch(|r| r.volume_size = Some(ByteSize::bytes(3 << 20))).unwrap();
-    let dir = f.plane.instance_dir(run.instance().id);
-    let overlay = std::fs::read(dir.overlay()).unwrap();
+    let overlay = std::fs::read(f.volume(run.instance())).unwrap();
     assert!(overlay.starts_with(b"QFI\xfb"));
     assert_eq!(overlay[24..32], (3u64 << 20).to_be_bytes());
     assert_eq!(std::fs::read(f.image()).unwrap(), vec![7; 1 << 20]);
@@ -385,7 +392,7 @@ fn kept_instance_stops_starts_again_and_terminates() {
     drive(&f, &mut run, [running(), VmmEvent::Exited(ExitReason::PowerOff)]);
     let (stopped, _) = run.finish().unwrap();
     assert_eq!((stopped.state, stopped.owner, stopped.vmm), (InstanceState::Stopped, None, None));
-    assert!(f.plane.instance_dir(stopped.id).overlay().exists());
+    assert!(f.volume(&stopped).exists());
     assert!(f.fake.world(|w| w.attached.is_empty()));
 
     let found = f.plane.find("web").unwrap();
@@ -411,7 +418,7 @@ fn start_that_fails_leaves_the_instance_stopped() {
     f.fake.world(|w| w.fail_attach = true);
     assert!(matches!(f.plane.start(stopped.id), Err(InstanceError::Launch(LaunchError::Fabric(_)))));
     assert_eq!(f.plane.find(&stopped.id.to_string()).unwrap().state, InstanceState::Stopped);
-    assert!(f.plane.instance_dir(stopped.id).overlay().exists());
+    assert!(f.volume(&stopped).exists());
     f.fake.world(|w| w.fail_attach = false);
     drop(f.plane.start(stopped.id).unwrap());
 }
@@ -446,7 +453,7 @@ fn base_file_that_changed_refuses_a_start() {
     assert!(
         matches!(
             &error,
-            InstanceError::Launch(LaunchError::Image(crate::images::ImageError::Source(
+            InstanceError::Launch(LaunchError::Volume(crate::volumes::VolumeError::Source(
                 SourceError::Changed(_)
             )))
         ),
@@ -490,7 +497,7 @@ fn sweep_leaves_living_instances_alone_and_clears_after_dead_owners() {
     assert!(!f.plane.instance_dir(dead_id).path().exists() && !f.plane.instance_dir(orphan).path().exists());
     assert_eq!(f.plane.find(&kept_id.to_string()).unwrap().state, InstanceState::Stopped);
     assert_eq!(f.fake.world(|w| w.attached.len()), 1);
-    assert!(f.plane.instance_dir(alive.instance().id).overlay().exists());
+    assert!(f.volume(alive.instance()).exists());
 }
 
 #[test]

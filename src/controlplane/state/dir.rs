@@ -43,7 +43,7 @@ impl StateDir {
         };
         make(root)?;
         let root = fs::canonicalize(root).map_err(dir_error(root))?;
-        for sub in ["images", "instances", "run"] {
+        for sub in ["images", "instances", "run", "volumes"] {
             make(&root.join(sub))?;
         }
         Ok(StateDir { root })
@@ -67,6 +67,11 @@ impl StateDir {
     /// Base images.
     pub fn images(&self) -> PathBuf {
         self.root.join("images")
+    }
+
+    /// Volumes, and the layers that snapshots are made of.
+    pub fn volumes(&self) -> PathBuf {
+        self.root.join("volumes")
     }
 
     /// All instance directories.
@@ -111,11 +116,6 @@ impl InstanceDir {
     /// The directory.
     pub fn path(&self) -> &Path {
         &self.path
-    }
-
-    /// The instance's own layer of its root volume.
-    pub fn overlay(&self) -> PathBuf {
-        self.path.join("overlay.qcow2")
     }
 
     /// What the guest printed.
@@ -262,7 +262,8 @@ mod tests {
     fn directory_is_created_for_its_owner_alone() {
         let temp = tempfile::tempdir().unwrap();
         let state = StateDir::create(&temp.path().join("a/b")).unwrap();
-        for path in [state.root().to_owned(), state.images(), state.instances(), state.run()] {
+        for path in [state.root().to_owned(), state.images(), state.instances(), state.run(), state.volumes()]
+        {
             assert_eq!(fs::metadata(&path).unwrap().mode() & 0o777, 0o700, "{}", path.display());
         }
         assert!(StateDir::create(state.root()).is_ok(), "an existing directory is taken as it is");

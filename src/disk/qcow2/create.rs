@@ -12,7 +12,8 @@
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 
-use super::header::{Geometry, MAX_BACKING_NAME, NewHeader, bad};
+use super::header::{Geometry, Header, MAX_BACKING_NAME, NewHeader, bad};
+use crate::raw::file_size;
 use crate::{DiskError, Format, SECTOR_SIZE};
 
 const GEOMETRY: Geometry = Geometry { cluster_bits: 17, extended: true, zero_clusters: true };
@@ -75,4 +76,34 @@ pub fn create_overlay(file: File, size_bytes: u64, backing: Option<&Backing>) ->
         file.write_all_at(&header.bytes(), 0)
     };
     write().map_err(|source| DiskError::Io { action: "writing a new overlay".to_owned(), source })
+}
+
+/// Makes an overlay larger that [`create_overlay`] wrote and that nobody has open; what is new reads as what
+/// is below it, and beyond that as zeroes. Takes the same time for any size, and is done or not done, even if
+/// the host loses power.
+pub fn grow_overlay(file: &File, size_bytes: u64) -> Result<(), DiskError> {
+    let file_len = file_size(file)?;
+    let header = Header::read(file, file_len)?;
+    let l1_entries = GEOMETRY.l1_entries(size_bytes);
+    if size_bytes < header.size || !size_bytes.is_multiple_of(SECTOR_SIZE) || size_bytes > MAX_OVERLAY_SIZE {
+        return Err(bad(format!("an overlay of {} bytes cannot grow to {size_bytes}", header.size)));
+    }
+    // What its clusters hold beyond the present table is zero, which is what new entries are.
+    let room = (header.l1_entries * 8).next_multiple_of(GEOMETRY.cluster_size());
+    if header.geometry != GEOMETRY
+        || header.l1_offset != L1 * GEOMETRY.cluster_size()
+        || l1_entries * 8 > room
+    {
+        return Err(bad(format!("its table has no room to grow to {size_bytes} bytes")));
+    }
+    // Size, encryption (none) and table length are neighbours in one sector: one write changes them together.
+    let mut fields = Vec::with_capacity(16);
+    fields.extend(size_bytes.to_be_bytes());
+    fields.extend(0u32.to_be_bytes());
+    fields.extend((l1_entries as u32).to_be_bytes());
+    let write = || {
+        file.write_all_at(&fields, 24)?;
+        file.sync_all()
+    };
+    write().map_err(|source| DiskError::Io { action: "growing an overlay".to_owned(), source })
 }

@@ -45,7 +45,7 @@ use crate::{Disk, DiskError, Extent, PreparedWrite, RawDisk};
 use entry::Compressed;
 use image::{Image, Place};
 
-pub use create::{Backing, MAX_OVERLAY_SIZE, create_overlay};
+pub use create::{Backing, MAX_OVERLAY_SIZE, create_overlay, grow_overlay};
 
 /// A qcow2 image over the images below it.
 pub(crate) struct Qcow2Disk {

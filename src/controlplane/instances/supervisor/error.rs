@@ -6,6 +6,7 @@ use crate::instances::{InstanceError, LaunchError, ModifyError, RequestError};
 use crate::network::NetworkError;
 use crate::state::StoreError;
 use crate::vmm_process::VmmError;
+use crate::volumes::VolumeError;
 
 /// Why something was not done with an instance. Nothing was changed.
 #[derive(Debug, thiserror::Error)]
@@ -62,6 +63,9 @@ pub enum SupervisorError {
     /// Tags or profile.
     #[error(transparent)]
     Modify(#[from] ModifyError),
+    /// Volumes and snapshots.
+    #[error(transparent)]
+    Volume(#[from] VolumeError),
     /// Groups.
     #[error(transparent)]
     Network(#[from] NetworkError),

@@ -20,6 +20,7 @@
 //! | the host was restarted | `stopped`, or started again where that is set |
 
 mod actor;
+mod capture;
 mod error;
 mod notices;
 mod recover;
@@ -49,6 +50,7 @@ use crate::state::{StoreError, transact};
 use crate::vmm_process::{Commands as _, ControlConnection, VmmEvent};
 use actor::{Actor, Job, Order};
 
+pub use capture::NewImage;
 pub use error::SupervisorError;
 pub use notices::{Notice, NoticeEvent, Notices};
 pub use settings::{Capacity, ConsoleOutput, Counters, Health, Settings};
@@ -108,6 +110,8 @@ struct Shared {
     actors: Mutex<BTreeMap<InstanceId, Actor>>,
     /// Held while room is looked for and taken.
     admission: Mutex<()>,
+    /// Held while a snapshot is taken.
+    capturing: Mutex<()>,
     tally: Tally,
 }
 
@@ -141,6 +145,7 @@ impl Shared {
 pub struct Supervisor {
     shared: Arc<Shared>,
     housekeeper: Option<(mpsc::Sender<()>, JoinHandle<()>)>,
+    captures: Mutex<Vec<JoinHandle<()>>>,
     _lock: Lock,
 }
 
@@ -160,6 +165,7 @@ impl Supervisor {
             settings,
             actors: Mutex::default(),
             admission: Mutex::default(),
+            capturing: Mutex::default(),
             tally: Tally::default(),
         });
         recover::recover(&shared)?;
@@ -174,7 +180,12 @@ impl Supervisor {
         };
         let housekeeper =
             housekeeper.map_err(|source| SupervisorError::Host { action: "start a thread", source })?;
-        Ok(Supervisor { shared, housekeeper: Some((stop, housekeeper)), _lock: lock })
+        Ok(Supervisor {
+            shared,
+            housekeeper: Some((stop, housekeeper)),
+            captures: Mutex::default(),
+            _lock: lock,
+        })
     }
 
     /// Everything that is not the life of an instance: images, networks, roles, tags, metadata.
@@ -529,6 +540,10 @@ impl Shared {
 
 impl Drop for Supervisor {
     fn drop(&mut self) {
+        // A machine is not left standing still, nor a snapshot half-way.
+        for thread in self.captures.get_mut().unwrap_or_else(PoisonError::into_inner).drain(..) {
+            let _ = thread.join();
+        }
         let actors: Vec<Actor> = std::mem::take(&mut *self.shared.actors()).into_values().collect();
         actors.iter().for_each(|actor| actor.order(Order::Leave));
         actors.into_iter().for_each(Actor::join);

@@ -5,9 +5,11 @@
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use kiln_model::{InstanceId, InstanceState};
+use kiln_model::{ImageId, InstanceId, InstanceState, SnapshotId};
 use serde::Serialize;
 use tokio::sync::broadcast;
+
+use crate::volumes::Progress;
 
 /// Notices kept.
 const KEPT: usize = 1024;
@@ -41,6 +43,20 @@ pub enum NoticeEvent {
     InstanceAdopted {
         /// Whose.
         instance: InstanceId,
+    },
+    /// A snapshot is there, or failed.
+    Snapshot {
+        /// Which.
+        snapshot: SnapshotId,
+        /// How far it is.
+        progress: Progress,
+    },
+    /// An image of an instance is there, or failed.
+    Image {
+        /// Which.
+        image: ImageId,
+        /// How far it is.
+        progress: Progress,
     },
     /// A role's source gave no credentials.
     CredentialFailure {

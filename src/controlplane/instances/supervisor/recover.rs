@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use kiln_model::InstanceState;
-use kiln_vmspec::ExitReason;
+use kiln_vmspec::{Command, ExitReason};
 use serde::{Deserialize, Serialize};
 
 use super::actor::{Actor, Job, note_ending};
@@ -44,6 +44,7 @@ fn same_boot(shared: &Shared) -> Result<bool, StoreError> {
 /// Takes up every instance that is not at rest.
 pub(super) fn recover(shared: &Arc<Shared>) -> Result<(), SupervisorError> {
     let same_boot = same_boot(shared)?;
+    shared.give_up_captures()?;
     for instance in shared.plane.instances()? {
         if !instance.supervised || !instance.is_active() {
             continue;
@@ -73,6 +74,8 @@ fn take_up(
         Some(vmm) if same_boot && !vmm.wait(Duration::ZERO) => {
             match parts.launcher.adopt(&parts.dir.instance(id), vmm) {
                 Ok(vmm) => {
+                    // It may have been paused for a snapshot.
+                    let _ = vmm.handle.send(Command::Resume);
                     Actor::spawn(shared, id, Job::Adopt(vmm, lock));
                     // What was asked for before holds.
                     let order = match instance.state {

@@ -18,25 +18,25 @@ fn settings() -> Settings {
 }
 
 /// A daemon over the fixture's state directory.
-struct Daemon<'f> {
+pub(super) struct Daemon<'f> {
     f: &'f Fixture,
-    supervisor: Supervisor,
+    pub(super) supervisor: Supervisor,
     live: tokio::sync::broadcast::Receiver<Notice>,
 }
 
 impl<'f> Daemon<'f> {
-    fn with(f: &'f Fixture, settings: Settings) -> Self {
+    pub(super) fn with(f: &'f Fixture, settings: Settings) -> Self {
         let plane = plane(&f.temp.path().join("state"), &f.fake, &f.clock);
         let live = plane.parts.notices.subscribe();
         let supervisor = Supervisor::open(plane, settings).unwrap();
         Daemon { f, supervisor, live }
     }
 
-    fn new(f: &'f Fixture) -> Self {
+    pub(super) fn new(f: &'f Fixture) -> Self {
         Self::with(f, settings())
     }
 
-    fn try_launch(
+    pub(super) fn try_launch(
         &self,
         count: (u32, u32),
         change: impl FnOnce(&mut LaunchRequest),
@@ -48,7 +48,7 @@ impl<'f> Daemon<'f> {
 
     /// Waits for a notice.
     #[track_caller]
-    fn notice(&mut self, what: &str, wanted: impl Fn(&NoticeEvent) -> bool) {
+    pub(super) fn notice(&mut self, what: &str, wanted: impl Fn(&NoticeEvent) -> bool) {
         runtime().block_on(async {
             let wait = async { while !wanted(&self.live.recv().await.unwrap().event) {} };
             tokio::time::timeout(PATIENCE, wait).await.unwrap_or_else(|_| panic!("waiting for {what}"));
@@ -57,7 +57,7 @@ impl<'f> Daemon<'f> {
 
     /// Waits until an instance comes into a state.
     #[track_caller]
-    fn until(&mut self, id: InstanceId, wanted: InstanceState) -> Instance {
+    pub(super) fn until(&mut self, id: InstanceId, wanted: InstanceState) -> Instance {
         self.notice(&format!("{id} {wanted}"), |event| {
             matches!(event, NoticeEvent::InstanceState { instance, state, .. } if (*instance, *state) == (id, wanted))
         });
@@ -75,7 +75,7 @@ impl<'f> Daemon<'f> {
     }
 
     /// Waits until a machine is there and lets it run.
-    fn run(&mut self, id: InstanceId) -> Instance {
+    pub(super) fn run(&mut self, id: InstanceId) -> Instance {
         self.machine(id);
         self.say(id, running());
         self.until(id, InstanceState::Running)
@@ -89,7 +89,7 @@ impl<'f> Daemon<'f> {
         }
     }
 
-    fn launch(&mut self, change: impl FnOnce(&mut LaunchRequest)) -> Instance {
+    pub(super) fn launch(&mut self, change: impl FnOnce(&mut LaunchRequest)) -> Instance {
         let id = self.try_launch((1, 1), change).unwrap()[0].id;
         self.run(id)
     }
@@ -103,7 +103,7 @@ impl<'f> Daemon<'f> {
         }
     }
 
-    fn stop(&mut self, id: InstanceId) -> Instance {
+    pub(super) fn stop(&mut self, id: InstanceId) -> Instance {
         self.supervisor.stop(&[id], false).unwrap();
         self.told(id, &Command::PowerButton);
         self.say(id, VmmEvent::Exited(ExitReason::PowerOff));
@@ -111,7 +111,7 @@ impl<'f> Daemon<'f> {
     }
 
     /// The process ends, the machines stay.
-    fn leave(self) {
+    pub(super) fn leave(self) {
         drop(self.supervisor);
         self.f.fake.world(|w| (w.machines.clear(), w.events = None));
     }
@@ -442,7 +442,7 @@ fn state_directory_has_one_daemon_and_other_commands_leave_its_instances_alone()
     // Any kiln command sweeps first.
     f.plane.sweep();
     assert_eq!(f.plane.find(&id.to_string()).unwrap().state, InstanceState::Running);
-    assert!(f.plane.instance_dir(id).overlay().exists());
+    assert!(f.volume(&f.plane.find(&id.to_string()).unwrap()).exists());
 }
 
 #[test]

@@ -1,0 +1,290 @@
+//! Snapshots and images of volumes, whether somebody writes them or not.
+//!
+//! ```text
+//!   rows, pending ─▶ answer
+//!        └─▶ thread ─┬─ machine runs: pause (vCPUs stand, disks drained and flushed) ─ copy ─ resume
+//!                    └─ nobody has it: lock, look again, copy            └▶ rows, complete or failed
+//! ```
+//!
+//! What is copied of each volume is its own layer, what was written since it was made, and nothing where
+//! the file system shares blocks. All volumes of an image are of one moment, as after a power cut.
+//! One is taken at a time: a pause must not end under another's copy.
+
+use std::sync::{Arc, PoisonError};
+use std::time::{Duration, Instant};
+
+use kiln_model::{ImageId, InstanceId, InstanceState, SnapshotId, Tag, VolumeId};
+use kiln_vmspec::Command;
+
+use super::{NoticeEvent, Shared, Supervisor, SupervisorError};
+use crate::images::{Image, ImageError, Made, put_made};
+use crate::instances::{Instance, LaunchError};
+use crate::state::{StoreError, Transaction, transact};
+use crate::vmm_process::Commands as _;
+use crate::volumes::{
+    BlockDevice, Layer, MAX_BELOW, Progress, Snapshot, Unwritten, Volume, VolumeError, attached, copy_layer,
+    discard_layer,
+};
+
+/// How long an instance may be between two states.
+const PATIENCE: Duration = Duration::from_secs(600);
+/// How often it is looked at.
+const LOOK: Duration = Duration::from_millis(50);
+
+/// What a new image of an instance is called.
+#[derive(Debug, Clone, Default)]
+pub struct NewImage {
+    /// Its name, which must be free.
+    pub name: String,
+    /// For people.
+    pub description: String,
+    /// Its tags.
+    pub tags: Vec<Tag>,
+    /// Tags of the snapshots that it is made of.
+    pub snapshot_tags: Vec<Tag>,
+}
+
+/// Something to be taken.
+struct Capture {
+    instance: Option<InstanceId>,
+    pieces: Vec<(Volume, SnapshotId)>,
+    image: Option<ImageId>,
+}
+
+impl Supervisor {
+    /// Takes a snapshot of a volume. It is pending when this returns. The guest of a running instance stands
+    /// still while its volume's layer is copied.
+    pub fn create_snapshot(
+        &self,
+        volume: VolumeId,
+        description: &str,
+        tags: &[Tag],
+    ) -> Result<Snapshot, SupervisorError> {
+        let now = self.shared.now();
+        let (volume, snapshot) = transact(self.shared.parts().store.as_ref(), |tx| {
+            let volume = tx.get::<Volume>(&volume)?.ok_or(VolumeError::NoVolume(volume))?;
+            let snapshot = put_snapshot(tx, &volume, description, tags, now)?;
+            Ok::<_, VolumeError>((volume, snapshot))
+        })?;
+        let instance = volume.attachment.as_ref().map(|attachment| attachment.instance);
+        self.take(Capture { instance, pieces: vec![(volume, snapshot.id)], image: None })?;
+        Ok(snapshot)
+    }
+
+    /// Makes an image of all volumes of an instance, without a reboot. It is pending when this returns.
+    pub fn create_image(&self, id: InstanceId, wish: &NewImage) -> Result<Image, SupervisorError> {
+        let instance = self.living(id, "be made an image of")?;
+        let now = self.shared.now();
+        let (pieces, image) = transact(self.shared.parts().store.as_ref(), |tx| {
+            let mut pieces = Vec::new();
+            let mut snapshots = Vec::new();
+            let text = format!("Created by CreateImage({id})");
+            for volume in attached(tx, id)? {
+                // Read for its revision: it must still be attached when this is written.
+                let volume = tx.get::<Volume>(&volume.id)?.ok_or(VolumeError::NoVolume(volume.id))?;
+                let snapshot = put_snapshot(tx, &volume, &text, &wish.snapshot_tags, now)?;
+                pieces.push((volume, snapshot.id));
+                snapshots.push(snapshot);
+            }
+            let Some(root) = snapshots.first() else {
+                return Err(ImageError::Volume(VolumeError::NoVolume(instance.root.id)));
+            };
+            let device = |(volume, snapshot): &(Volume, SnapshotId)| {
+                let attachment = volume.attachment.as_ref()?;
+                Some(BlockDevice {
+                    device: attachment.device.clone(),
+                    size: Some(volume.size),
+                    snapshot: Some(*snapshot),
+                    delete_on_termination: attachment.delete_on_termination,
+                })
+            };
+            let made = Made {
+                name: wish.name.clone(),
+                description: wish.description.clone(),
+                tags: wish.tags.clone(),
+                root: root.id,
+                layers: root.layers.clone(),
+                devices: pieces.iter().skip(1).filter_map(device).collect(),
+                size: root.size,
+                source: id.to_string(),
+            };
+            let image = put_made(tx, &made, now)?;
+            Ok((pieces, image))
+        })
+        .map_err(LaunchError::from)?;
+        self.take(Capture { instance: Some(id), pieces, image: Some(image.id) })?;
+        Ok(image)
+    }
+
+    /// Begins a capture in a thread of its own.
+    fn take(&self, capture: Capture) -> Result<(), SupervisorError> {
+        let shared = Arc::clone(&self.shared);
+        let body = move || {
+            let result = shared.capture(&capture);
+            shared.conclude(&capture, result);
+        };
+        let thread = std::thread::Builder::new().name("capture".to_owned()).spawn(body);
+        let thread = thread.map_err(|source| SupervisorError::Host { action: "start a thread", source })?;
+        let mut captures = self.captures.lock().unwrap_or_else(PoisonError::into_inner);
+        captures.retain(|thread| !thread.is_finished());
+        captures.push(thread);
+        Ok(())
+    }
+}
+
+/// The pending row of a snapshot, as part of `tx`.
+fn put_snapshot(
+    tx: &mut Transaction<'_>,
+    volume: &Volume,
+    description: &str,
+    tags: &[Tag],
+    now: u64,
+) -> Result<Snapshot, VolumeError> {
+    let id = SnapshotId::from_bits(rand::random());
+    if volume.below.len() >= MAX_BELOW {
+        return Err(VolumeError::TooDeep(volume.id));
+    }
+    let snapshot = Snapshot {
+        id,
+        volume: volume.id,
+        size: volume.size,
+        layers: std::iter::once(Layer::Snapshot { snapshot: id })
+            .chain(volume.below.iter().cloned())
+            .collect(),
+        progress: Progress::Pending,
+        description: description.to_owned(),
+        tags: tags.to_vec(),
+        created: now,
+    };
+    tx.put(&snapshot)?;
+    Ok(snapshot)
+}
+
+impl Shared {
+    fn capture(&self, capture: &Capture) -> Result<(), SupervisorError> {
+        let _one = self.capturing.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(id) = capture.instance else { return self.copy_at_rest(capture).map(|_| ()) };
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build();
+        let runtime = runtime.map_err(|source| SupervisorError::Host { action: "wait for a VMM", source })?;
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let row = transact(self.parts().store.as_ref(), |tx| tx.get::<Instance>(&id))?;
+            match row.filter(Instance::is_active) {
+                None if self.copy_at_rest(capture)? => return Ok(()),
+                Some(row) if row.vmm.is_some() && row.state != InstanceState::Pending => {
+                    match runtime.block_on(self.copy_paused(&row, capture)) {
+                        Ok(()) => return Ok(()),
+                        // It may just have ended.
+                        Err(e) if Instant::now() >= deadline => return Err(e),
+                        Err(e) => tracing::debug!(instance = %id, "not captured yet: {e}"),
+                    }
+                }
+                _ => {}
+            }
+            if Instant::now() >= deadline {
+                let state = self.parts().find(id).map_or(InstanceState::Terminated, |row| row.state);
+                return Err(SupervisorError::IncorrectState { id, state, action: "be captured" });
+            }
+            std::thread::sleep(LOOK);
+        }
+    }
+
+    async fn copy_paused(&self, row: &Instance, capture: &Capture) -> Result<(), SupervisorError> {
+        let (connection, _events) = self.plane.connect(row)?;
+        let paused = connection.request(Command::Pause).await;
+        let copied = paused.map_err(SupervisorError::from).and_then(|_| self.copy(capture));
+        // Also after a failure: it may stand all the same.
+        let resumed = connection.request(Command::Resume).await;
+        copied?;
+        resumed?;
+        Ok(())
+    }
+
+    /// Copies what nobody writes; `false` if somebody does after all.
+    fn copy_at_rest(&self, capture: &Capture) -> Result<bool, SupervisorError> {
+        let dir = &self.parts().dir;
+        // With this nobody opens them to write. Whoever has done so before has said so in a row.
+        let locks = capture.pieces.iter().map(|(volume, _)| Unwritten::take(dir, volume));
+        let _locks = locks.collect::<Result<Vec<_>, _>>()?;
+        for (volume, _) in &capture.pieces {
+            let active = transact(self.parts().store.as_ref(), |tx| {
+                let row = tx.get::<Volume>(&volume.id)?;
+                Ok::<_, StoreError>(match row.and_then(|row| row.attachment) {
+                    Some(attachment) => {
+                        tx.get::<Instance>(&attachment.instance)?.is_some_and(|row| row.is_active())
+                    }
+                    None => false,
+                })
+            })?;
+            if active {
+                return Ok(false);
+            }
+        }
+        self.copy(capture)?;
+        Ok(true)
+    }
+
+    fn copy(&self, capture: &Capture) -> Result<(), SupervisorError> {
+        for (volume, snapshot) in &capture.pieces {
+            copy_layer(&self.parts().dir, volume, *snapshot)?;
+        }
+        Ok(())
+    }
+
+    fn conclude(&self, capture: &Capture, result: Result<(), SupervisorError>) {
+        let progress = match result {
+            Ok(()) => Progress::Complete,
+            Err(e) => {
+                tracing::warn!("a snapshot could not be taken: {}", crate::instances::lifecycle::chain(&e));
+                Progress::Failed
+            }
+        };
+        for (_, snapshot) in &capture.pieces {
+            self.finish_snapshot(*snapshot, progress);
+        }
+        if let Some(image) = capture.image {
+            self.finish_image(image, progress);
+        }
+    }
+
+    fn finish_snapshot(&self, id: SnapshotId, progress: Progress) {
+        if progress == Progress::Failed
+            && let Err(e) = discard_layer(&self.parts().dir, id)
+        {
+            tracing::warn!("{e}");
+        }
+        let noted = transact(self.parts().store.as_ref(), |tx| {
+            if let Some(mut row) = tx.get::<Snapshot>(&id)? {
+                row.progress = progress;
+                tx.put(&row)?;
+            }
+            Ok::<_, StoreError>(())
+        });
+        if let Err(e) = noted {
+            tracing::warn!(snapshot = %id, "its end could not be noted: {e}");
+        }
+        self.parts().notices.tell(self.now(), NoticeEvent::Snapshot { snapshot: id, progress });
+    }
+
+    fn finish_image(&self, id: ImageId, progress: Progress) {
+        if let Err(e) = self.parts().images().note(id, progress) {
+            tracing::warn!(image = %id, "its end could not be noted: {e}");
+        }
+        self.parts().notices.tell(self.now(), NoticeEvent::Image { image: id, progress });
+    }
+
+    /// What an earlier daemon was taking has failed with it.
+    pub(super) fn give_up_captures(&self) -> Result<(), SupervisorError> {
+        for snapshot in self.parts().volumes().snapshots()? {
+            if snapshot.progress == Progress::Pending {
+                self.finish_snapshot(snapshot.id, Progress::Failed);
+            }
+        }
+        for image in self.parts().images().list().map_err(LaunchError::from)? {
+            if image.progress == Progress::Pending {
+                self.finish_image(image.id, Progress::Failed);
+            }
+        }
+        Ok(())
+    }
+}

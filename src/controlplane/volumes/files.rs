@@ -1,0 +1,144 @@
+//! Making, opening and copying the files of volumes.
+
+use std::fs::{self, File, OpenOptions, Permissions};
+use std::io;
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::path::Path;
+
+use kiln_disk::{Backing, Format};
+use kiln_model::SnapshotId;
+use kiln_vmspec::DiskFormat;
+use rustix::fs::{FlockOperation, flock};
+
+use super::layer::{snapshot_path, volume_path};
+use super::{Volume, VolumeError};
+use crate::images::copy_sparsely;
+use crate::state::StateDir;
+
+fn failed(action: &'static str, path: &Path) -> impl Fn(io::Error) -> VolumeError {
+    let path = path.to_owned();
+    move |source| VolumeError::Io { action, path: path.clone(), source }
+}
+
+fn format(format: DiskFormat) -> Format {
+    match format {
+        DiskFormat::Raw => Format::Raw,
+        DiskFormat::Qcow2 => Format::Qcow2,
+    }
+}
+
+/// Makes a volume's own layer, with nothing on it yet; one that is there already is replaced.
+pub(crate) fn make_volume(dir: &StateDir, volume: &Volume) -> Result<(), VolumeError> {
+    let path = volume_path(dir, volume.id);
+    remove(&path)?;
+    let mut options = OpenOptions::new();
+    options.create_new(true).read(true).write(true).mode(0o600);
+    let file = options.open(&path).map_err(failed("create", &path))?;
+    let synced = file.try_clone().map_err(failed("create", &path))?;
+    let backing = volume.below.first().map(|below| Backing {
+        path: below.path(dir).to_string_lossy().into_owned(),
+        format: format(below.format()),
+    });
+    kiln_disk::create_overlay(file, volume.size.as_bytes(), backing.as_ref())
+        .map_err(|source| VolumeError::Disk { path: path.clone(), source })?;
+    synced.sync_all().and_then(|()| sync_dir(&dir.volumes())).map_err(failed("write", &path))
+}
+
+/// As long as it lives, nobody who looks opens the volume to write it.
+pub(crate) struct Unwritten {
+    _file: File,
+}
+
+impl Unwritten {
+    /// Waits for nobody: several may copy at once, and whoever opens to write lets go at once.
+    pub(crate) fn take(dir: &StateDir, volume: &Volume) -> Result<Self, VolumeError> {
+        let path = volume_path(dir, volume.id);
+        let file = File::open(&path).map_err(failed("open", &path))?;
+        flock(&file, FlockOperation::LockShared).map_err(|e| failed("lock", &path)(e.into()))?;
+        Ok(Unwritten { _file: file })
+    }
+}
+
+/// Makes a volume larger that nobody has open.
+pub(super) fn grow_volume(dir: &StateDir, volume: &Volume) -> Result<(), VolumeError> {
+    let path = volume_path(dir, volume.id);
+    let file = OpenOptions::new().read(true).write(true).open(&path).map_err(failed("open", &path))?;
+    flock(&file, FlockOperation::LockExclusive).map_err(|e| failed("lock", &path)(e.into()))?;
+    kiln_disk::grow_overlay(&file, volume.size.as_bytes())
+        .map_err(|source| VolumeError::Disk { path, source })
+}
+
+/// Opens all files of a volume, top first; only the first for writing, once nobody copies it. Say in a row
+/// before that it is going to be written: see [`Unwritten`].
+pub(crate) fn open_volume(dir: &StateDir, volume: &Volume) -> Result<Vec<(File, DiskFormat)>, VolumeError> {
+    let files = try_open_volume(dir, volume)?;
+    if let Some((top, _)) = files.first() {
+        // Taken and given back: only copies hold it for longer.
+        let path = volume_path(dir, volume.id);
+        let passed =
+            flock(top, FlockOperation::LockExclusive).and_then(|()| flock(top, FlockOperation::Unlock));
+        passed.map_err(|e| failed("lock", &path)(e.into()))?;
+    }
+    Ok(files)
+}
+
+/// The same without waiting for anybody, to see whether it can be done.
+pub(crate) fn try_open_volume(
+    dir: &StateDir,
+    volume: &Volume,
+) -> Result<Vec<(File, DiskFormat)>, VolumeError> {
+    let path = volume_path(dir, volume.id);
+    let top = OpenOptions::new().read(true).write(true).open(&path).map_err(failed("open", &path))?;
+    let mut files = vec![(top, DiskFormat::Qcow2)];
+    for layer in &volume.below {
+        files.push((layer.open(dir)?, layer.format()));
+    }
+    Ok(files)
+}
+
+/// Copies a volume's own layer, which nobody writes meanwhile, and makes it a snapshot's. Where the file
+/// system shares blocks between files it takes no time and no room.
+pub(crate) fn copy_layer(dir: &StateDir, volume: &Volume, snapshot: SnapshotId) -> Result<(), VolumeError> {
+    let from = volume_path(dir, volume.id);
+    let to = snapshot_path(dir, snapshot);
+    let part = to.with_extension("part");
+    let source = File::open(&from).map_err(failed("open", &from))?;
+    remove(&part)?;
+    let mut options = OpenOptions::new();
+    options.create_new(true).read(true).write(true).mode(0o600);
+    let target = options.open(&part).map_err(failed("create", &part))?;
+    let copy = || {
+        copy_sparsely(&source, &target)?;
+        target.set_permissions(Permissions::from_mode(0o444))?;
+        target.sync_all()?;
+        fs::rename(&part, &to)?;
+        sync_dir(&dir.volumes())
+    };
+    copy().map_err(|e| {
+        let _ = fs::remove_file(&part);
+        failed("write", &to)(e)
+    })
+}
+
+/// Removes what there is of a snapshot's layer.
+pub(crate) fn discard_layer(dir: &StateDir, snapshot: SnapshotId) -> Result<(), VolumeError> {
+    let path = snapshot_path(dir, snapshot);
+    remove(&path.with_extension("part"))?;
+    remove(&path)
+}
+
+/// Removes a volume's own layer.
+pub(super) fn remove_volume(dir: &StateDir, volume: &Volume) -> Result<(), VolumeError> {
+    remove(&volume_path(dir, volume.id))
+}
+
+pub(super) fn remove(path: &Path) -> Result<(), VolumeError> {
+    match fs::remove_file(path) {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => Err(failed("remove", path)(e)),
+        _ => Ok(()),
+    }
+}
+
+fn sync_dir(dir: &Path) -> io::Result<()> {
+    File::open(dir)?.sync_all()
+}

@@ -1,0 +1,268 @@
+//! Volumes and snapshots: layers that are never written below one that is.
+//!
+//! ```text
+//!   vol-a.qcow2 (written)      vol-b.qcow2 (written)
+//!        │    copied ──▶ snap-s.qcow2 ◀──┘ restored: a new child, in constant time
+//!        ▼                    ▼
+//!      images/sha256-….raw  ◀─┘            all below the first line is never written again
+//! ```
+//!
+//! Every row names the files below its own, top first, so nothing has to be followed or counted: a file
+//! stays as long as any row of a volume, snapshot or image names it, and a sweep removes the others. So
+//! things may be deleted in any order.
+//!
+//! Invariants: a row is written before its file is made and removed after it is gone. A file that a row
+//! names below its own is complete and read-only.
+
+mod files;
+mod layer;
+mod service;
+
+use std::path::PathBuf;
+
+use kiln_model::{ByteSize, ImageId, InstanceId, SnapshotId, Tag, VolumeId};
+use serde::{Deserialize, Serialize};
+
+use crate::images::SourceError;
+use crate::state::{Row, StoreError};
+
+pub(crate) use files::{Unwritten, copy_layer, discard_layer, make_volume, open_volume, try_open_volume};
+pub use layer::Layer;
+pub(crate) use layer::named;
+pub use service::Volumes;
+pub(crate) use service::{attached, check_device, detach_all, plan_volume, remove_files_of, sweep};
+
+/// Device under which an instance has its root volume.
+pub const ROOT_DEVICE: &str = "/dev/xvda";
+/// Smallest size that can be asked for; images may be smaller.
+pub const MIN_SIZE: u64 = 1 << 20;
+/// Largest size, as of EC2's largest volume type.
+pub const MAX_SIZE: u64 = 64 << 40;
+/// Layers below a volume's own. A chain of 16 is the longest that can be opened.
+pub const MAX_BELOW: usize = 15;
+/// Volumes of one instance besides its root volume.
+pub const MAX_ATTACHED: usize = 15;
+
+/// A volume.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Volume {
+    /// Its id.
+    pub id: VolumeId,
+    /// What a guest sees.
+    pub size: ByteSize,
+    /// Layers below its own, top first; none if it was made empty.
+    pub below: Vec<Layer>,
+    /// The snapshot that it was made from.
+    pub snapshot: Option<SnapshotId>,
+    /// Who has it. Without, it is `available`.
+    pub attachment: Option<Attachment>,
+    /// Its tags.
+    pub tags: Vec<Tag>,
+    /// When it was made, Unix seconds.
+    pub created: u64,
+}
+
+/// Who has a volume.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Attachment {
+    /// The instance.
+    pub instance: InstanceId,
+    /// Name of the device that was asked for, such as `/dev/sdf`. Guests see the volume's id.
+    pub device: String,
+    /// Whether it goes with its instance.
+    pub delete_on_termination: bool,
+    /// Unix seconds.
+    pub since: u64,
+}
+
+impl Volume {
+    /// Whether an instance boots from it.
+    pub fn is_root(&self) -> bool {
+        self.attachment.as_ref().is_some_and(|attachment| attachment.device == ROOT_DEVICE)
+    }
+
+    /// Serial number in the guest: the id without its dash, as in EC2, which is exactly 20 bytes.
+    pub fn serial(&self) -> String {
+        self.id.to_string().replace('-', "")
+    }
+}
+
+impl Row for Volume {
+    const KIND: &'static str = "volume";
+    type Key = VolumeId;
+
+    fn key(&self) -> VolumeId {
+        self.id
+    }
+}
+
+/// How far a snapshot or an image has come.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Progress {
+    /// Being made.
+    Pending,
+    /// There: `completed`, `available`.
+    #[default]
+    Complete,
+    /// It could not be made: `error`, `failed`.
+    Failed,
+}
+
+/// What a volume held at one moment.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Snapshot {
+    /// Its id.
+    pub id: SnapshotId,
+    /// Of which volume.
+    pub volume: VolumeId,
+    /// Size of the volume.
+    pub size: ByteSize,
+    /// Layers, top first: its own, and those below.
+    pub layers: Vec<Layer>,
+    /// How far it is.
+    pub progress: Progress,
+    /// For people.
+    pub description: String,
+    /// Its tags.
+    pub tags: Vec<Tag>,
+    /// When it was begun, Unix seconds.
+    pub created: u64,
+}
+
+impl Row for Snapshot {
+    const KIND: &'static str = "snapshot";
+    type Key = SnapshotId;
+
+    fn key(&self) -> SnapshotId {
+        self.id
+    }
+}
+
+/// A wish for a volume.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct NewVolume {
+    /// Its size; by default that of the snapshot.
+    pub size: Option<ByteSize>,
+    /// What is on it; nothing, if not said.
+    pub snapshot: Option<SnapshotId>,
+    /// Its tags.
+    pub tags: Vec<Tag>,
+}
+
+/// A wish for a volume of a new instance, or what an image says of one.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BlockDevice {
+    /// Such as `/dev/sdf`.
+    pub device: String,
+    /// Its size; by default that of the snapshot.
+    pub size: Option<ByteSize>,
+    /// What is on it.
+    pub snapshot: Option<SnapshotId>,
+    /// Whether it goes with its instance.
+    pub delete_on_termination: bool,
+}
+
+/// Why something was not done with a volume or a snapshot.
+#[derive(Debug, thiserror::Error)]
+pub enum VolumeError {
+    /// `InvalidVolume.NotFound`.
+    #[error("the volume '{0}' does not exist")]
+    NoVolume(VolumeId),
+    /// `InvalidSnapshot.NotFound`.
+    #[error("the snapshot '{0}' does not exist")]
+    NoSnapshot(SnapshotId),
+    /// `IncorrectState`.
+    #[error("the snapshot '{0}' is not complete")]
+    SnapshotPending(SnapshotId),
+    /// `InvalidSnapshot.InUse`.
+    #[error("the snapshot {snapshot} is currently in use by {image}")]
+    SnapshotInUse {
+        /// Which.
+        snapshot: SnapshotId,
+        /// By whom.
+        image: ImageId,
+    },
+    /// `VolumeInUse`.
+    #[error("the volume {volume} is attached to {instance}")]
+    InUse {
+        /// Which.
+        volume: VolumeId,
+        /// To whom.
+        instance: InstanceId,
+    },
+    /// `IncorrectState`.
+    #[error("the volume '{0}' is 'available'")]
+    NotAttached(VolumeId),
+    /// `InvalidInstanceID.NotFound`.
+    #[error("the instance ID '{0}' does not exist")]
+    NoInstance(InstanceId),
+    /// `UnsupportedOperation`: it runs.
+    #[error("{action} of a running instance is not supported: stop {instance} first")]
+    Running {
+        /// What was asked.
+        action: &'static str,
+        /// Of which instance.
+        instance: InstanceId,
+    },
+    /// `OperationNotPermitted`.
+    #[error("the root volume {0} cannot be detached")]
+    Root(VolumeId),
+    /// `InvalidParameterValue`.
+    #[error("{0:?} cannot name a device (such as /dev/sdf)")]
+    Device(String),
+    /// `InvalidParameterValue`.
+    #[error("the instance {instance} has a volume at {device} already")]
+    DeviceTaken {
+        /// Which.
+        instance: InstanceId,
+        /// The device.
+        device: String,
+    },
+    /// `AttachmentLimitExceeded`.
+    #[error("the instance {0} has {MAX_ATTACHED} volumes besides its root volume already")]
+    TooMany(InstanceId),
+    /// `InvalidParameterValue`.
+    #[error("a volume of {wanted} cannot be made from or of one of {least}: it must not be smaller")]
+    TooSmall {
+        /// Asked for.
+        wanted: ByteSize,
+        /// Least.
+        least: ByteSize,
+    },
+    /// `InvalidParameterValue`.
+    #[error("a volume has 1 MiB to 64 TiB, not {0}")]
+    Size(ByteSize),
+    /// `MissingParameter`.
+    #[error("a volume that is not made from a snapshot needs a size")]
+    NoSize,
+    /// `SnapshotLimitExceeded`: see [`MAX_BELOW`].
+    #[error("what {0} is made of has too many layers already (copy its contents to a new volume)")]
+    TooDeep(VolumeId),
+    /// A file could not be made, read or removed.
+    #[error("cannot {action} {path}")]
+    Io {
+        /// What was tried.
+        action: &'static str,
+        /// Where.
+        path: PathBuf,
+        /// Why not.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The disk format refused.
+    #[error("cannot make {path}")]
+    Disk {
+        /// Where.
+        path: PathBuf,
+        /// Why not.
+        #[source]
+        source: kiln_disk::DiskError,
+    },
+    /// A file that is used where it is.
+    #[error(transparent)]
+    Source(#[from] SourceError),
+    /// The store failed.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
