@@ -40,7 +40,7 @@ pub(crate) fn make_volume(dir: &StateDir, volume: &Volume) -> Result<(), VolumeE
         format: format(below.format()),
     });
     kiln_disk::create_overlay(file, volume.size.as_bytes(), backing.as_ref())
-        .map_err(|source| VolumeError::Disk { path: path.clone(), source })?;
+        .map_err(|source| VolumeError::Disk { path: path.clone(), source: Box::new(source) })?;
     synced.sync_all().and_then(|()| sync_dir(&dir.volumes())).map_err(failed("write", &path))
 }
 
@@ -65,7 +65,7 @@ pub(super) fn grow_volume(dir: &StateDir, volume: &Volume) -> Result<(), VolumeE
     let file = OpenOptions::new().read(true).write(true).open(&path).map_err(failed("open", &path))?;
     flock(&file, FlockOperation::LockExclusive).map_err(|e| failed("lock", &path)(e.into()))?;
     kiln_disk::grow_overlay(&file, volume.size.as_bytes())
-        .map_err(|source| VolumeError::Disk { path, source })
+        .map_err(|source| VolumeError::Disk { path, source: Box::new(source) })
 }
 
 /// Opens all files of a volume, top first; only the first for writing, once nobody copies it. Say in a row

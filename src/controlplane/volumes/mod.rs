@@ -257,7 +257,7 @@ pub enum VolumeError {
         path: PathBuf,
         /// Why not.
         #[source]
-        source: kiln_disk::DiskError,
+        source: Box<kiln_disk::DiskError>,
     },
     /// A file that is used where it is.
     #[error(transparent)]

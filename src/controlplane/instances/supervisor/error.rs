@@ -71,7 +71,7 @@ pub enum SupervisorError {
     Network(#[from] NetworkError),
     /// See source.
     #[error(transparent)]
-    Instance(InstanceError),
+    Instance(Box<InstanceError>),
     /// Its VMM does not serve.
     #[error(transparent)]
     Vmm(#[from] VmmError),
@@ -94,7 +94,7 @@ impl From<InstanceError> for SupervisorError {
             InstanceError::Vmm(error) => SupervisorError::Vmm(error),
             InstanceError::Busy(id) => SupervisorError::Foreground(id),
             InstanceError::Protected(id) => SupervisorError::Protected(id),
-            error => SupervisorError::Instance(error),
+            error => SupervisorError::Instance(Box::new(error)),
         }
     }
 }

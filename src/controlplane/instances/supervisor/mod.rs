@@ -84,7 +84,7 @@ pub enum Attribute {
     Protected(bool),
     /// Its security groups, by id or name.
     Groups(Vec<String>),
-    /// Whether its interface drops what is not from or for it. Only `true` yet.
+    /// Whether its interface drops what is not from or for it.
     SourceDestCheck(bool),
 }
 
@@ -360,8 +360,9 @@ impl Supervisor {
             let instance = self.living(id, "change its groups")?;
             self.plane().networks().set_groups(instance.interface.id, groups)?;
         }
-        if matches!(attribute, Attribute::SourceDestCheck(false)) {
-            return Err(SupervisorError::Unsupported("turning the source/destination check off"));
+        if let Attribute::SourceDestCheck(check) = attribute {
+            let instance = self.living(id, "change its source/destination check")?;
+            self.plane().networks().set_source_dest_check(instance.interface.id, *check)?;
         }
         transact(self.shared.parts().store.as_ref(), |tx| {
             let mut row = tx.get::<Instance>(&id)?.ok_or(SupervisorError::NotFound(id))?;
