@@ -94,7 +94,7 @@ impl From<SupervisorError> for ApiError {
             E::Launch(error) => return super::launch::refused(error),
             E::Modify(error) => return error.into(),
             E::Network(error) => return error.into(),
-            E::Instance(error) => return error.into(),
+            E::Instance(error) => return (*error).into(),
             E::Store(error) => return error.into(),
             error => return ApiError::internal(&error),
         };
