@@ -4,7 +4,7 @@
 //!  control plane                                   kiln-vmm
 //!  cgroup::Cgroup::create ─ limits
 //!  spawn: new PID namespace ─ joins the cgroup ──▶ jail::enter    namespaces, empty root, no rights
-//!         dies with its parent                     seccomp::…     a list of system calls per thread
+//!         dies with its parent, if it shall        seccomp::…     a list of system calls per thread
 //! ```
 //!
 //! [`confine`] is the lighter way for a short-lived worker that reads one hostile file.

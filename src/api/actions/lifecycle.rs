@@ -95,6 +95,9 @@ impl From<SupervisorError> for ApiError {
             E::Modify(error) => return error.into(),
             E::Network(error) => return error.into(),
             E::Instance(error) => return (*error).into(),
+            E::Volume(error) if error.code() != "InternalError" => {
+                return ApiError::new(error.code(), error.to_string());
+            }
             E::Store(error) => return error.into(),
             error => return ApiError::internal(&error),
         };

@@ -4,8 +4,10 @@
 //!   <state dir>/kiln.db                 rows (this module), shared by several processes
 //!               sealing.key             opens the rows that hold secrets
 //!               images/                 base images, content-addressed, never written
-//!               instances/<id>/         overlay, console log, control socket
+//!               volumes/                volumes, each a layer of its own, and layers of snapshots
+//!               instances/<id>/         console log, control socket, what is left of a run
 //!               run/<id>.lock           held by the process that runs the instance
+//!               run/daemon.lock         held by the daemon
 //! ```
 //!
 //! Rows say what shall be; every name outside (directory, tap, lock) derives from an id, so that a

@@ -266,3 +266,30 @@ pub enum VolumeError {
     #[error(transparent)]
     Store(#[from] StoreError),
 }
+
+impl VolumeError {
+    /// Its code in the EC2 API.
+    pub fn code(&self) -> &'static str {
+        match self {
+            VolumeError::NoVolume(_) => "InvalidVolume.NotFound",
+            VolumeError::NoSnapshot(_) => "InvalidSnapshot.NotFound",
+            VolumeError::NoInstance(_) => "InvalidInstanceID.NotFound",
+            VolumeError::SnapshotPending(_) | VolumeError::NotAttached(_) => "IncorrectState",
+            VolumeError::SnapshotInUse { .. } => "InvalidSnapshot.InUse",
+            VolumeError::InUse { .. } => "VolumeInUse",
+            VolumeError::Running { .. } => "UnsupportedOperation",
+            VolumeError::Root(_) => "OperationNotPermitted",
+            VolumeError::Device(_)
+            | VolumeError::DeviceTaken { .. }
+            | VolumeError::TooSmall { .. }
+            | VolumeError::Size(_) => "InvalidParameterValue",
+            VolumeError::NoSize => "MissingParameter",
+            VolumeError::TooMany(_) => "AttachmentLimitExceeded",
+            VolumeError::TooDeep(_) => "SnapshotLimitExceeded",
+            VolumeError::Io { .. }
+            | VolumeError::Disk { .. }
+            | VolumeError::Source(_)
+            | VolumeError::Store(_) => "InternalError",
+        }
+    }
+}
