@@ -17,7 +17,7 @@ use super::instances::{self, World};
 use super::metadata_options::{self, MetadataOptionsRequest};
 use super::tagging::{self, TagSpecification};
 use super::tokens::Token;
-use super::{Answer, Context, input, key_pairs, parse, profiles, subnets, vpcs};
+use super::{Answer, Context, input, key_pairs, parse, profiles, subnets};
 use crate::error::ApiError;
 
 /// Instances of one request.
@@ -30,7 +30,7 @@ input!(PlacementRequest { availability_zone: Option<String>, availability_zone_i
 input!(Enabled { enabled: bool });
 input!(Configured { configured: bool });
 input!(Interface { device_index: i64, subnet_id: Option<String>, groups: Vec<String>,
-    associate_public_ip_address: bool, delete_on_termination: Option<bool>, private_ip_address: Option<String>,
+    associate_public_ip_address: Option<bool>, delete_on_termination: Option<bool>, private_ip_address: Option<String>,
     description: Option<String>, network_card_index: Option<i64>, interface_type: Option<String> });
 input!(Ebs { volume_size: Option<u64>, delete_on_termination: Option<bool>, volume_type: Option<String>,
     encrypted: bool, iops: Option<i64>, throughput: Option<i64> });
@@ -51,7 +51,8 @@ struct Where {
     subnet: Option<String>,
     address: Option<String>,
     groups: Vec<String>,
-    public: bool,
+    /// As the subnet says where this does not.
+    public: Option<bool>,
 }
 
 impl RunInstances {
@@ -60,7 +61,7 @@ impl RunInstances {
             subnet: self.subnet_id.take(),
             address: self.private_ip_address.take(),
             groups: std::mem::take(&mut self.security_group_ids),
-            public: false,
+            public: None,
         };
         let mut interfaces = std::mem::take(&mut self.network_interfaces);
         let Some(own) = interfaces.pop() else { return Ok(top) };
@@ -193,13 +194,14 @@ pub(super) fn run(context: &Context<'_>, mut input: Value) -> Answer {
         return Err(ApiError::value(format!("Invalid value '{kind}' for InstanceType.")));
     }
     let mut request = LaunchRequest::new(&image, &kind);
-    let vpc = match &place.subnet {
+    let default = context.plane.networks().default_subnet()?;
+    let subnet = match &place.subnet {
         Some(subnet) => {
             let id: SubnetId = SUBNET.parse(subnet)?;
             let all = context.plane.networks().subnets()?;
-            all.iter().find(|row| row.id == id).ok_or_else(|| SUBNET.missing(subnet))?.vpc
+            all.into_iter().find(|row| row.id == id).ok_or_else(|| SUBNET.missing(subnet))?
         }
-        None => vpcs::default_id(context)?,
+        None => default.clone(),
     };
     let address = place.address.as_ref().map(|text| {
         text.parse()
@@ -208,8 +210,8 @@ pub(super) fn run(context: &Context<'_>, mut input: Value) -> Answer {
     request.placement = Placement {
         subnet: place.subnet,
         address: address.transpose()?,
-        groups: groups(context, vpc, place.groups, std::mem::take(&mut wish.security_groups))?,
-        public_ip: place.public,
+        groups: groups(context, subnet.vpc, place.groups, std::mem::take(&mut wish.security_groups))?,
+        public_ip: place.public.unwrap_or(subnets::maps_public(subnet.id, default.id)),
         ..Placement::default()
     };
     request.volume_size = wish.volume_size()?;

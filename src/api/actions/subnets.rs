@@ -37,6 +37,11 @@ const FILTERS: &Filters = &[
     ("subnet-arn", "SubnetArn"),
 ];
 
+/// Whether instances of a subnet get a public address when nothing is said: in the default one, as in EC2.
+pub(super) fn maps_public(subnet: SubnetId, default: SubnetId) -> bool {
+    subnet == default
+}
+
 fn shown(subnet: &Subnet, default: SubnetId, taken: usize, tags: &TagMap) -> Value {
     let id = subnet.id.to_string();
     // The first four addresses and the last are nobody's.
@@ -45,7 +50,8 @@ fn shown(subnet: &Subnet, default: SubnetId, taken: usize, tags: &TagMap) -> Val
         "SubnetId": id, "SubnetArn": arn("subnet", &subnet.id), "VpcId": subnet.vpc.to_string(),
         "CidrBlock": subnet.cidr.to_string(), "State": "available", "OwnerId": ACCOUNT,
         "AvailabilityZone": ZONE, "AvailabilityZoneId": ZONE_ID, "AvailableIpAddressCount": free,
-        "DefaultForAz": subnet.id == default, "MapPublicIpOnLaunch": false,
+        "DefaultForAz": subnet.id == default,
+        "MapPublicIpOnLaunch": maps_public(subnet.id, default),
         "AssignIpv6AddressOnCreation": false, "MapCustomerOwnedIpOnLaunch": false, "EnableDns64": false,
         "Ipv6Native": false, "Ipv6CidrBlockAssociationSet": [],
         "PrivateDnsNameOptionsOnLaunch": {
