@@ -23,9 +23,9 @@ const ALLOWED: [(&str, &[&str]); 13] = [
     ("kiln-hostnet", &["kiln-model"]),
     ("kiln-controlplane", &["kiln-disk", "kiln-hostnet", "kiln-model", "kiln-sandbox", "kiln-vmspec"]),
     ("kiln-sts", &["kiln-controlplane", "kiln-model"]),
-    ("kiln-api", &["kiln-controlplane", "kiln-model", "kiln-sts"]),
+    ("kiln-api", &["kiln-controlplane", "kiln-model"]),
     ("kiln-cli", &["kiln-controlplane", "kiln-disk", "kiln-model", "kiln-sts", "kiln-vmspec"]),
-    ("kiln", &["kiln-api", "kiln-cli", "kiln-disk", "kiln-sandbox", "kiln-vmm", "kiln-vmspec"]),
+    ("kiln", &["kiln-api", "kiln-cli", "kiln-disk", "kiln-sandbox", "kiln-sts", "kiln-vmm", "kiln-vmspec"]),
 ];
 
 /// What must not be linked into the process that a guest may break into.

@@ -16,11 +16,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use clap::Parser;
+use kiln_controlplane::credentials::AssumeRole;
 use kiln_controlplane::instances::{ControlPlane, Settings, Supervisor, SupervisorError};
 use kiln_controlplane::network::HostFabric;
 use kiln_controlplane::state::StateDir;
 use kiln_controlplane::state::dir::{self, ENDPOINT};
-use kiln_sts::Sts;
 use tokio::net::{TcpListener, UnixListener};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
@@ -69,8 +69,8 @@ fn io_error(action: impl Into<String>) -> impl FnOnce(io::Error) -> Error {
     move |source| Error::Io { action, source }
 }
 
-/// Runs the program with these arguments, the first of which is its name.
-pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
+/// Runs the program with these arguments, the first of which is its name. `sts`: what assumes roles elsewhere.
+pub fn main(arguments: impl IntoIterator<Item = OsString>, sts: Arc<dyn AssumeRole>) -> ExitCode {
     let arguments = match Arguments::try_parse_from(arguments) {
         Ok(arguments) => arguments,
         Err(e) => {
@@ -86,7 +86,7 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         .with_ansi(false)
         .with_writer(io::stderr)
         .init();
-    match serve(&arguments) {
+    match serve(&arguments, sts) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             let mut text = error.to_string();
@@ -101,12 +101,12 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     }
 }
 
-fn serve(arguments: &Arguments) -> Result<(), Error> {
+fn serve(arguments: &Arguments, sts: Arc<dyn AssumeRole>) -> Result<(), Error> {
     if !arguments.listen.ip().is_loopback() && !arguments.allow_remote {
         return Err(Error::Remote(arguments.listen));
     }
     let dir = StateDir::create(&arguments.state_dir)?;
-    let plane = ControlPlane::open(dir.root(), Arc::new(HostFabric::default()), Arc::new(Sts))?;
+    let plane = ControlPlane::open(dir.root(), Arc::new(HostFabric::default()), sts)?;
     let api = Arc::new(Api::new(Supervisor::open(plane, Settings::default())?)?);
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
     let runtime = runtime.map_err(io_error("start the event loop"))?;

@@ -188,7 +188,10 @@ pub(super) fn run(context: &Context<'_>, mut input: Value) -> Answer {
     )?;
     let image = wish.image_id.clone().ok_or_else(|| ApiError::missing("ImageId"))?;
     let id: ImageId = IMAGE.parse(&image)?;
-    context.plane.images().find(&id.to_string()).map_err(|e| refused(e.into()))?;
+    context.plane.images().find(&id.to_string()).map_err(|e| match e {
+        ImageError::NotFound { .. } => IMAGE.missing(&image),
+        e => refused(e.into()),
+    })?;
     let kind = wish.instance_type.clone().unwrap_or_else(|| InstanceType::DEFAULT.to_owned());
     if InstanceType::find(&kind).is_err() {
         return Err(ApiError::value(format!("Invalid value '{kind}' for InstanceType.")));
