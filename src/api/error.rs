@@ -8,6 +8,7 @@ use kiln_controlplane::key_pairs::KeyPairError;
 use kiln_controlplane::network::NetworkError;
 use kiln_controlplane::state::StoreError;
 use kiln_controlplane::tags::TagError;
+use kiln_controlplane::volumes::VolumeError;
 
 use crate::query::{DecodeError, FormError, escape};
 use crate::schema::Service;
@@ -136,7 +137,7 @@ macro_rules! coded {
     };
 }
 
-coded!(NetworkError, RoleError, ModifyError, KeyPairError);
+coded!(NetworkError, RoleError, ModifyError, KeyPairError, VolumeError);
 
 impl From<TagError> for ApiError {
     fn from(error: TagError) -> Self {

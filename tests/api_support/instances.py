@@ -147,6 +147,44 @@ stopped.reload()
 same((stopped.instance_type, stopped.public_ip_address), ("t3.micro", address["PublicIp"]))
 same(code(ec2.deregister_image, ImageId=image), "DependencyViolation")
 
+# Volumes: made, attached while stopped, taken as a snapshot, made anew from it; an image of all.
+ec2.stop_instances(InstanceIds=[one], Force=True)
+ec2.get_waiter("instance_stopped").wait(InstanceIds=[one], WaiterConfig={"Delay": 1, "MaxAttempts": 60})
+same([v["Attachments"][0]["InstanceId"] for v in ec2.describe_volumes(VolumeIds=[volume])["Volumes"]], [one])
+same(code(ec2.create_volume, AvailabilityZone="us-east-1a"), "MissingParameter")
+same(code(ec2.create_volume, AvailabilityZone="us-east-1a", SnapshotId="snap-00000000000000001"), "InvalidSnapshot.NotFound")
+tags = [{"ResourceType": "volume", "Tags": [{"Key": "kind", "Value": "data"}]}]
+made = [ec2.create_volume(AvailabilityZone="us-east-1a", Size=1, ClientToken="data", TagSpecifications=tags) for _ in range(2)]
+same(made[0]["VolumeId"], made[1]["VolumeId"])
+data = made[0]["VolumeId"]
+ec2.get_waiter("volume_available").wait(VolumeIds=[data])
+ec2.attach_volume(VolumeId=data, InstanceId=one, Device="/dev/sdf")
+ec2.get_waiter("volume_in_use").wait(VolumeIds=[data])
+mappings = ec2.describe_instances(InstanceIds=[one])["Reservations"][0]["Instances"][0]["BlockDeviceMappings"]
+same([(m["DeviceName"], m["Ebs"]["VolumeId"]) for m in mappings], [("/dev/xvda", volume), ("/dev/sdf", data)])
+same(code(ec2.delete_volume, VolumeId=data), "VolumeInUse")
+same(code(ec2.attach_volume, VolumeId=data, InstanceId=one, Device="/dev/sdg"), "VolumeInUse")
+snapshot = ec2.create_snapshot(VolumeId=data, Description="of data")["SnapshotId"]
+ec2.get_waiter("snapshot_completed").wait(SnapshotIds=[snapshot], WaiterConfig={"Delay": 1, "MaxAttempts": 60})
+same(ec2.describe_snapshots(OwnerIds=["self"], SnapshotIds=[snapshot])["Snapshots"][0]["Description"], "of data")
+copy = ec2.create_volume(AvailabilityZone="us-east-1a", SnapshotId=snapshot)
+same((copy["Size"], copy["SnapshotId"]), (1, snapshot))
+own = ec2.create_image(InstanceId=one, Name="of-one", NoReboot=True)["ImageId"]
+ec2.get_waiter("image_available").wait(ImageIds=[own], WaiterConfig={"Delay": 1, "MaxAttempts": 60})
+two = ec2.run_instances(ImageId=own, InstanceType="t3.nano", MinCount=1, MaxCount=1)["Instances"][0]["InstanceId"]
+ec2.get_waiter("instance_running").wait(InstanceIds=[two], WaiterConfig={"Delay": 1, "MaxAttempts": 60})
+ec2.terminate_instances(InstanceIds=[two])
+ec2.get_waiter("instance_terminated").wait(InstanceIds=[two], WaiterConfig={"Delay": 1, "MaxAttempts": 60})
+same(code(ec2.detach_volume, VolumeId=volume), "OperationNotPermitted")
+ec2.detach_volume(VolumeId=data)
+same(code(ec2.detach_volume, VolumeId=data), "IncorrectState")
+for gone in [data, copy["VolumeId"]]:
+    ec2.delete_volume(VolumeId=gone)
+same(code(ec2.describe_volumes, VolumeIds=[data]), "InvalidVolume.NotFound")
+ec2.delete_snapshot(SnapshotId=snapshot)
+ec2.start_instances(InstanceIds=[one])
+ec2.get_waiter("instance_running").wait(InstanceIds=[one], WaiterConfig={"Delay": 1, "MaxAttempts": 60})
+
 # The end.
 same(ec2.terminate_instances(InstanceIds=[one])["TerminatingInstances"][0]["CurrentState"]["Name"], "shutting-down")
 ec2.get_waiter("instance_terminated").wait(InstanceIds=[one], WaiterConfig={"Delay": 1, "MaxAttempts": 60})

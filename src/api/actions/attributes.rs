@@ -49,13 +49,7 @@ pub(super) fn describe(context: &Context<'_>, request: DescribeInstanceAttribute
         "enaSupport" => ("EnaSupport", json!({"Value": false})),
         "enclaveOptions" => ("EnclaveOptions", json!({"Enabled": false})),
         "productCodes" => ("ProductCodes", json!([])),
-        "blockDeviceMapping" => {
-            let root = json!({
-                "DeviceName": ROOT_DEVICE,
-                "Ebs": {"VolumeId": instance.root.id.to_string(), "Status": "attached", "DeleteOnTermination": true},
-            });
-            ("BlockDeviceMappings", if instance.is_gone() { json!([]) } else { json!([root]) })
-        }
+        "blockDeviceMapping" => ("BlockDeviceMappings", World::read(context)?.devices_of(&instance).into()),
         // Of paravirtual machines.
         "kernel" => ("KernelId", json!({})),
         "ramdisk" => ("RamdiskId", json!({})),

@@ -29,6 +29,7 @@ kind!(KEY_PAIR, "key-", "InvalidKeyPairId.Malformed", "InvalidKeyPair.NotFound")
 kind!(INSTANCE, "i-", "InvalidInstanceID.Malformed", "InvalidInstanceID.NotFound");
 kind!(IMAGE, "ami-", "InvalidAMIID.Malformed", "InvalidAMIID.NotFound");
 kind!(VOLUME, "vol-", "InvalidVolumeID.Malformed", "InvalidVolume.NotFound");
+kind!(SNAPSHOT, "snap-", "InvalidSnapshotID.Malformed", "InvalidSnapshot.NotFound");
 kind!(ROUTE_TABLE, "rtb-", "InvalidRouteTableId.Malformed", "InvalidRouteTableID.NotFound");
 kind!(GATEWAY, "igw-", "InvalidInternetGatewayId.Malformed", "InvalidInternetGatewayID.NotFound");
 kind!(DHCP_OPTIONS, "dopt-", "InvalidDhcpOptionsId.Malformed", "InvalidDhcpOptionID.NotFound");

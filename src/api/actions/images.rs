@@ -3,13 +3,15 @@
 use std::path::PathBuf;
 
 use kiln_controlplane::images::{Image, ImageError, ImportRequest};
+use kiln_controlplane::instances::NewImage;
 use kiln_controlplane::metadata::ACCOUNT;
 use kiln_controlplane::progress::Silent;
 use kiln_controlplane::tags;
-use kiln_model::{ImageId, Utc};
+use kiln_controlplane::volumes::Progress;
+use kiln_model::{ImageId, InstanceId, Utc};
 use serde_json::{Value, json};
 
-use super::ids::IMAGE;
+use super::ids::{IMAGE, INSTANCE};
 use super::instances::ROOT_DEVICE;
 use super::listing::{self, Filters, listing};
 use super::tagging::{self, TagMap, TagSpecification};
@@ -22,6 +24,8 @@ listing!(DescribeImages { image_ids: Vec<String>, owners: Vec<String>, executabl
 input!(RegisterImage { name: String, image_location: Option<String>, description: Option<String>,
     architecture: Option<String>, root_device_name: Option<String>, virtualization_type: Option<String>,
     ena_support: Option<bool>, tag_specifications: Vec<TagSpecification> });
+input!(CreateImage { instance_id: String, name: String, description: Option<String>, no_reboot: bool,
+    tag_specifications: Vec<TagSpecification> });
 input!(DeregisterImage { image_id: String });
 
 const FILTERS: &Filters = &[
@@ -62,15 +66,21 @@ fn shown(image: &Image, tags: &TagMap) -> Value {
     let id = image.id.to_string();
     let gib = image.virtual_size.as_bytes().div_ceil(1 << 30);
     let name = image.name.clone().unwrap_or_default();
+    let state = match image.progress {
+        Progress::Pending => "pending",
+        Progress::Complete => "available",
+        Progress::Failed => "failed",
+    };
+    let snapshot = image.root.map(|snapshot| snapshot.to_string());
     json!({
-        "ImageId": id, "Name": name, "State": "available", "OwnerId": ACCOUNT, "Public": false,
+        "ImageId": id, "Name": name, "State": state, "Description": image.description, "OwnerId": ACCOUNT, "Public": false,
         "ImageLocation": format!("{ACCOUNT}/{name}"), "ImageType": "machine", "Architecture": "x86_64",
         "CreationDate": Utc::from_unix(image.created).rfc3339().replace('Z', ".000Z"),
         "RootDeviceName": ROOT_DEVICE, "RootDeviceType": "ebs", "VirtualizationType": "hvm", "Hypervisor": "xen",
         "PlatformDetails": "Linux/UNIX", "UsageOperation": "RunInstances", "EnaSupport": false,
         "BlockDeviceMappings": [{
             "DeviceName": ROOT_DEVICE,
-            "Ebs": {"VolumeSize": gib, "VolumeType": "gp3", "DeleteOnTermination": true, "Encrypted": false},
+            "Ebs": {"SnapshotId": snapshot, "VolumeSize": gib, "VolumeType": "gp3", "DeleteOnTermination": true, "Encrypted": false},
         }],
         "Tags": tagging::shown_with_name(tags, &id, None),
     })
@@ -118,6 +128,23 @@ pub(super) fn register(context: &Context<'_>, request: RegisterImage) -> Answer 
     let id = image.id.to_string();
     tags::set(context.plane.store(), std::slice::from_ref(&id), &tags)?;
     Ok(json!({ "ImageId": id }))
+}
+
+/// `CreateImage`: pending when it returns. The guest is not restarted; it stands still for a moment.
+pub(super) fn create(context: &Context<'_>, request: CreateImage) -> Answer {
+    let mut tags = tagging::specified_for(request.tag_specifications, &["image", "snapshot"])?;
+    let id: InstanceId = INSTANCE.parse(&request.instance_id)?;
+    let wish = NewImage {
+        name: request.name,
+        description: request.description.unwrap_or_default(),
+        ..NewImage::default()
+    };
+    let image = context.supervisor.create_image(id, &wish)?;
+    let (own, store) = (image.id.to_string(), context.plane.store());
+    tags::set(store, std::slice::from_ref(&own), &tags.remove("image").unwrap_or_default())?;
+    let snapshots: Vec<_> = image.snapshots().map(|snapshot| snapshot.to_string()).collect();
+    tags::set(store, &snapshots, &tags.remove("snapshot").unwrap_or_default())?;
+    Ok(json!({ "ImageId": own }))
 }
 
 /// `DeregisterImage`.

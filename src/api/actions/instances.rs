@@ -4,6 +4,7 @@ use kiln_controlplane::credentials::InstanceProfile;
 use kiln_controlplane::instances::{BaseImage, Health, Instance};
 use kiln_controlplane::metadata::{ACCOUNT, REGION, ZONE, ZONE_ID, private_host_name, public_host_name};
 use kiln_controlplane::network::{ElasticAddress, Membership, SecurityGroup};
+use kiln_controlplane::volumes::{Attachment, Volume};
 use kiln_model::InstanceState;
 use serde_json::{Value, json};
 
@@ -86,6 +87,7 @@ pub(super) struct World {
     groups: Vec<SecurityGroup>,
     elastic: Vec<ElasticAddress>,
     profiles: Vec<InstanceProfile>,
+    volumes: Vec<Volume>,
 }
 
 impl World {
@@ -96,6 +98,7 @@ impl World {
             groups: networks.groups()?,
             elastic: networks.elastic_addresses()?,
             profiles: context.plane.roles().profiles()?,
+            volumes: context.plane.volumes().list()?,
         })
     }
 
@@ -103,6 +106,23 @@ impl World {
     pub(super) fn groups_of(&self, instance: &Instance) -> Vec<Value> {
         let member = self.members.iter().find(|member| member.instance == instance.id);
         groups::identifiers(member.into_iter().flat_map(|member| member.groups.iter()), &self.groups)
+    }
+
+    /// Volumes of an instance, its root volume first.
+    pub(super) fn devices_of(&self, instance: &Instance) -> Vec<Value> {
+        let own = self.volumes.iter().filter_map(|volume| Some((volume, volume.attachment.as_ref()?)));
+        let mut own: Vec<_> = own.filter(|(_, attachment)| attachment.instance == instance.id).collect();
+        own.sort_by_key(|(volume, attachment)| (volume.id != instance.root.id, attachment.device.as_str()));
+        let one = |(volume, attachment): (&Volume, &Attachment)| {
+            json!({
+                "DeviceName": attachment.device,
+                "Ebs": {
+                    "VolumeId": volume.id.to_string(), "Status": "attached", "AttachTime": attachment.since,
+                    "DeleteOnTermination": attachment.delete_on_termination,
+                },
+            })
+        };
+        own.into_iter().map(one).collect()
     }
 
     fn shown(&self, instance: &Instance) -> Value {
@@ -128,13 +148,7 @@ impl World {
         }
         if instance.state != InstanceState::Terminated {
             self.show_network(instance, &mut shown);
-            shown["BlockDeviceMappings"] = json!([{
-                "DeviceName": ROOT_DEVICE,
-                "Ebs": {
-                    "VolumeId": instance.root.id.to_string(), "Status": "attached", "DeleteOnTermination": true,
-                    "AttachTime": instance.created,
-                },
-            }]);
+            shown["BlockDeviceMappings"] = self.devices_of(instance).into();
         }
         shown
     }

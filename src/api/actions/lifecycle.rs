@@ -94,10 +94,8 @@ impl From<SupervisorError> for ApiError {
             E::Launch(error) => return super::launch::refused(error),
             E::Modify(error) => return error.into(),
             E::Network(error) => return error.into(),
+            E::Volume(error) => return error.into(),
             E::Instance(error) => return (*error).into(),
-            E::Volume(error) if error.code() != "InternalError" => {
-                return ApiError::new(error.code(), error.to_string());
-            }
             E::Store(error) => return error.into(),
             error => return ApiError::internal(&error),
         };

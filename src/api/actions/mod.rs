@@ -27,6 +27,7 @@ mod subnets;
 mod tagging;
 mod tokens;
 mod types;
+mod volumes;
 mod vpcs;
 
 use kiln_controlplane::instances::{ControlPlane, Supervisor};
@@ -97,17 +98,23 @@ static EC2: &[(&str, Action)] = actions! { ec2:
     AllocateAddress => addresses::allocate,
     AssociateAddress => addresses::associate,
     AssociateIamInstanceProfile => profiles::associate,
+    AttachVolume => volumes::attach,
     AuthorizeSecurityGroupEgress => rules::authorize_egress,
     AuthorizeSecurityGroupIngress => rules::authorize_ingress,
+    CreateImage => images::create,
     CreateKeyPair => key_pairs::create,
     CreateSecurityGroup => groups::create,
+    CreateSnapshot => volumes::create_snapshot,
     CreateSubnet => subnets::create,
     CreateTags => tagging::create,
+    CreateVolume => volumes::create,
     CreateVpc => vpcs::create,
     DeleteKeyPair => key_pairs::delete,
     DeleteSecurityGroup => groups::delete,
+    DeleteSnapshot => volumes::delete_snapshot,
     DeleteSubnet => subnets::delete,
     DeleteTags => tagging::delete,
+    DeleteVolume => volumes::delete,
     DeleteVpc => vpcs::delete,
     DeregisterImage => images::deregister,
     DescribeAccountAttributes => places::account_attributes,
@@ -130,10 +137,13 @@ static EC2: &[(&str, Action)] = actions! { ec2:
     DescribeRouteTables => routes::route_tables,
     DescribeSecurityGroupRules => rules::describe,
     DescribeSecurityGroups => groups::describe,
+    DescribeSnapshots => volumes::describe_snapshots,
     DescribeSubnets => subnets::describe,
     DescribeTags => tagging::describe,
+    DescribeVolumes => volumes::describe,
     DescribeVpcAttribute => vpcs::describe_attribute,
     DescribeVpcs => vpcs::describe,
+    DetachVolume => volumes::detach,
     DisassociateAddress => addresses::disassociate,
     DisassociateIamInstanceProfile => profiles::disassociate,
     GetConsoleOutput => attributes::console,

@@ -127,7 +127,11 @@ impl Known {
         Ok(Known {
             kinds: vec![
                 ("i-", ids::INSTANCE, text(&mut instances.iter().map(|i| i.id.to_string()))),
-                ("vol-", ids::VOLUME, text(&mut instances.iter().map(|i| i.root.id.to_string()))),
+                (
+                    "vol-",
+                    ids::VOLUME,
+                    text(&mut context.plane.volumes().list()?.iter().map(|v| v.id.to_string())),
+                ),
                 (
                     "ami-",
                     ids::IMAGE,

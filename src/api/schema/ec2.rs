@@ -5,21 +5,27 @@ use super::{Bounds, EMPTY, List, Operation, Service, Shape, member, required};
 pub(super) static SERVICE: Service =
     Service { name: "ec2", version: "2016-11-15", namespace: "http://ec2.amazonaws.com/doc/2016-11-15", operations: &OPERATIONS };
 
-static OPERATIONS: [Operation; 60] = [
+static OPERATIONS: [Operation; 69] = [
     Operation { name: "AllocateAddress", input: &ALLOCATE_ADDRESS_REQUEST, output: &ALLOCATE_ADDRESS_RESULT, wrapper: None },
     Operation { name: "AssociateAddress", input: &ASSOCIATE_ADDRESS_REQUEST, output: &ASSOCIATE_ADDRESS_RESULT, wrapper: None },
     Operation { name: "AssociateIamInstanceProfile", input: &ASSOCIATE_IAM_INSTANCE_PROFILE_REQUEST, output: &ASSOCIATE_IAM_INSTANCE_PROFILE_RESULT, wrapper: None },
+    Operation { name: "AttachVolume", input: &ATTACH_VOLUME_REQUEST, output: &VOLUME_ATTACHMENT, wrapper: None },
     Operation { name: "AuthorizeSecurityGroupEgress", input: &AUTHORIZE_SECURITY_GROUP_EGRESS_REQUEST, output: &AUTHORIZE_SECURITY_GROUP_EGRESS_RESULT, wrapper: None },
     Operation { name: "AuthorizeSecurityGroupIngress", input: &AUTHORIZE_SECURITY_GROUP_INGRESS_REQUEST, output: &AUTHORIZE_SECURITY_GROUP_INGRESS_RESULT, wrapper: None },
+    Operation { name: "CreateImage", input: &CREATE_IMAGE_REQUEST, output: &CREATE_IMAGE_RESULT, wrapper: None },
     Operation { name: "CreateKeyPair", input: &CREATE_KEY_PAIR_REQUEST, output: &KEY_PAIR, wrapper: None },
     Operation { name: "CreateSecurityGroup", input: &CREATE_SECURITY_GROUP_REQUEST, output: &CREATE_SECURITY_GROUP_RESULT, wrapper: None },
+    Operation { name: "CreateSnapshot", input: &CREATE_SNAPSHOT_REQUEST, output: &SNAPSHOT, wrapper: None },
     Operation { name: "CreateSubnet", input: &CREATE_SUBNET_REQUEST, output: &CREATE_SUBNET_RESULT, wrapper: None },
     Operation { name: "CreateTags", input: &CREATE_TAGS_REQUEST, output: &EMPTY, wrapper: None },
+    Operation { name: "CreateVolume", input: &CREATE_VOLUME_REQUEST, output: &VOLUME, wrapper: None },
     Operation { name: "CreateVpc", input: &CREATE_VPC_REQUEST, output: &CREATE_VPC_RESULT, wrapper: None },
     Operation { name: "DeleteKeyPair", input: &DELETE_KEY_PAIR_REQUEST, output: &DELETE_KEY_PAIR_RESULT, wrapper: None },
     Operation { name: "DeleteSecurityGroup", input: &DELETE_SECURITY_GROUP_REQUEST, output: &DELETE_SECURITY_GROUP_RESULT, wrapper: None },
+    Operation { name: "DeleteSnapshot", input: &DELETE_SNAPSHOT_REQUEST, output: &EMPTY, wrapper: None },
     Operation { name: "DeleteSubnet", input: &DELETE_SUBNET_REQUEST, output: &EMPTY, wrapper: None },
     Operation { name: "DeleteTags", input: &DELETE_TAGS_REQUEST, output: &EMPTY, wrapper: None },
+    Operation { name: "DeleteVolume", input: &DELETE_VOLUME_REQUEST, output: &EMPTY, wrapper: None },
     Operation { name: "DeleteVpc", input: &DELETE_VPC_REQUEST, output: &EMPTY, wrapper: None },
     Operation { name: "DeregisterImage", input: &DEREGISTER_IMAGE_REQUEST, output: &DEREGISTER_IMAGE_RESULT, wrapper: None },
     Operation { name: "DescribeAccountAttributes", input: &DESCRIBE_ACCOUNT_ATTRIBUTES_REQUEST, output: &DESCRIBE_ACCOUNT_ATTRIBUTES_RESULT, wrapper: None },
@@ -42,10 +48,13 @@ static OPERATIONS: [Operation; 60] = [
     Operation { name: "DescribeRouteTables", input: &DESCRIBE_ROUTE_TABLES_REQUEST, output: &DESCRIBE_ROUTE_TABLES_RESULT, wrapper: None },
     Operation { name: "DescribeSecurityGroupRules", input: &DESCRIBE_SECURITY_GROUP_RULES_REQUEST, output: &DESCRIBE_SECURITY_GROUP_RULES_RESULT, wrapper: None },
     Operation { name: "DescribeSecurityGroups", input: &DESCRIBE_SECURITY_GROUPS_REQUEST, output: &DESCRIBE_SECURITY_GROUPS_RESULT, wrapper: None },
+    Operation { name: "DescribeSnapshots", input: &DESCRIBE_SNAPSHOTS_REQUEST, output: &DESCRIBE_SNAPSHOTS_RESULT, wrapper: None },
     Operation { name: "DescribeSubnets", input: &DESCRIBE_SUBNETS_REQUEST, output: &DESCRIBE_SUBNETS_RESULT, wrapper: None },
     Operation { name: "DescribeTags", input: &DESCRIBE_TAGS_REQUEST, output: &DESCRIBE_TAGS_RESULT, wrapper: None },
+    Operation { name: "DescribeVolumes", input: &DESCRIBE_VOLUMES_REQUEST, output: &DESCRIBE_VOLUMES_RESULT, wrapper: None },
     Operation { name: "DescribeVpcAttribute", input: &DESCRIBE_VPC_ATTRIBUTE_REQUEST, output: &DESCRIBE_VPC_ATTRIBUTE_RESULT, wrapper: None },
     Operation { name: "DescribeVpcs", input: &DESCRIBE_VPCS_REQUEST, output: &DESCRIBE_VPCS_RESULT, wrapper: None },
+    Operation { name: "DetachVolume", input: &DETACH_VOLUME_REQUEST, output: &VOLUME_ATTACHMENT, wrapper: None },
     Operation { name: "DisassociateAddress", input: &DISASSOCIATE_ADDRESS_REQUEST, output: &EMPTY, wrapper: None },
     Operation { name: "DisassociateIamInstanceProfile", input: &DISASSOCIATE_IAM_INSTANCE_PROFILE_REQUEST, output: &DISASSOCIATE_IAM_INSTANCE_PROFILE_RESULT, wrapper: None },
     Operation { name: "GetConsoleOutput", input: &GET_CONSOLE_OUTPUT_REQUEST, output: &GET_CONSOLE_OUTPUT_RESULT, wrapper: None },
@@ -139,6 +148,10 @@ static APPLICATION_STATUS_SUMMARY: Shape = Shape::Structure(&[
 static ARCHITECTURE_TYPE: Shape = Shape::Choice(&["i386", "x86_64", "arm64", "x86_64_mac", "arm64_mac"]);
 static ARCHITECTURE_TYPE_LIST: Shape = Shape::List(List { element: "item", flat: true, bounds: Bounds { min: None, max: None }, shape: &ARCHITECTURE_TYPE });
 static ARCHITECTURE_VALUES: Shape = Shape::Choice(&["i386", "x86_64", "arm64", "x86_64_mac", "arm64_mac"]);
+static ASSOCIATED_KMS_KEY: Shape = Shape::Structure(&[
+    member("KmsKeyId", "KmsKeyId", "kmsKeyId", &STRING),
+]);
+static ASSOCIATED_KMS_KEY_SET: Shape = Shape::List(List { element: "item", flat: true, bounds: Bounds { min: None, max: None }, shape: &ASSOCIATED_KMS_KEY });
 static ASSOCIATED_SUBNET_LIST: Shape = Shape::List(List { element: "item", flat: true, bounds: Bounds { min: None, max: None }, shape: &SUBNET_ID });
 static ASSOCIATE_ADDRESS_REQUEST: Shape = Shape::Structure(&[
     member("AllocationId", "AllocationId", "AllocationId", &ALLOCATION_ID),
@@ -169,6 +182,13 @@ static ATTACHMENT_ENA_SRD_UDP_SPECIFICATION: Shape = Shape::Structure(&[
 ]);
 static ATTACHMENT_LIMIT_TYPE: Shape = Shape::Choice(&["shared", "dedicated"]);
 static ATTACHMENT_STATUS: Shape = Shape::Choice(&["attaching", "attached", "detaching", "detached"]);
+static ATTACH_VOLUME_REQUEST: Shape = Shape::Structure(&[
+    required("Device", "Device", "Device", &STRING),
+    required("InstanceId", "InstanceId", "InstanceId", &INSTANCE_ID),
+    required("VolumeId", "VolumeId", "VolumeId", &VOLUME_ID),
+    member("EbsCardIndex", "EbsCardIndex", "EbsCardIndex", &BOXED_INTEGER),
+    member("DryRun", "DryRun", "dryRun", &BOOLEAN),
+]);
 static ATTRIBUTE_BOOLEAN_VALUE: Shape = Shape::Structure(&[
     member("Value", "Value", "value", &BOOLEAN),
 ]);
@@ -235,6 +255,7 @@ static AVAILABILITY_ZONE_MESSAGE: Shape = Shape::Structure(&[
     member("Message", "Message", "message", &STRING),
 ]);
 static AVAILABILITY_ZONE_MESSAGE_LIST: Shape = Shape::List(List { element: "item", flat: true, bounds: Bounds { min: None, max: None }, shape: &AVAILABILITY_ZONE_MESSAGE });
+static AVAILABILITY_ZONE_NAME: Shape = Shape::Text(Bounds { min: None, max: None });
 static AVAILABILITY_ZONE_OPT_IN_STATUS: Shape = Shape::Choice(&["opt-in-not-required", "opted-in", "not-opted-in"]);
 static AVAILABILITY_ZONE_STATE: Shape = Shape::Choice(&["available", "information", "impaired", "unavailable", "constrained"]);
 static AVAILABILITY_ZONE_SUB_GEOGRAPHY: Shape = Shape::Structure(&[
@@ -263,9 +284,11 @@ static BLOCK_PUBLIC_ACCESS_STATES: Shape = Shape::Structure(&[
     member("InternetGatewayBlockMode", "InternetGatewayBlockMode", "internetGatewayBlockMode", &BLOCK_PUBLIC_ACCESS_MODE),
 ]);
 static BOOLEAN: Shape = Shape::Boolean;
+static BOOT_MODE_OVERRIDE_VALUES: Shape = Shape::Choice(&["uefi"]);
 static BOOT_MODE_TYPE: Shape = Shape::Choice(&["legacy-bios", "uefi"]);
 static BOOT_MODE_TYPE_LIST: Shape = Shape::List(List { element: "item", flat: true, bounds: Bounds { min: None, max: None }, shape: &BOOT_MODE_TYPE });
 static BOOT_MODE_VALUES: Shape = Shape::Choice(&["legacy-bios", "uefi", "uefi-preferred"]);
+static BOXED_INTEGER: Shape = Shape::Integer(Bounds { min: None, max: None });
 static BURSTABLE_PERFORMANCE_FLAG: Shape = Shape::Boolean;
 static CAPACITY_RESERVATION_ID: Shape = Shape::Text(Bounds { min: None, max: None });
 static CAPACITY_RESERVATION_PREFERENCE: Shape = Shape::Choice(&["capacity-reservations-only", "open", "none"]);
@@ -318,6 +341,20 @@ static CPU_OPTIONS_REQUEST: Shape = Shape::Structure(&[
     member("AmdSevSnp", "AmdSevSnp", "AmdSevSnp", &AMD_SEV_SNP_SPECIFICATION),
     member("NestedVirtualization", "NestedVirtualization", "NestedVirtualization", &NESTED_VIRTUALIZATION_SPECIFICATION),
 ]);
+static CREATE_IMAGE_REQUEST: Shape = Shape::Structure(&[
+    member("TagSpecifications", "TagSpecification", "TagSpecification", &TAG_SPECIFICATION_LIST),
+    member("SnapshotLocation", "SnapshotLocation", "SnapshotLocation", &SNAPSHOT_LOCATION_ENUM),
+    member("BootModeOverride", "BootModeOverride", "BootModeOverride", &BOOT_MODE_OVERRIDE_VALUES),
+    member("DryRun", "DryRun", "dryRun", &BOOLEAN),
+    required("InstanceId", "InstanceId", "instanceId", &INSTANCE_ID),
+    required("Name", "Name", "name", &IMAGE_NAME_REQUEST),
+    member("Description", "Description", "description", &IMAGE_DESCRIPTION_REQUEST),
+    member("NoReboot", "NoReboot", "noReboot", &BOOLEAN),
+    member("BlockDeviceMappings", "BlockDeviceMapping", "blockDeviceMapping", &BLOCK_DEVICE_MAPPING_REQUEST_LIST),
+]);
+static CREATE_IMAGE_RESULT: Shape = Shape::Structure(&[
+    member("ImageId", "ImageId", "imageId", &STRING),
+]);
 static CREATE_KEY_PAIR_REQUEST: Shape = Shape::Structure(&[
     required("KeyName", "KeyName", "KeyName", &STRING),
     member("KeyType", "KeyType", "KeyType", &KEY_TYPE),
@@ -336,6 +373,14 @@ static CREATE_SECURITY_GROUP_RESULT: Shape = Shape::Structure(&[
     member("GroupId", "GroupId", "groupId", &STRING),
     member("Tags", "TagSet", "tagSet", &TAG_LIST),
     member("SecurityGroupArn", "SecurityGroupArn", "securityGroupArn", &STRING),
+]);
+static CREATE_SNAPSHOT_REQUEST: Shape = Shape::Structure(&[
+    member("Description", "Description", "Description", &STRING),
+    member("OutpostArn", "OutpostArn", "OutpostArn", &STRING),
+    required("VolumeId", "VolumeId", "VolumeId", &VOLUME_ID),
+    member("TagSpecifications", "TagSpecification", "TagSpecification", &TAG_SPECIFICATION_LIST),
+    member("Location", "Location", "Location", &SNAPSHOT_LOCATION_ENUM),
+    member("DryRun", "DryRun", "dryRun", &BOOLEAN),
 ]);
 static CREATE_SUBNET_REQUEST: Shape = Shape::Structure(&[
     member("TagSpecifications", "TagSpecification", "TagSpecification", &TAG_SPECIFICATION_LIST),
@@ -359,6 +404,24 @@ static CREATE_TAGS_REQUEST: Shape = Shape::Structure(&[
     member("DryRun", "DryRun", "dryRun", &BOOLEAN),
     required("Resources", "ResourceId", "ResourceId", &RESOURCE_ID_LIST),
     required("Tags", "Tag", "Tag", &TAG_LIST),
+]);
+static CREATE_VOLUME_REQUEST: Shape = Shape::Structure(&[
+    member("AvailabilityZone", "AvailabilityZone", "AvailabilityZone", &AVAILABILITY_ZONE_NAME),
+    member("AvailabilityZoneId", "AvailabilityZoneId", "AvailabilityZoneId", &AVAILABILITY_ZONE_ID),
+    member("Encrypted", "Encrypted", "encrypted", &BOOLEAN),
+    member("Iops", "Iops", "Iops", &INTEGER),
+    member("KmsKeyId", "KmsKeyId", "KmsKeyId", &KMS_KEY_ID),
+    member("OutpostArn", "OutpostArn", "OutpostArn", &STRING),
+    member("Size", "Size", "Size", &INTEGER),
+    member("SnapshotId", "SnapshotId", "SnapshotId", &SNAPSHOT_ID),
+    member("VolumeType", "VolumeType", "VolumeType", &VOLUME_TYPE),
+    member("TagSpecifications", "TagSpecification", "TagSpecification", &TAG_SPECIFICATION_LIST),
+    member("MultiAttachEnabled", "MultiAttachEnabled", "MultiAttachEnabled", &BOOLEAN),
+    member("Throughput", "Throughput", "Throughput", &INTEGER),
+    member("ClientToken", "ClientToken", "ClientToken", &STRING),
+    member("VolumeInitializationRate", "VolumeInitializationRate", "VolumeInitializationRate", &INTEGER),
+    member("Operator", "Operator", "Operator", &OPERATOR_REQUEST),
+    member("DryRun", "DryRun", "dryRun", &BOOLEAN),
 ]);
 static CREATE_VPC_REQUEST: Shape = Shape::Structure(&[
     member("CidrBlock", "CidrBlock", "CidrBlock", &STRING),
@@ -412,6 +475,10 @@ static DELETE_SECURITY_GROUP_RESULT: Shape = Shape::Structure(&[
     member("Return", "Return", "return", &BOOLEAN),
     member("GroupId", "GroupId", "groupId", &SECURITY_GROUP_ID),
 ]);
+static DELETE_SNAPSHOT_REQUEST: Shape = Shape::Structure(&[
+    required("SnapshotId", "SnapshotId", "SnapshotId", &SNAPSHOT_ID),
+    member("DryRun", "DryRun", "dryRun", &BOOLEAN),
+]);
 static DELETE_SNAPSHOT_RESULT_SET: Shape = Shape::List(List { element: "item", flat: true, bounds: Bounds { min: None, max: None }, shape: &DELETE_SNAPSHOT_RETURN_CODE });
 static DELETE_SNAPSHOT_RETURN_CODE: Shape = Shape::Structure(&[
     member("SnapshotId", "SnapshotId", "snapshotId", &SNAPSHOT_ID),
@@ -425,6 +492,10 @@ static DELETE_TAGS_REQUEST: Shape = Shape::Structure(&[
     member("DryRun", "DryRun", "dryRun", &BOOLEAN),
     required("Resources", "ResourceId", "resourceId", &RESOURCE_ID_LIST),
     member("Tags", "Tag", "tag", &TAG_LIST),
+]);
+static DELETE_VOLUME_REQUEST: Shape = Shape::Structure(&[
+    required("VolumeId", "VolumeId", "VolumeId", &VOLUME_ID),
+    member("DryRun", "DryRun", "dryRun", &BOOLEAN),
 ]);
 static DELETE_VPC_REQUEST: Shape = Shape::Structure(&[
     required("VpcId", "VpcId", "VpcId", &VPC_ID),
@@ -660,6 +731,19 @@ static DESCRIBE_SECURITY_GROUP_RULES_RESULT: Shape = Shape::Structure(&[
     member("SecurityGroupRules", "SecurityGroupRuleSet", "securityGroupRuleSet", &SECURITY_GROUP_RULE_LIST),
     member("NextToken", "NextToken", "nextToken", &STRING),
 ]);
+static DESCRIBE_SNAPSHOTS_REQUEST: Shape = Shape::Structure(&[
+    member("MaxResults", "MaxResults", "MaxResults", &INTEGER),
+    member("NextToken", "NextToken", "NextToken", &STRING),
+    member("OwnerIds", "Owner", "Owner", &OWNER_STRING_LIST),
+    member("RestorableByUserIds", "RestorableBy", "RestorableBy", &RESTORABLE_BY_STRING_LIST),
+    member("SnapshotIds", "SnapshotId", "SnapshotId", &SNAPSHOT_ID_STRING_LIST),
+    member("DryRun", "DryRun", "dryRun", &BOOLEAN),
+    member("Filters", "Filter", "Filter", &FILTER_LIST),
+]);
+static DESCRIBE_SNAPSHOTS_RESULT: Shape = Shape::Structure(&[
+    member("NextToken", "NextToken", "nextToken", &STRING),
+    member("Snapshots", "SnapshotSet", "snapshotSet", &SNAPSHOT_LIST),
+]);
 static DESCRIBE_SUBNETS_MAX_RESULTS: Shape = Shape::Integer(Bounds { min: Some(5), max: Some(1000) });
 static DESCRIBE_SUBNETS_REQUEST: Shape = Shape::Structure(&[
     member("Filters", "Filter", "Filter", &FILTER_LIST),
@@ -681,6 +765,18 @@ static DESCRIBE_TAGS_REQUEST: Shape = Shape::Structure(&[
 static DESCRIBE_TAGS_RESULT: Shape = Shape::Structure(&[
     member("NextToken", "NextToken", "nextToken", &STRING),
     member("Tags", "TagSet", "tagSet", &TAG_DESCRIPTION_LIST),
+]);
+static DESCRIBE_VOLUMES_REQUEST: Shape = Shape::Structure(&[
+    member("VolumeIds", "VolumeId", "VolumeId", &VOLUME_ID_STRING_LIST),
+    member("IncludeManagedResources", "IncludeManagedResources", "IncludeManagedResources", &BOOLEAN),
+    member("DryRun", "DryRun", "dryRun", &BOOLEAN),
+    member("Filters", "Filter", "Filter", &FILTER_LIST),
+    member("NextToken", "NextToken", "nextToken", &STRING),
+    member("MaxResults", "MaxResults", "maxResults", &INTEGER),
+]);
+static DESCRIBE_VOLUMES_RESULT: Shape = Shape::Structure(&[
+    member("NextToken", "NextToken", "nextToken", &STRING),
+    member("Volumes", "VolumeSet", "volumeSet", &VOLUME_LIST),
 ]);
 static DESCRIBE_VPCS_MAX_RESULTS: Shape = Shape::Integer(Bounds { min: Some(5), max: Some(1000) });
 static DESCRIBE_VPCS_REQUEST: Shape = Shape::Structure(&[
@@ -704,6 +800,13 @@ static DESCRIBE_VPC_ATTRIBUTE_RESULT: Shape = Shape::Structure(&[
     member("EnableDnsSupport", "EnableDnsSupport", "enableDnsSupport", &ATTRIBUTE_BOOLEAN_VALUE),
     member("EnableNetworkAddressUsageMetrics", "EnableNetworkAddressUsageMetrics", "enableNetworkAddressUsageMetrics", &ATTRIBUTE_BOOLEAN_VALUE),
     member("VpcId", "VpcId", "vpcId", &STRING),
+]);
+static DETACH_VOLUME_REQUEST: Shape = Shape::Structure(&[
+    member("Device", "Device", "Device", &STRING),
+    member("Force", "Force", "Force", &BOOLEAN),
+    member("InstanceId", "InstanceId", "InstanceId", &INSTANCE_ID_FOR_RESOLVER),
+    required("VolumeId", "VolumeId", "VolumeId", &VOLUME_ID_WITH_RESOLVER),
+    member("DryRun", "DryRun", "dryRun", &BOOLEAN),
 ]);
 static DEVICE_TYPE: Shape = Shape::Choice(&["ebs", "instance-store"]);
 static DHCP_CONFIGURATION: Shape = Shape::Structure(&[
@@ -1176,6 +1279,7 @@ static INSTANCE_CREDIT_SPECIFICATION: Shape = Shape::Structure(&[
 static INSTANCE_CREDIT_SPECIFICATION_LIST: Shape = Shape::List(List { element: "item", flat: true, bounds: Bounds { min: None, max: None }, shape: &INSTANCE_CREDIT_SPECIFICATION });
 static INSTANCE_EVENT_ID: Shape = Shape::Text(Bounds { min: None, max: None });
 static INSTANCE_ID: Shape = Shape::Text(Bounds { min: None, max: None });
+static INSTANCE_ID_FOR_RESOLVER: Shape = Shape::Text(Bounds { min: None, max: None });
 static INSTANCE_ID_STRING_LIST: Shape = Shape::List(List { element: "InstanceId", flat: true, bounds: Bounds { min: None, max: None }, shape: &INSTANCE_ID });
 static INSTANCE_INTERRUPTION_BEHAVIOR: Shape = Shape::Choice(&["hibernate", "stop", "terminate"]);
 static INSTANCE_IPV4_PREFIX: Shape = Shape::Structure(&[
@@ -1528,6 +1632,7 @@ static KEY_PAIR_LIST: Shape = Shape::List(List { element: "item", flat: true, bo
 static KEY_PAIR_NAME: Shape = Shape::Text(Bounds { min: None, max: None });
 static KEY_PAIR_NAME_WITH_RESOLVER: Shape = Shape::Text(Bounds { min: None, max: None });
 static KEY_TYPE: Shape = Shape::Choice(&["rsa", "ed25519"]);
+static KMS_KEY_ID: Shape = Shape::Text(Bounds { min: None, max: None });
 static LAUNCH_TEMPLATE_ID: Shape = Shape::Text(Bounds { min: None, max: None });
 static LAUNCH_TEMPLATE_SPECIFICATION: Shape = Shape::Structure(&[
     member("LaunchTemplateId", "LaunchTemplateId", "LaunchTemplateId", &LAUNCH_TEMPLATE_ID),
@@ -1545,6 +1650,7 @@ static LICENSE_SPECIFICATION_LIST_REQUEST: Shape = Shape::List(List { element: "
 static LOCATION: Shape = Shape::Text(Bounds { min: None, max: None });
 static LOCATION_TYPE: Shape = Shape::Choice(&["region", "availability-zone", "availability-zone-id", "outpost"]);
 static LOGICAL_GPU_COUNT: Shape = Shape::Integer(Bounds { min: None, max: None });
+static LONG: Shape = Shape::Integer(Bounds { min: None, max: None });
 static MARKET_TYPE: Shape = Shape::Choice(&["spot", "capacity-block", "interruptible-capacity-reservation", "on-demand"]);
 static MAXIMUM_BANDWIDTH_IN_MBPS: Shape = Shape::Integer(Bounds { min: None, max: None });
 static MAXIMUM_EBS_ATTACHMENTS: Shape = Shape::Integer(Bounds { min: None, max: None });
@@ -1967,6 +2073,7 @@ static RESERVATION: Shape = Shape::Structure(&[
 static RESERVATION_LIST: Shape = Shape::List(List { element: "item", flat: true, bounds: Bounds { min: None, max: None }, shape: &RESERVATION });
 static RESOURCE_ID_LIST: Shape = Shape::List(List { element: "member", flat: true, bounds: Bounds { min: None, max: None }, shape: &TAGGABLE_RESOURCE_ID });
 static RESOURCE_TYPE: Shape = Shape::Text(Bounds { min: None, max: None });
+static RESTORABLE_BY_STRING_LIST: Shape = Shape::List(List { element: "member", flat: true, bounds: Bounds { min: None, max: None }, shape: &STRING });
 static REVOKED_SECURITY_GROUP_RULE: Shape = Shape::Structure(&[
     member("SecurityGroupRuleId", "SecurityGroupRuleId", "securityGroupRuleId", &SECURITY_GROUP_RULE_ID),
     member("GroupId", "GroupId", "groupId", &SECURITY_GROUP_ID),
@@ -2192,8 +2299,39 @@ static SENSITIVE_USER_DATA: Shape = Shape::Text(Bounds { min: None, max: None })
 static SERVICE_MANAGED: Shape = Shape::Choice(&["alb", "nlb", "rnat", "rds"]);
 static SEVERITY_LABEL: Shape = Shape::Choice(&["informational", "low", "medium", "high", "critical"]);
 static SHUTDOWN_BEHAVIOR: Shape = Shape::Choice(&["stop", "terminate"]);
+static SNAPSHOT: Shape = Shape::Structure(&[
+    member("OwnerAlias", "OwnerAlias", "ownerAlias", &STRING),
+    member("OutpostArn", "OutpostArn", "outpostArn", &STRING),
+    member("Tags", "TagSet", "tagSet", &TAG_LIST),
+    member("StorageTier", "StorageTier", "storageTier", &STORAGE_TIER),
+    member("RestoreExpiryTime", "RestoreExpiryTime", "restoreExpiryTime", &MILLISECOND_DATE_TIME),
+    member("SseType", "SseType", "sseType", &SSE_TYPE),
+    member("AvailabilityZone", "AvailabilityZone", "availabilityZone", &STRING),
+    member("TransferType", "TransferType", "transferType", &TRANSFER_TYPE),
+    member("CompletionDurationMinutes", "CompletionDurationMinutes", "completionDurationMinutes", &SNAPSHOT_COMPLETION_DURATION_MINUTES_RESPONSE),
+    member("CompletionTime", "CompletionTime", "completionTime", &MILLISECOND_DATE_TIME),
+    member("FullSnapshotSizeInBytes", "FullSnapshotSizeInBytes", "fullSnapshotSizeInBytes", &LONG),
+    member("AssociatedKmsKeys", "AssociatedKmsKeySet", "associatedKmsKeySet", &ASSOCIATED_KMS_KEY_SET),
+    member("SnapshotId", "SnapshotId", "snapshotId", &STRING),
+    member("VolumeId", "VolumeId", "volumeId", &STRING),
+    member("State", "Status", "status", &SNAPSHOT_STATE),
+    member("StateMessage", "StatusMessage", "statusMessage", &STRING),
+    member("StartTime", "StartTime", "startTime", &DATE_TIME),
+    member("Progress", "Progress", "progress", &STRING),
+    member("OwnerId", "OwnerId", "ownerId", &STRING),
+    member("Description", "Description", "description", &STRING),
+    member("VolumeSize", "VolumeSize", "volumeSize", &INTEGER),
+    member("Encrypted", "Encrypted", "encrypted", &BOOLEAN),
+    member("KmsKeyId", "KmsKeyId", "kmsKeyId", &STRING),
+    member("DataEncryptionKeyId", "DataEncryptionKeyId", "dataEncryptionKeyId", &STRING),
+]);
+static SNAPSHOT_COMPLETION_DURATION_MINUTES_RESPONSE: Shape = Shape::Integer(Bounds { min: None, max: None });
 static SNAPSHOT_ID: Shape = Shape::Text(Bounds { min: None, max: None });
+static SNAPSHOT_ID_STRING_LIST: Shape = Shape::List(List { element: "SnapshotId", flat: true, bounds: Bounds { min: None, max: None }, shape: &SNAPSHOT_ID });
+static SNAPSHOT_LIST: Shape = Shape::List(List { element: "item", flat: true, bounds: Bounds { min: None, max: None }, shape: &SNAPSHOT });
+static SNAPSHOT_LOCATION_ENUM: Shape = Shape::Choice(&["regional", "local"]);
 static SNAPSHOT_RETURN_CODES: Shape = Shape::Choice(&["success", "skipped", "missing-permissions", "internal-error", "client-error"]);
+static SNAPSHOT_STATE: Shape = Shape::Choice(&["pending", "completed", "error", "recoverable", "recovering"]);
 static SPOT_INSTANCE_TYPE: Shape = Shape::Choice(&["one-time", "persistent"]);
 static SPOT_MARKET_OPTIONS: Shape = Shape::Structure(&[
     member("MaxPrice", "MaxPrice", "MaxPrice", &STRING),
@@ -2202,6 +2340,7 @@ static SPOT_MARKET_OPTIONS: Shape = Shape::Structure(&[
     member("ValidUntil", "ValidUntil", "ValidUntil", &DATE_TIME),
     member("InstanceInterruptionBehavior", "InstanceInterruptionBehavior", "InstanceInterruptionBehavior", &INSTANCE_INTERRUPTION_BEHAVIOR),
 ]);
+static SSE_TYPE: Shape = Shape::Choice(&["sse-ebs", "sse-kms", "none"]);
 static START_INSTANCES_REQUEST: Shape = Shape::Structure(&[
     required("InstanceIds", "InstanceId", "InstanceId", &INSTANCE_ID_STRING_LIST),
     member("AdditionalInfo", "AdditionalInfo", "additionalInfo", &STRING),
@@ -2226,6 +2365,7 @@ static STOP_INSTANCES_REQUEST: Shape = Shape::Structure(&[
 static STOP_INSTANCES_RESULT: Shape = Shape::Structure(&[
     member("StoppingInstances", "InstancesSet", "instancesSet", &INSTANCE_STATE_CHANGE_LIST),
 ]);
+static STORAGE_TIER: Shape = Shape::Choice(&["archive", "standard"]);
 static STRING: Shape = Shape::Text(Bounds { min: None, max: None });
 static SUBNET: Shape = Shape::Structure(&[
     member("AvailabilityZoneId", "AvailabilityZoneId", "availabilityZoneId", &STRING),
@@ -2312,6 +2452,7 @@ static TOTAL_INFERENCE_MEMORY: Shape = Shape::Integer(Bounds { min: None, max: N
 static TOTAL_MEDIA_MEMORY: Shape = Shape::Integer(Bounds { min: None, max: None });
 static TOTAL_NEURON_MEMORY: Shape = Shape::Integer(Bounds { min: None, max: None });
 static TPM_SUPPORT_VALUES: Shape = Shape::Choice(&["v2.0"]);
+static TRANSFER_TYPE: Shape = Shape::Choice(&["time-based", "standard"]);
 static UNSUPPORTED_INSTANCE_TYPE_SET: Shape = Shape::List(List { element: "item", flat: true, bounds: Bounds { min: None, max: None }, shape: &INSTANCE_TYPE_ITEM });
 static USAGE_CLASS_TYPE: Shape = Shape::Choice(&["spot", "on-demand", "capacity-block"]);
 static USAGE_CLASS_TYPE_LIST: Shape = Shape::List(List { element: "item", flat: true, bounds: Bounds { min: None, max: None }, shape: &USAGE_CLASS_TYPE });
@@ -2328,7 +2469,49 @@ static USER_ID_GROUP_PAIR_LIST: Shape = Shape::List(List { element: "item", flat
 static VALUE_STRING_LIST: Shape = Shape::List(List { element: "item", flat: true, bounds: Bounds { min: None, max: None }, shape: &STRING });
 static VIRTUALIZATION_TYPE: Shape = Shape::Choice(&["hvm", "paravirtual"]);
 static VIRTUALIZATION_TYPE_LIST: Shape = Shape::List(List { element: "item", flat: true, bounds: Bounds { min: None, max: None }, shape: &VIRTUALIZATION_TYPE });
+static VOLUME: Shape = Shape::Structure(&[
+    member("AvailabilityZoneId", "AvailabilityZoneId", "availabilityZoneId", &STRING),
+    member("OutpostArn", "OutpostArn", "outpostArn", &STRING),
+    member("SourceVolumeId", "SourceVolumeId", "sourceVolumeId", &STRING),
+    member("Iops", "Iops", "iops", &INTEGER),
+    member("Tags", "TagSet", "tagSet", &TAG_LIST),
+    member("VolumeType", "VolumeType", "volumeType", &VOLUME_TYPE),
+    member("FastRestored", "FastRestored", "fastRestored", &BOOLEAN),
+    member("MultiAttachEnabled", "MultiAttachEnabled", "multiAttachEnabled", &BOOLEAN),
+    member("Throughput", "Throughput", "throughput", &INTEGER),
+    member("SseType", "SseType", "sseType", &SSE_TYPE),
+    member("Operator", "Operator", "operator", &OPERATOR_RESPONSE),
+    member("VolumeInitializationRate", "VolumeInitializationRate", "volumeInitializationRate", &INTEGER),
+    member("VolumeArn", "VolumeArn", "volumeArn", &STRING),
+    member("OwnerId", "OwnerId", "ownerId", &STRING),
+    member("VolumeId", "VolumeId", "volumeId", &STRING),
+    member("Size", "Size", "size", &INTEGER),
+    member("SnapshotId", "SnapshotId", "snapshotId", &STRING),
+    member("AvailabilityZone", "AvailabilityZone", "availabilityZone", &STRING),
+    member("State", "Status", "status", &VOLUME_STATE),
+    member("CreateTime", "CreateTime", "createTime", &DATE_TIME),
+    member("Attachments", "AttachmentSet", "attachmentSet", &VOLUME_ATTACHMENT_LIST),
+    member("Encrypted", "Encrypted", "encrypted", &BOOLEAN),
+    member("KmsKeyId", "KmsKeyId", "kmsKeyId", &STRING),
+]);
+static VOLUME_ATTACHMENT: Shape = Shape::Structure(&[
+    member("DeleteOnTermination", "DeleteOnTermination", "deleteOnTermination", &BOOLEAN),
+    member("AssociatedResource", "AssociatedResource", "associatedResource", &STRING),
+    member("InstanceOwningService", "InstanceOwningService", "instanceOwningService", &STRING),
+    member("EbsCardIndex", "EbsCardIndex", "ebsCardIndex", &INTEGER),
+    member("VolumeId", "VolumeId", "volumeId", &STRING),
+    member("InstanceId", "InstanceId", "instanceId", &STRING),
+    member("Device", "Device", "device", &STRING),
+    member("State", "Status", "status", &VOLUME_ATTACHMENT_STATE),
+    member("AttachTime", "AttachTime", "attachTime", &DATE_TIME),
+]);
+static VOLUME_ATTACHMENT_LIST: Shape = Shape::List(List { element: "item", flat: true, bounds: Bounds { min: None, max: None }, shape: &VOLUME_ATTACHMENT });
+static VOLUME_ATTACHMENT_STATE: Shape = Shape::Choice(&["attaching", "attached", "detaching", "detached", "busy"]);
 static VOLUME_ID: Shape = Shape::Text(Bounds { min: None, max: None });
+static VOLUME_ID_STRING_LIST: Shape = Shape::List(List { element: "VolumeId", flat: true, bounds: Bounds { min: None, max: None }, shape: &VOLUME_ID });
+static VOLUME_ID_WITH_RESOLVER: Shape = Shape::Text(Bounds { min: None, max: None });
+static VOLUME_LIST: Shape = Shape::List(List { element: "item", flat: true, bounds: Bounds { min: None, max: None }, shape: &VOLUME });
+static VOLUME_STATE: Shape = Shape::Choice(&["creating", "available", "in-use", "deleting", "deleted", "error"]);
 static VOLUME_TYPE: Shape = Shape::Choice(&["standard", "io1", "io2", "gp2", "sc1", "st1", "gp3"]);
 static VPC: Shape = Shape::Structure(&[
     member("OwnerId", "OwnerId", "ownerId", &STRING),
