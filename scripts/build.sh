@@ -2,8 +2,9 @@
 # Shared by scripts/quickstart, scripts/test and scripts/bench: the toolchain, the product, and where
 # real guests run. Sourced after lab.d/common.sh.
 
-# Where cargo puts what it builds.
-export TARGET=${CARGO_TARGET_DIR:-$TOP/target}
+# Where cargo puts what it builds. Not exported: build scripts of C libraries take names such as TARGET as
+# theirs and would build anew.
+BUILT=${CARGO_TARGET_DIR:-$TOP/target}
 
 need_toolchain() {
   need_packages gcc libc6-dev pkg-config
@@ -36,3 +37,32 @@ lab_or_host() {
 }
 
 host_kvm_is_hardware() { [[ -e /dev/kvm ]] && { [[ -e /sys/module/kvm_intel ]] || [[ -e /sys/module/kvm_amd ]]; }; }
+
+# The AWS CLI as a folder of Python modules, which the lab gets too.
+AWS_CLI=awscli==1.46.3
+
+aws_cli() {
+  AWS_CLI_DIR=$CACHE/clients/${AWS_CLI//=/-}
+  [[ ! -e $AWS_CLI_DIR/done ]] || return 0
+  say "the AWS CLI"
+  need_packages python3-venv
+  rm -rf "$AWS_CLI_DIR"
+  mkdir -p "$AWS_CLI_DIR/modules"
+  python3 -m venv "$AWS_CLI_DIR/venv"
+  "$AWS_CLI_DIR/venv/bin/pip" install --quiet --target "$AWS_CLI_DIR/modules" "$AWS_CLI"
+  # shellcheck disable=SC2016 # for the program
+  printf '#!/bin/sh\nPYTHONPATH=%s exec /usr/bin/python3 -m awscli "$@"\n' '$(dirname "$(dirname "$(readlink -f "$0")")")/modules' >"$AWS_CLI_DIR/aws"
+  chmod +x "$AWS_CLI_DIR/aws"
+  rm -r "$AWS_CLI_DIR/venv"
+  touch "$AWS_CLI_DIR/done"
+}
+
+# What scripts/tour.d/session needs beside images, as options of `scripts/lab run`.
+tour_files() {
+  local name
+  for name in kiln kilnd kiln-vmm; do
+    printf '%s\n' --put "$BUILT/release/$name:/lab/tour/bin/$name"
+  done
+  printf '%s\n' --put "$AWS_CLI_DIR/aws:/lab/tour/bin/aws" --put "$AWS_CLI_DIR/modules:/lab/tour/modules" \
+    --put scripts/tour.d/session:/lab/tour/session
+}
