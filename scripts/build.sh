@@ -2,8 +2,9 @@
 # Shared by scripts/quickstart, scripts/test and scripts/bench: the toolchain, the product, and where
 # real guests run. Sourced after lab.d/common.sh.
 
-# Where cargo puts what it builds. Not exported: build scripts of C libraries take names such as TARGET as
-# theirs and would build anew.
+# Where cargo puts what it builds. Build scripts of C libraries build anew when a variable that they know
+# changes, such as TARGET and the epoch of images: none of these is exported here.
+export -n SOURCE_DATE_EPOCH
 BUILT=${CARGO_TARGET_DIR:-$TOP/target}
 
 need_toolchain() {
