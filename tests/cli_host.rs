@@ -47,7 +47,10 @@ fn doctor_says_how_things_are_and_its_exit_status_agrees() {
 fn types_are_listed() {
     let bench = Bench::new();
     let table = bench.succeed(&["types"]);
-    assert!(table.lines().any(|l| l.split_whitespace().eq(["t3.micro", "2", "1", "GiB"])), "{table}");
+    assert!(
+        table.lines().any(|l| l.split_whitespace().eq(["t3.micro", "2", "1", "GiB", "x86-64-v3"])),
+        "{table}"
+    );
     let rows: Value = serde_json::from_str(&bench.succeed(&["types", "--json"])).unwrap();
     assert!(rows.as_array().unwrap().iter().any(|r| r["name"] == "m5.large" && r["vcpus"] == 2));
 }

@@ -90,8 +90,8 @@ fn bulk_data_pass_whole_in_few_large_frames_both_ways() {
         rx_bytes / rx_packets,
         tx_bytes / tx_packets
     );
-    // With acknowledgements counted, far more than a packet of the MTU.
-    assert!(rx_bytes / rx_packets > 2000 && tx_bytes / tx_packets > 2000);
+    // With acknowledgements counted, and yet more than any packet of the MTU.
+    assert!(rx_bytes / rx_packets > 1600 && tx_bytes / tx_packets > 1600);
     let errors =
         "cat /sys/class/net/eth0/statistics/*_errors /sys/class/net/eth0/statistics/*_dropped | sort -u";
     assert_eq!(run.ssh("root", address, errors), "0\n");

@@ -2,8 +2,6 @@
 //!
 //! Needs the lab, and there what `scripts/tour` brings along.
 
-#![expect(clippy::unwrap_used, reason = "a failed step is a failed test")]
-
 mod support;
 
 use std::path::Path;

@@ -185,7 +185,10 @@ impl Image {
             .find(|&sub| plain.kind(sub) != kind)
             .unwrap_or(self.geometry.subs());
         let place = match (kind, plain.host) {
-            (Kind::Data, Some(host)) => Place::Data { offset: host + in_cluster, writable: plain.copied },
+            // Of an image that is only read nothing is, even if it is the only user of its clusters.
+            (Kind::Data, Some(host)) => {
+                Place::Data { offset: host + in_cluster, writable: plain.copied && self.writer.is_some() }
+            }
             (Kind::Zero, _) => Place::Zero,
             _ => Place::Unallocated,
         };

@@ -140,6 +140,23 @@ fn a_chain_of_overlays_reads_through() {
 }
 
 #[test]
+fn nothing_below_the_top_is_offered_for_writing() {
+    let (base, _) = raw_base(1 << 20);
+    let middle = overlay(1 << 20, Some(&base));
+    open_over(&middle, Some(&base)).put(&[0x11; 65536], 65536).unwrap();
+    let before = std::fs::read(middle.path()).unwrap();
+    let top = overlay(1 << 20, Some(&middle));
+    let layers = vec![layer(&top, Format::Qcow2), layer(&middle, Format::Qcow2), layer(&base, Format::Raw)];
+    let disk = open(layers, false).unwrap();
+    assert!(disk.extent(65536, 4096, false).is_some(), "read in place");
+    assert_eq!(disk.extent(65536, 4096, true), None);
+    disk.put(&[0x22; 4096], 65536).unwrap();
+    assert!(disk.extent(65536, 4096, true).is_some(), "the top's own now");
+    drop(disk);
+    assert!(std::fs::read(middle.path()).unwrap() == before);
+}
+
+#[test]
 fn more_tables_than_memory_holds_are_swapped() {
     // A write in each slice of 32 MiB of a disk of 64 GiB.
     let top = overlay(64 << 30, None);
