@@ -291,6 +291,8 @@ class Machine:
         elif word == "files":
             self.files_thread = threading.Thread(target=self._receive_files, daemon=True)
             self.files_thread.start()
+        elif word == "lost":
+            raise Fail(DIED, f"the emulator lost a guest ({rest.strip()}); console, registers and output in {self.logs}")
         elif word == "missing":
             say(f"--get: L1 has no {rest}")
         else:
