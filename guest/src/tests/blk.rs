@@ -180,3 +180,26 @@ pub fn reset_in_flight() -> Outcome {
     }
     Ok(())
 }
+
+/// Writes until the host has no room left. That is an error of the one request: what was written before is
+/// there, and the device goes on.
+pub fn fill() -> Outcome {
+    let mut blk = Blk::start(0)?;
+    let (data, found) = (memory::allocate(128 * SECTOR), memory::allocate(128 * SECTOR));
+    let step = (data.len / SECTOR) as u64;
+    pattern(data, 5);
+    let mut sector = 0;
+    let status = loop {
+        ensure!(sector + step <= blk.capacity, "the host had room for all {} sectors", blk.capacity);
+        match blk.request(T_OUT, sector, Some(data))? {
+            S_OK => sector += step,
+            status => break status,
+        }
+    };
+    ensure_eq!(status, S_IOERR, "status of the write without room");
+    ensure!(sector > 0, "there was no room from the start");
+    ensure_eq!(blk.request(T_IN, 0, Some(found))?, S_OK, "reading what was written");
+    ensure!(found.bytes() == data.bytes(), "it holds something else");
+    println!("  no room from sector {sector}");
+    Ok(())
+}

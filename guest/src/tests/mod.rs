@@ -40,6 +40,7 @@ const TESTS: &[(&str, Test)] = &[
     ("blk-depth", blk::depth),
     ("blk-indirect", blk::indirect),
     ("blk-reset", blk::reset_in_flight),
+    ("blk-fill", blk::fill),
     ("net-arp", net::arp),
     ("net-dhcp", net::dhcp),
     ("net-imds", imds::imds),

@@ -207,9 +207,14 @@ impl Lock {
             let candidate = Self::open(path)?;
             match flock(&candidate, operation) {
                 Ok(()) if Self::is_current(&candidate, path) => {
-                    candidate
-                        .write_all_at(&std::process::id().to_ne_bytes(), 0)
-                        .map_err(file("sign the lock", path))?;
+                    // A full disk must not keep anybody from ending what fills it: an unsigned lock
+                    // counts too.
+                    match candidate.write_all_at(&std::process::id().to_ne_bytes(), 0) {
+                        Err(e) if e.kind() != io::ErrorKind::StorageFull => {
+                            return Err(file("sign the lock", path)(e));
+                        }
+                        _ => {}
+                    }
                     return Ok(Some(Lock { file: candidate, path: path.to_owned() }));
                 }
                 // Removed between open and lock, or interrupted by a signal.

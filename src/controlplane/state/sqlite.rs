@@ -3,15 +3,22 @@
 //! Write-ahead log with `synchronous = FULL`: a commit that was told is there after a power cut, a
 //! process killed at any point leaves the last commit. A person may look inside:
 //! `sqlite3 kiln.db "select key, value from document"`.
+//!
+//! Guests write to the same file system and may fill it. What ends them has to be noted even then, so
+//! the files of the database own more room than they use.
 
-use std::fs::OpenOptions;
+use std::ffi::OsString;
+use std::fs::{File, OpenOptions};
 use std::io::ErrorKind;
 use std::os::unix::fs::OpenOptionsExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use rusqlite::{Connection, ErrorCode, OptionalExtension, Transaction, TransactionBehavior, params};
+use rusqlite::{
+    Connection, ErrorCode, FileControl, OptionalExtension, Transaction, TransactionBehavior, params,
+};
+use rustix::fs::{FallocateFlags, fallocate};
 
 use super::store::{Commit, Entry, Outcome, Store, StoreError};
 
@@ -19,6 +26,10 @@ use super::store::{Commit, Entry, Outcome, Store, StoreError};
 const BUSY: Duration = Duration::from_secs(20);
 /// Between two tries of what SQLite does not wait for.
 const SWITCH_PAUSE: Duration = Duration::from_millis(5);
+
+/// Room that each file of the database has beyond its end. The log is written over from its start at
+/// about half of this.
+const ROOM: u64 = 8 << 20;
 
 /// One step per schema version, oldest first. Never change a step that was released: add one.
 const MIGRATIONS: [&str; 1] = ["
@@ -59,6 +70,9 @@ impl SqliteStore {
         let mut connection = Connection::open(path).map_err(database("open"))?;
         configure(&connection).map_err(database("set up"))?;
         migrate(&mut connection)?;
+        for file in [path.to_owned(), write_ahead_log(path)] {
+            keep_room(&file);
+        }
         Ok(SqliteStore { connection: Mutex::new(connection) })
     }
 
@@ -71,6 +85,8 @@ impl SqliteStore {
 fn configure(connection: &Connection) -> rusqlite::Result<()> {
     connection.busy_timeout(BUSY)?;
     keep_write_ahead_log(connection)?;
+    // With the room that it has: the last to close would remove it.
+    connection.file_control(None::<&str>, FileControl::PersistWal(&mut 1))?;
     connection.execute_batch("PRAGMA synchronous = FULL; PRAGMA trusted_schema = OFF;")
 }
 
@@ -88,15 +104,40 @@ fn keep_write_ahead_log(connection: &Connection) -> rusqlite::Result<()> {
     }
 }
 
+/// Where SQLite writes first.
+fn write_ahead_log(database: &Path) -> PathBuf {
+    let mut path = OsString::from(database);
+    path.push("-wal");
+    path.into()
+}
+
+/// Takes blocks for what will be written, as far as the file system and its room allow.
+fn keep_room(path: &Path) {
+    let take = || -> std::io::Result<()> {
+        let file = File::options().write(true).open(path)?;
+        let end = file.metadata()?.len();
+        Ok(fallocate(&file, FallocateFlags::KEEP_SIZE, 0, end.saturating_add(ROOM))?)
+    };
+    if let Err(e) = take() {
+        tracing::debug!(path = %path.display(), "no room is kept for the state database: {e}");
+    }
+}
+
 fn migrate(connection: &mut Connection) -> Result<(), StoreError> {
     let known = u32::try_from(MIGRATIONS.len()).unwrap_or(u32::MAX);
+    let version = |connection: &Connection| -> Result<u32, StoreError> {
+        let found = connection.query_row("PRAGMA user_version", [], |row| row.get(0));
+        match found.map_err(database("read the schema of"))? {
+            found if found > known => Err(StoreError::TooNew { found, known }),
+            found => Ok(found),
+        }
+    };
+    if version(connection)? == known {
+        return Ok(());
+    }
     let tx =
         connection.transaction_with_behavior(TransactionBehavior::Immediate).map_err(database("lock"))?;
-    let found: u32 =
-        tx.query_row("PRAGMA user_version", [], |row| row.get(0)).map_err(database("read the schema of"))?;
-    if found > known {
-        return Err(StoreError::TooNew { found, known });
-    }
+    let found = version(&tx)?;
     for step in MIGRATIONS.iter().skip(usize::try_from(found).unwrap_or(usize::MAX)) {
         tx.execute_batch(step).map_err(database("upgrade"))?;
     }
