@@ -7,7 +7,7 @@ use std::process::Command;
 use kiln_model::ByteSize;
 use kiln_model::size::{GIB, MIB};
 use kiln_sandbox::cgroup::Hierarchies;
-use kiln_sandbox::jail::landlock_state;
+use kiln_sandbox::jail::{CoreSharing, core_sharing, landlock_state};
 use serde::Serialize;
 
 use super::{KvmKind, host_memory, kvm};
@@ -246,16 +246,19 @@ fn cgroup() -> Finding {
 }
 
 /// Two guests on the two threads of one core see some of each other's timing, and on some processors
-/// more: what to do is the host's choice.
+/// more.
 fn hyperthreads() -> Finding {
-    match fs::read_to_string("/sys/devices/system/cpu/smt/active").as_deref().map(str::trim) {
-        Ok("1") => Finding::limited(
+    match core_sharing() {
+        CoreSharing::None => Finding::good("SMT", "off: no two guests share a core at a time"),
+        CoreSharing::Separated => {
+            Finding::good("SMT", "on, with core scheduling: no two guests share a core at a time")
+        }
+        CoreSharing::Shared => Finding::limited(
             "SMT",
-            "threads of one core are shared by whoever runs on them",
-            "for tenants who do not trust each other switch SMT off (echo off > /sys/devices/system/cpu/smt/control)",
+            "on, and this kernel has no core scheduling: threads of one core are shared by whoever runs on them",
+            "for tenants who do not trust each other use Linux 5.14 or newer with CONFIG_SCHED_CORE, or switch \
+             SMT off (echo off > /sys/devices/system/cpu/smt/control)",
         ),
-        Ok("0") => Finding::good("SMT", "off: no two guests share a core at a time"),
-        _ => Finding::info("SMT", "unknown to this kernel"),
     }
 }
 

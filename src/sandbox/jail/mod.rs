@@ -10,9 +10,12 @@
 //!  Landlock: no path, no TCP port, no abstract socket, no signal outside
 //! ```
 //!
-//! As root every step but Landlock must succeed. Without root the namespaces come from a user
+//! Before all that the process gets processor cores that it shares with no other instance at a time.
+//!
+//! As root every step but that and Landlock must succeed. Without root the namespaces come from a user
 //! namespace and the uid stays; what the host then refuses is reported as [`Gap`] and the rest holds.
 
+mod core_scheduling;
 #[expect(unsafe_code, reason = "close_range and prctl have no safe wrapper")]
 mod descriptors;
 mod identity;
@@ -30,6 +33,8 @@ use rustix::process::{
     set_parent_process_death_signal, setrlimit,
 };
 use rustix::thread::set_no_new_privs;
+
+pub use core_scheduling::CoreSharing;
 
 /// First of the 2^28 user ids that instances get: a range that no distribution hands out.
 const FIRST_UID: u32 = 0x7000_0000;
@@ -85,6 +90,9 @@ fn step<E: Into<io::Error>>(step: &'static str) -> impl FnOnce(E) -> JailError {
 pub fn enter(plan: &Plan, keep: BorrowedFd<'_>) -> Result<Vec<Gap>, JailError> {
     let mut gaps = Vec::new();
     descriptors::close_all_but(keep).map_err(step("closing descriptors"))?;
+    if let Err(reason) = core_scheduling::keep_cores_to_itself() {
+        gaps.push(Gap { part: "core scheduling", reason });
+    }
     let root = geteuid().is_root();
     if root {
         unshare(namespaces()).map_err(step("making namespaces"))?;
@@ -162,6 +170,11 @@ pub fn limit_address_space(bytes: u64) -> io::Result<()> {
 /// Whether this kernel has Landlock, in words.
 pub fn landlock_state() -> Result<String, String> {
     landlock::state()
+}
+
+/// How instances share processor cores on this host.
+pub fn core_sharing() -> CoreSharing {
+    core_scheduling::sharing()
 }
 
 #[cfg(test)]
