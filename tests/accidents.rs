@@ -22,7 +22,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use support::{Deadline, skip};
 
 /// Rounds, if not said otherwise in `KILN_ROUNDS`.
-const ROUNDS: u32 = 60;
+const ROUNDS: u32 = 200;
 /// The latest moment in milliseconds at which something is killed: the guest runs by then.
 const LATEST: u64 = 700;
 const INSIDE: &str = "KILN_ACCIDENTS";

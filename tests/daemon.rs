@@ -299,6 +299,38 @@ fn guest_outlives_its_daemon_and_is_adopted() {
     last.end();
 }
 
+/// A VMM that has stopped working, as one that a guest has taken over may, answers nothing.
+#[test]
+fn vmm_that_hangs_is_killed_and_its_neighbour_feels_nothing() {
+    let Some(world) = World::new() else { return };
+    let mut daemon = Daemon::new(&world);
+    let mut launch = || daemon.ask("launch")["id"].as_str().unwrap().to_owned();
+    let (hung, neighbour) = (launch(), launch());
+    let pid = daemon.until(&hung, "running")["pid"].as_u64().unwrap();
+    let next = daemon.until(&neighbour, "running")["pid"].as_u64().unwrap();
+    let process = rustix::process::Pid::from_raw(i32::try_from(pid).unwrap()).unwrap();
+    rustix::process::kill_process(process, rustix::process::Signal::STOP).unwrap();
+
+    // It is asked first, and what asks does not hang with it.
+    assert_eq!(daemon.ask(&format!("reboot {hung}")), json!({}));
+    assert_eq!(daemon.ask(&format!("reboot {neighbour}")), json!({}));
+    assert_eq!(daemon.ask(&format!("terminate {hung}")), json!({}));
+    daemon.until(&hung, "terminated");
+    assert!(!alive(pid));
+    let deadline = Deadline::after(60);
+    while daemon.ask(&format!("console {neighbour}"))["text"].as_str().unwrap().matches("kiln guest").count()
+        < 2
+    {
+        deadline.left("the neighbour to come up again");
+        pause(20);
+    }
+    assert_eq!(daemon.until(&neighbour, "running")["pid"], next);
+    daemon.ask(&format!("terminate {neighbour}"));
+    daemon.until(&neighbour, "terminated");
+    assert_eq!(world.instance_dirs(), BTreeSet::new());
+    daemon.end();
+}
+
 #[test]
 fn snapshot_and_image_of_a_running_guest_hold_what_it_wrote() {
     let Some(world) = World::new() else { return };

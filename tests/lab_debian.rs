@@ -39,6 +39,16 @@ echo "user data ran as $(id -un)" | tee /var/log/user-data > /dev/ttyS0
 --=====kiln=====--
 "#;
 
+/// A network namespace behind the guest, as containers have them.
+const CONTAINER: &str = "sudo sh -e -c 'ip netns add box; ip link add box0 type veth peer name eth0 netns box; \
+    ip addr add 10.200.0.1/30 dev box0; ip link set box0 up; ip -n box addr add 10.200.0.2/30 dev eth0; \
+    ip -n box link set eth0 up; ip -n box route add default via 10.200.0.1; sysctl -q -w net.ipv4.ip_forward=1; \
+    nft add table ip nat; nft add chain ip nat post \"{ type nat hook postrouting priority 100; }\"; \
+    nft add rule ip nat post ip saddr 10.200.0.0/30 masquerade'";
+/// Asks for a token from there; prints the status of the answer, 000 without any.
+const TOKEN: &str = "sudo ip netns exec box curl -s -o /dev/null -m 15 -w '%{http_code}' -X PUT \
+    -H 'X-aws-ec2-metadata-token-ttl-seconds: 60' http://169.254.169.254/latest/api/token || true";
+
 /// fio's own check of every block it wrote, from two jobs at depth 8 on both queues. Few blocks: each
 /// costs dozens of exits, and under emulation each exit is slow.
 const VERIFY: &str = "sudo fio --name=verify --directory=/var/tmp --size=2m --numjobs=2 --rw=randwrite --bs=4k \
@@ -80,6 +90,13 @@ fn cloud_init_finishes_and_the_disk_keeps_its_word() {
     let query = "cloud-init query --format '{{ds.meta_data.instance_id}} {{ds.meta_data.local_ipv4}}'";
     let queried = ssh(&mut run, query);
     assert_eq!(queried.split_whitespace().collect::<Vec<_>>(), [id.clone(), address.to_string()]);
+
+    // A container behind the guest gets a token only where the hop limit says so.
+    ssh(&mut run, CONTAINER);
+    assert_eq!(ssh(&mut run, TOKEN), "200", "a hop further, at the limit of 2 that a run has");
+    let lowered = desk.kiln().args(["metadata", &id, "--set", "hop-limit=1"]).status().unwrap();
+    assert!(lowered.success(), "{lowered}");
+    assert_eq!(ssh(&mut run, TOKEN), "000", "a hop further, at limit 1");
 
     // cloud-init and the stock initramfs grew the root file system to the volume.
     let blocks: u64 = ssh(&mut run, "df --output=size -m / | tail -n 1").trim().parse().unwrap();
