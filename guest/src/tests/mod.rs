@@ -63,6 +63,8 @@ const TESTS: &[(&str, Test)] = &[
     ("power-button", power::button),
     ("reset", power::reset),
     ("triple-fault", power::triple_fault),
+    ("reset-without-end", power::reset_without_end),
+    ("chatter", power::chatter),
     ("spin", power::spin),
 ];
 

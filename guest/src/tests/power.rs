@@ -63,3 +63,16 @@ pub fn spin() -> Outcome {
         core::hint::spin_loop();
     }
 }
+
+/// Resets the machine as soon as it is up, for ever.
+pub fn reset_without_end() -> Outcome {
+    println!("  resetting without end");
+    runtime::reset()
+}
+
+/// Prints without pause and never ends.
+pub fn chatter() -> Outcome {
+    loop {
+        println!("  this guest has a lot to say and nobody to hear it");
+    }
+}
