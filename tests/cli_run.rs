@@ -270,15 +270,15 @@ fn image_of_a_running_instance_cannot_be_removed() {
 }
 
 #[test]
-fn instance_that_does_not_stop_in_time_is_reported() {
+fn instance_that_does_not_stop_in_time_is_reported_and_stops_by_force() {
     if !have_kvm() {
         return;
     }
     let bench = Bench::new();
     let running = Running::run(&bench, "deaf", &["--name", "deaf"]);
     let line = bench.fail(&["stop", "deaf", "--timeout", "0"]);
-    assert!(line.contains("did not power off") && line.contains("kiln terminate"), "{line}");
-    bench.succeed(&["terminate", "deaf"]);
+    assert!(line.contains("did not power off") && line.contains("kiln stop --force"), "{line}");
+    bench.succeed(&["stop", "--force", "deaf"]);
     running.end();
     bench.assert_no_instance();
 }

@@ -20,13 +20,13 @@ use kiln_controlplane::credentials::AssumeRole;
 use kiln_controlplane::instances::{ControlPlane, Settings, Supervisor, SupervisorError};
 use kiln_controlplane::network::HostFabric;
 use kiln_controlplane::state::StateDir;
-use kiln_controlplane::state::dir::{self, ENDPOINT};
+use kiln_controlplane::state::dir::{self, ENDPOINT, SOCKET};
 use tokio::net::{TcpListener, UnixListener};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 use tracing_subscriber::EnvFilter;
 
-use crate::server::{Api, router};
+use crate::server::{Api, local_router, router};
 
 /// How long clients that are being served may hold up the end.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -121,7 +121,7 @@ async fn listen(arguments: &Arguments, dir: &StateDir, api: Arc<Api>) -> Result<
     let tcp = TcpListener::bind(arguments.listen).await;
     let tcp = tcp.map_err(io_error(format!("listen on {}", arguments.listen)))?;
     let address = tcp.local_addr().map_err(io_error("tell the address"))?;
-    let path = dir.run().join("kilnd.sock");
+    let path = dir.run().join(SOCKET);
     let unix = unix_listener(&path).map_err(io_error(format!("listen on {}", path.display())))?;
     // Found by `kiln env`; the lock says that it is true.
     std::fs::write(dir.run().join(ENDPOINT), format!("http://{address}\n"))
@@ -135,7 +135,7 @@ async fn listen(arguments: &Arguments, dir: &StateDir, api: Arc<Api>) -> Result<
     };
     tracing::info!(%address, socket = %path.display(), state = %dir.root().display(), "serving");
     let tcp = axum::serve(tcp, router(Arc::clone(&api))).with_graceful_shutdown(until(stopped.clone()));
-    let unix = axum::serve(unix, router(api)).with_graceful_shutdown(until(stopped));
+    let unix = axum::serve(unix, local_router(api, stopped.clone())).with_graceful_shutdown(until(stopped));
     let wait = async {
         tokio::select! {
             _ = terminate.recv() => {}

@@ -11,9 +11,13 @@ use kiln_model::size::{GIB, MIB};
 use kiln_model::{ByteSize, InstanceType, Ipv4Cidr, SecurityGroupRuleId, Tag};
 use kiln_vmspec::DiskFormat;
 
+use crate::instance_args::{
+    EventsArgs, InstanceArg, LogsArgs, PsArgs, SshArgs, StartArgs, StopArgs, TerminateArgs, TypeArgs,
+};
 use crate::metadata_args::{
     IdentityCommand, MetadataArgs, PasswordArgs, RoleCommand, TagArgs, role_name, tag,
 };
+use crate::volume_args::{SnapshotCommand, VolumeCommand};
 
 /// Run AMI-style images as isolated microVMs on your own Linux host.
 #[derive(Debug, Parser)]
@@ -33,7 +37,8 @@ pub struct Cli {
 /// What to do.
 #[derive(Debug, Subcommand)]
 pub enum Command {
-    /// Run an image as an instance, with its serial console on this terminal.
+    /// Run an image as an instance, with its serial console on this terminal; or, with --detach, as one of
+    /// kilnd's.
     Run(Box<RunArgs>),
     /// Work with images.
     #[command(subcommand)]
@@ -42,12 +47,28 @@ pub enum Command {
     Ps(PsArgs),
     /// Attach this terminal to the serial console of a running instance.
     Console(InstanceArg),
-    /// Start a stopped instance again, with its console on this terminal.
+    /// Show what an instance has printed on its serial console.
+    Logs(LogsArgs),
+    /// Log in to a running instance by SSH, or run a command there.
+    Ssh(SshArgs),
+    /// Start a stopped instance again, with its console on this terminal; those of kilnd without.
     Start(StartArgs),
     /// Press the power button of an instance and wait until it is off.
     Stop(StopArgs),
+    /// Have an instance shut down and come up again, in the same machine.
+    Reboot(InstanceArg),
     /// End an instance for good: its machine, its volume, its address.
     Terminate(TerminateArgs),
+    /// Give a stopped instance another type (see `kiln types`).
+    Type(TypeArgs),
+    /// Work with volumes: disks that outlive instances.
+    #[command(subcommand)]
+    Volume(VolumeCommand),
+    /// Work with snapshots: what volumes held at one moment.
+    #[command(subcommand)]
+    Snapshot(SnapshotCommand),
+    /// Show what happens to kilnd's instances, volumes and credentials, as it happens.
+    Events(EventsArgs),
     /// Say who may talk to instances: security groups.
     #[command(subcommand)]
     Sg(SgCommand),
@@ -100,6 +121,11 @@ pub struct RunArgs {
     /// Name or id of an imported image, or path of a disk image or block device. A path is used
     /// where it is and never written.
     pub image: String,
+    /// Leave the instance to kilnd, and return when it runs. This host may connect to it unless a security
+    /// group is given. An image that is a path is imported.
+    #[arg(long, short, conflicts_with_all = ["vcpus", "memory", "kernel", "initrd", "cmdline", "console_log",
+          "allow", "publish", "no_network", "hugepages", "console_input"])]
+    pub detach: bool,
     /// Size of the machine (see `kiln types`).
     #[arg(long, value_name = "TYPE", default_value = InstanceType::DEFAULT)]
     pub instance_type: String,
@@ -179,49 +205,6 @@ pub struct RunArgs {
     /// Pass standard input to the console even where it is not a terminal.
     #[arg(long)]
     pub console_input: bool,
-}
-
-/// Options of `kiln start`.
-#[derive(Debug, Args)]
-pub struct StartArgs {
-    /// Id or name.
-    pub instance: String,
-    /// Pass standard input to the console even where it is not a terminal.
-    #[arg(long)]
-    pub console_input: bool,
-}
-
-/// An instance.
-#[derive(Debug, Args)]
-pub struct InstanceArg {
-    /// Id or name.
-    pub instance: String,
-}
-
-/// Options of `kiln stop`.
-#[derive(Debug, Args)]
-pub struct StopArgs {
-    /// Id or name.
-    pub instance: String,
-    /// Seconds to wait for the guest.
-    #[arg(long, value_name = "SECONDS", default_value_t = 90)]
-    pub timeout: u64,
-}
-
-/// Options of `kiln terminate`.
-#[derive(Debug, Args)]
-pub struct TerminateArgs {
-    /// Ids or names.
-    #[arg(required = true)]
-    pub instances: Vec<String>,
-}
-
-/// Options of `kiln ps`.
-#[derive(Debug, Args)]
-pub struct PsArgs {
-    /// Print JSON.
-    #[arg(long)]
-    pub json: bool,
 }
 
 /// Commands on security groups. Changes are in force at once, for running instances too.
@@ -585,6 +568,8 @@ pub struct JsonArg {
 /// Commands on images.
 #[derive(Debug, Subcommand)]
 pub enum ImageCommand {
+    /// Make an image of an instance, as it is at this moment.
+    Create(CreateImageArgs),
     /// Copy a disk image into the state directory, where it never changes.
     Import(ImportArgs),
     /// List images.
@@ -593,6 +578,18 @@ pub enum ImageCommand {
     Inspect(InspectArgs),
     /// Remove images that no instance needs.
     Rm(RemoveArgs),
+}
+
+/// Options of `kiln image create`.
+#[derive(Debug, Args)]
+pub struct CreateImageArgs {
+    /// Id or name of the instance.
+    pub instance: String,
+    /// Name of the image.
+    pub name: String,
+    /// What it is for.
+    #[arg(long)]
+    pub description: Option<String>,
 }
 
 /// Options of `kiln image import`.
@@ -657,7 +654,8 @@ fn mebibytes(text: &str) -> Result<ByteSize, kiln_model::ParseSizeError> {
     ByteSize::parse(text, MIB)
 }
 
-fn gibibytes(text: &str) -> Result<ByteSize, kiln_model::ParseSizeError> {
+/// A size that is meant in GiB where it has no unit.
+pub fn gibibytes(text: &str) -> Result<ByteSize, kiln_model::ParseSizeError> {
     ByteSize::parse(text, GIB)
 }
 

@@ -1,12 +1,15 @@
 //! `kiln image …`.
 
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 use kiln_controlplane::images::{Image, ImageError, ImportRequest, Source, format_name, inspect};
 use kiln_controlplane::printable;
+use kiln_controlplane::volumes::Progress;
 use serde::Serialize;
 
-use crate::args::{ImageCommand, ImportArgs, InspectArgs, JsonArg, RemoveArgs};
+use crate::args::{CreateImageArgs, ImageCommand, ImportArgs, InspectArgs, JsonArg, RemoveArgs};
+use crate::daemon::{Daemon, Parameters};
 use crate::error::Failure;
 use crate::progress::{Bars, Spinner};
 use crate::table::{Table, ago};
@@ -41,11 +44,44 @@ fn shown(image: &Image) -> Shown<'_> {
 /// Dispatches.
 pub fn image(state_dir: &Path, command: &ImageCommand) -> Result<(), Failure> {
     match command {
+        ImageCommand::Create(args) => create(state_dir, args),
         ImageCommand::Import(args) => import(state_dir, args),
         ImageCommand::Ls(args) => list(state_dir, args),
         ImageCommand::Inspect(args) => show(state_dir, args),
         ImageCommand::Rm(args) => remove(state_dir, args),
     }
+}
+
+/// How often a new image is looked for, and how long it may take to be there.
+const POLL: Duration = Duration::from_millis(100);
+const PATIENCE: Duration = Duration::from_secs(600);
+
+fn create(state_dir: &Path, args: &CreateImageArgs) -> Result<(), Failure> {
+    let plane = open(state_dir)?;
+    let instance = plane.find(&args.instance)?.id;
+    let parameters = Parameters::default()
+        .with("InstanceId", instance)
+        .with("Name", &args.name)
+        .with("NoReboot", true)
+        .maybe("Description", args.description.as_ref());
+    let daemon = Daemon::need(&plane, &format!("make an image of {instance}"))?;
+    let id = daemon.call("CreateImage", parameters)?.text("imageId")?;
+    let spinner = Spinner::new(format!("Making {id}"));
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        match plane.images().find(&id)?.progress {
+            Progress::Complete => break,
+            Progress::Failed => {
+                return Err(Failure::new(format!("{id} could not be made (see kiln events)")));
+            }
+            Progress::Pending if Instant::now() > deadline => {
+                return Err(Failure::new(format!("{id} is not made yet (see kiln image ls)")));
+            }
+            Progress::Pending => std::thread::sleep(POLL),
+        }
+    }
+    drop(spinner);
+    crate::print(&format!("{id}\n"))
 }
 
 fn import(state_dir: &Path, args: &ImportArgs) -> Result<(), Failure> {

@@ -1,25 +1,27 @@
-//! `kiln ps`, `console`, `stop`, `terminate`.
+//! `kiln ps`, `console` and `logs`.
 
-use std::path::Path;
+use std::fs::File;
+use std::io::{self, Read};
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use kiln_controlplane::instances::{BaseImage, ControlPlane, Instance, InstanceError, NetworkMode};
+use kiln_controlplane::instances::{BaseImage, ControlPlane, Instance, NetworkMode};
 use kiln_controlplane::network::Membership;
-use kiln_controlplane::vmm_process::{Commands as _, VmmEvent};
-use kiln_model::{InstanceEvent, InstanceState};
-use kiln_vmspec::Command;
+use kiln_controlplane::state::StoreError;
+use kiln_model::InstanceState;
 use serde::Serialize;
 
-use crate::args::{InstanceArg, PsArgs, StopArgs, TerminateArgs};
 use crate::console::{Events, Input, Outcome, Quit, Session, Signals};
 use crate::error::Failure;
-use crate::progress::Spinner;
+use crate::instance_args::{InstanceArg, LogsArgs, PsArgs};
 use crate::table::{Table, ago};
-use crate::{open, print_json};
+use crate::{open, print_json, write_out};
 
-/// How often a change of state is looked for.
-const POLL: Duration = Duration::from_millis(100);
+/// How often more output is looked for.
+const POLL: Duration = Duration::from_millis(200);
+/// Most bytes of a log that are read at one time.
+const PIECE: u64 = 1 << 20;
 
 /// An instance as `--json` shows it. User data are not shown: people put secrets there.
 #[derive(Debug, Serialize)]
@@ -41,6 +43,10 @@ struct Shown<'a> {
     vpc_id: String,
     security_groups: Vec<String>,
     keep: bool,
+    /// It belongs to kilnd.
+    supervised: bool,
+    /// Why it is in its state, where there is something to say.
+    reason: Option<&'a str>,
     created: u64,
     launched: u64,
     pid: Option<u32>,
@@ -81,12 +87,18 @@ fn shown<'a>(plane: &ControlPlane, memberships: &[Membership], instance: &'a Ins
         vpc_id: instance.interface.subnet.vpc.to_string(),
         security_groups: groups,
         keep: instance.keep,
+        supervised: instance.supervised,
+        reason: instance.reason.as_ref().map(|reason| reason.message.as_str()),
         created: instance.created,
         launched: instance.launched,
         pid: instance.vmm.map(|vmm| vmm.pid),
         control_socket: dir.control_socket().display().to_string(),
-        console_log: instance.console_log.clone().unwrap_or_else(|| dir.console_log()).display().to_string(),
+        console_log: console_log(plane, instance).display().to_string(),
     }
+}
+
+fn console_log(plane: &ControlPlane, instance: &Instance) -> PathBuf {
+    instance.console_log.clone().unwrap_or_else(|| plane.instance_dir(instance.id).console_log())
 }
 
 /// `kiln ps`.
@@ -132,51 +144,28 @@ pub fn console(state_dir: &Path, args: &InstanceArg) -> Result<(), Failure> {
     Ok(())
 }
 
-/// `kiln stop`.
-pub fn stop(state_dir: &Path, args: &StopArgs) -> Result<(), Failure> {
+/// `kiln logs`.
+pub fn logs(state_dir: &Path, args: &LogsArgs) -> Result<(), Failure> {
     let plane = open(state_dir)?;
     let instance = plane.find(&args.instance)?;
-    if instance.state == InstanceState::Stopped {
-        return Ok(());
+    let path = console_log(&plane, &instance);
+    let failed = |source| StoreError::File { action: "read the console log", path: path.clone(), source };
+    let mut file = match File::open(&path) {
+        // It has printed nothing, and never will.
+        Err(e) if e.kind() == io::ErrorKind::NotFound && !args.follow => return Ok(()),
+        file => file.map_err(failed)?,
+    };
+    loop {
+        // Before reading: what is printed until then is shown.
+        let lives = plane.find(&instance.id.to_string()).is_ok_and(|now| now.vmm.is_some());
+        let mut bytes = Vec::new();
+        while (&mut file).take(PIECE).read_to_end(&mut bytes).map_err(failed)? > 0 {
+            write_out(&bytes)?;
+            bytes.clear();
+        }
+        if !args.follow || !lives {
+            return Ok(());
+        }
+        std::thread::sleep(POLL);
     }
-    let (connection, mut events) = plane.connect(&instance)?;
-    let runtime = crate::runtime()?;
-    runtime.block_on(async {
-        plane.note(instance.id, InstanceEvent::StopRequested)?;
-        connection.request(Command::PowerButton).await?;
-        let spinner = Spinner::new(format!("Waiting for {} to power off", instance.id));
-        let ended = async {
-            while let Some(event) = events.recv().await {
-                if matches!(event, VmmEvent::Exited(_) | VmmEvent::Lost { .. }) {
-                    break;
-                }
-            }
-            // The process that runs it still has to clean up.
-            while plane.find(&instance.id.to_string()).is_ok_and(|i| i.state != InstanceState::Stopped) {
-                tokio::time::sleep(POLL).await;
-            }
-        };
-        let result = tokio::time::timeout(Duration::from_secs(args.timeout), ended).await;
-        drop(spinner);
-        result.map_err(|_| {
-            Failure::new(format!(
-                "{} did not power off within {} seconds (kiln terminate {0} ends it at once)",
-                instance.id, args.timeout
-            ))
-        })
-    })
-}
-
-/// `kiln terminate`.
-pub fn terminate(state_dir: &Path, args: &TerminateArgs) -> Result<(), Failure> {
-    let plane = open(state_dir)?;
-    let runtime = crate::runtime()?;
-    for wanted in &args.instances {
-        let instance = plane.find(wanted)?;
-        let spinner = Spinner::new(format!("Terminating {}", instance.id));
-        let result: Result<(), InstanceError> = runtime.block_on(plane.terminate(instance.id));
-        drop(spinner);
-        result?;
-    }
-    Ok(())
 }

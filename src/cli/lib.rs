@@ -5,21 +5,29 @@
 mod acls;
 mod args;
 mod console;
+mod daemon;
+mod detached;
 mod environment;
 mod error;
+mod events;
 mod groups;
 mod host;
 mod identity;
 mod images;
+mod instance_args;
 mod instances;
 mod interfaces;
+mod lifecycle;
 mod metadata;
 mod metadata_args;
 mod networks;
 mod progress;
 mod roles;
 mod run;
+mod ssh;
 mod table;
+mod volume_args;
+mod volumes;
 
 use std::ffi::OsString;
 use std::io::{self, IsTerminal, Write};
@@ -60,13 +68,21 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
 fn dispatch(cli: &Cli) -> Result<(), Failure> {
     let state_dir = cli.state_dir.as_path();
     match &cli.command {
+        Command::Run(args) if args.detach => detached::run(state_dir, args),
         Command::Run(args) => run::run(state_dir, args),
-        Command::Start(args) => run::start(state_dir, args),
         Command::Image(command) => images::image(state_dir, command),
         Command::Ps(args) => instances::ps(state_dir, args),
         Command::Console(args) => instances::console(state_dir, args),
-        Command::Stop(args) => instances::stop(state_dir, args),
-        Command::Terminate(args) => instances::terminate(state_dir, args),
+        Command::Logs(args) => instances::logs(state_dir, args),
+        Command::Ssh(args) => ssh::ssh(state_dir, args),
+        Command::Start(args) => lifecycle::start(state_dir, args),
+        Command::Stop(args) => lifecycle::stop(state_dir, args),
+        Command::Reboot(args) => lifecycle::reboot(state_dir, args),
+        Command::Terminate(args) => lifecycle::terminate(state_dir, args),
+        Command::Type(args) => lifecycle::change_type(state_dir, args),
+        Command::Volume(command) => volumes::volume(state_dir, command),
+        Command::Snapshot(command) => volumes::snapshot(state_dir, command),
+        Command::Events(args) => events::events(state_dir, args),
         Command::Sg(command) => groups::sg(state_dir, command),
         Command::Vpc(command) => networks::vpc(state_dir, command),
         Command::Address(command) => networks::address(state_dir, command),

@@ -5,7 +5,8 @@ use clap::{Args, Subcommand};
 use kiln_controlplane::credentials::{InvalidRole, Lifetime, RoleName, SourceSpec};
 use kiln_model::Tag;
 
-use crate::args::{InstanceArg, JsonArg};
+use crate::args::JsonArg;
+use crate::instance_args::InstanceArg;
 
 /// Commands on roles.
 #[derive(Debug, Subcommand)]

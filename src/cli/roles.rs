@@ -8,8 +8,9 @@ use kiln_controlplane::printable;
 use kiln_model::Utc;
 use serde::Serialize;
 
-use crate::args::{InstanceArg, JsonArg};
+use crate::args::JsonArg;
 use crate::error::Failure;
+use crate::instance_args::InstanceArg;
 use crate::metadata::until_applied;
 use crate::metadata_args::{RoleAttachArgs, RoleCommand, RoleCreateArgs, RoleShowArgs};
 use crate::table::{Table, ago};

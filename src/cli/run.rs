@@ -1,4 +1,4 @@
-//! `kiln run` and `kiln start`: an instance in the foreground.
+//! `kiln run` and `kiln start`: an instance in the foreground, and what both kinds of `kiln run` ask for.
 
 use std::fs::File;
 use std::io::{self, Read};
@@ -15,9 +15,10 @@ use kiln_model::{SshPublicKey, UserData};
 use kiln_vmspec::MetadataOptions;
 use rustix::process::DumpableBehavior;
 
-use crate::args::{RunArgs, StartArgs};
+use crate::args::RunArgs;
 use crate::console::{Events, Input, Quit, Session};
 use crate::error::Failure;
+use crate::instance_args::StartArgs;
 use crate::open;
 
 /// No public key comes near this size.
@@ -64,9 +65,11 @@ fn absolute(path: &Path) -> Result<PathBuf, Failure> {
     Ok(std::path::absolute(path).map_err(|source| ReadError { what, path: path.to_owned(), source })?)
 }
 
-fn request(args: &RunArgs) -> Result<LaunchRequest, Failure> {
+/// What the arguments ask for. Everything that is wrong with the words themselves is said here, before
+/// anything is touched.
+pub fn request(args: &RunArgs) -> Result<LaunchRequest, Failure> {
     let options = MetadataOptions::default();
-    Ok(LaunchRequest {
+    let request = LaunchRequest {
         image: args.image.clone(),
         format: args.format.map(Into::into),
         instance_type: args.instance_type.clone(),
@@ -101,19 +104,18 @@ fn request(args: &RunArgs) -> Result<LaunchRequest, Failure> {
         key_name: None,
         keep_root: false,
         volumes: Vec::new(),
-    })
+    };
+    request.check(host_memory())?;
+    Ok(request)
 }
 
-/// `kiln run`.
+/// `kiln run` in the foreground.
 pub fn run(state_dir: &Path, args: &RunArgs) -> Result<(), Failure> {
     let request = request(args)?;
-    let memory = host_memory();
-    // Everything that is wrong with the words themselves is said before anything is touched.
-    request.check(memory)?;
-    foreground(state_dir, args.console_input, move |plane| Ok(plane.launch(&request, memory)?))
+    foreground(state_dir, args.console_input, move |plane| Ok(plane.launch(&request, host_memory())?))
 }
 
-/// `kiln start`.
+/// `kiln start` in the foreground.
 pub fn start(state_dir: &Path, args: &StartArgs) -> Result<(), Failure> {
     let wanted = args.instance.clone();
     foreground(state_dir, args.console_input, move |plane| {

@@ -62,6 +62,11 @@ impl SshPublicKey {
         &self.algorithm
     }
 
+    /// Whether it is the same key, whatever the comments say.
+    pub fn is_same_key(&self, other: &SshPublicKey) -> bool {
+        (&self.algorithm, &self.blob) == (&other.algorithm, &other.blob)
+    }
+
     /// What follows the key on its line; may be empty.
     pub fn comment(&self) -> &str {
         &self.comment

@@ -2,6 +2,8 @@
 
 #![allow(dead_code, reason = "each test file uses its own part")]
 
+pub mod own_host;
+
 use std::io::{BufRead, BufReader, Read};
 use std::path::PathBuf;
 use std::process::{Child, Command, Output, Stdio};
@@ -75,12 +77,22 @@ impl Daemon {
         self.child.as_ref().unwrap().id()
     }
 
+    /// Ends it without a chance to say so.
+    pub fn kill(&mut self) {
+        let mut child = self.child.take().unwrap();
+        child.kill().unwrap();
+        child.wait().unwrap();
+    }
+
     pub fn kiln(&self, args: &[&str]) -> Output {
-        Command::new(env!("CARGO_BIN_EXE_kiln"))
-            .args(args)
-            .env("KILN_STATE_DIR", self.state_dir())
-            .output()
-            .unwrap()
+        self.kiln_command(args).output().unwrap()
+    }
+
+    /// `kiln` on the same state directory.
+    pub fn kiln_command(&self, args: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_kiln"));
+        command.args(args).env("KILN_STATE_DIR", self.state_dir()).envs(self.variables.iter().cloned());
+        command
     }
 
     /// What `kiln env` sets.

@@ -287,7 +287,7 @@ pub(super) fn refused(error: LaunchError) -> ApiError {
             "InsufficientInstanceCapacity"
         }
         LaunchError::Request(_) => "InvalidParameterValue",
-        LaunchError::Image(ImageError::NotFound { .. }) => "InvalidAMIID.NotFound",
+        LaunchError::Image(error) => return error.into(),
         LaunchError::VolumeTooSmall { .. } | LaunchError::VolumeTooLarge(_) => "InvalidBlockDeviceMapping",
         LaunchError::Network(error) => return error.into(),
         LaunchError::Role(_) => "InvalidParameterValue",

@@ -8,9 +8,11 @@ use axum::body::{Body, to_bytes};
 use axum::extract::State;
 use axum::http::{HeaderValue, Request as HttpRequest, Response as HttpResponse, StatusCode, header};
 use axum::routing::get;
-use tokio::sync::Semaphore;
+use kiln_controlplane::state::dir::EVENTS;
+use tokio::sync::{Semaphore, watch};
 
 use super::api::{Api, Request, Response};
+use super::events::{self, Events};
 use crate::error::ApiError;
 
 /// Longest body in bytes: user data, a public key or some policies, encoded twice, and room.
@@ -33,6 +35,13 @@ struct Shared {
 pub fn router(api: Arc<Api>) -> Router {
     let shared = Shared { api, turns: Arc::new(Semaphore::new(AT_ONCE)) };
     Router::new().route("/metrics", get(metrics)).fallback(query).with_state(shared)
+}
+
+/// The same for the owner of the installation, with what happens at [`EVENTS`] until `stopped` says true.
+/// Events are not signed for, so they are told where only the owner can ask.
+pub fn local_router(api: Arc<Api>, stopped: watch::Receiver<bool>) -> Router {
+    let events = Events::new(api.supervisor().notices().clone(), stopped);
+    router(api).merge(Router::new().route(EVENTS, get(events::follow)).with_state(events))
 }
 
 async fn query(State(shared): State<Shared>, request: HttpRequest<Body>) -> HttpResponse<Body> {
@@ -106,7 +115,7 @@ fn xml(response: Response) -> HttpResponse<Body> {
     http
 }
 
-fn answer(status: u16, kind: &'static str, body: String) -> HttpResponse<Body> {
+pub(super) fn answer(status: u16, kind: &'static str, body: String) -> HttpResponse<Body> {
     let mut http = HttpResponse::new(Body::from(body));
     *http.status_mut() = StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
     http.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(kind));

@@ -286,17 +286,18 @@ impl Held {
 
 /// Tells people what a fetch gave.
 fn note(parts: &Parts, instance: InstanceId, role: &Role, result: &Result<Credentials, SourceError>) {
-    match result {
+    let name = role.name.to_string();
+    let event = match result {
         Ok(set) => {
             tracing::info!(%instance, role = %role.name, key = set.access_key_id, "new credentials");
+            NoticeEvent::Credentials { instance, role: name, expiration: set.expiration }
         }
         Err(error) => {
             tracing::warn!(%instance, role = %role.name, source = %role.source, "no credentials: {error}");
-            let (role, code) = (role.name.to_string(), error.code().to_owned());
-            let event = NoticeEvent::CredentialFailure { instance, role, code };
-            parts.notices.tell(parts.clock.unix_seconds(), event);
+            NoticeEvent::CredentialFailure { instance, role: name, code: error.code().to_owned() }
         }
-    }
+    };
+    parts.notices.tell(parts.clock.unix_seconds(), event);
 }
 
 /// A fetch in the background; it ends with this value.

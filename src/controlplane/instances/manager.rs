@@ -125,7 +125,7 @@ pub enum InstanceError {
     #[error("instance {0} is run by another process at the moment")]
     Busy(InstanceId),
     /// It belongs to the daemon.
-    #[error("instance {0} belongs to kilnd, which starts it (aws ec2 start-instances --instance-ids {0})")]
+    #[error("instance {0} belongs to kilnd, which starts it")]
     Supervised(InstanceId),
     /// It has no machine.
     #[error("instance {id} is {state}, it has no machine to talk to")]

@@ -15,6 +15,10 @@ use super::StoreError;
 pub const DEFAULT: &str = "/var/lib/kiln";
 /// File among the locks in which a daemon notes where it listens.
 pub const ENDPOINT: &str = "kilnd.endpoint";
+/// Socket among the locks on which a daemon listens, for the owner of the directory alone.
+pub const SOCKET: &str = "kilnd.sock";
+/// Path on that socket at which it tells what happens, a line of JSON each; `?since=N` begins after notice N.
+pub const EVENTS: &str = "/events";
 /// Where a daemon listens when nothing else is said.
 pub const DEFAULT_ENDPOINT: &str = "http://127.0.0.1:4580";
 

@@ -21,7 +21,9 @@ use tokio::time::Instant;
 use super::{NoticeEvent, Shared, count};
 use crate::instances::keeper::Held;
 use crate::instances::lifecycle::chain;
-use crate::instances::{Ending, Instance, LaunchError, RunningInstance, StateReason, launch};
+use crate::instances::{
+    Ending, Instance, LaunchError, RunningInstance, ShutdownBehavior, StateReason, launch,
+};
 use crate::state::dir::Lock;
 use crate::vmm_process::{StartedVmm, VmmEvent};
 
@@ -268,7 +270,7 @@ pub(super) fn note_ending(shared: &Shared, id: InstanceId, ending: &Ending) {
             Ending::Killed => StateReason::internal("the machine was ended", now),
             Ending::Failed(why) => StateReason::internal(why, now),
         });
-        if *ending == Ending::PoweredOff && row.shutdown == super::ShutdownBehavior::Terminate {
+        if *ending == Ending::PoweredOff && row.shutdown == ShutdownBehavior::Terminate {
             row.state = row.state.next(InstanceEvent::TerminateRequested, true).unwrap_or(row.state);
         }
     };

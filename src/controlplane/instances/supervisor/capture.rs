@@ -73,7 +73,7 @@ impl Supervisor {
 
     /// Makes an image of all volumes of an instance, without a reboot. It is pending when this returns.
     pub fn create_image(&self, id: InstanceId, wish: &NewImage) -> Result<Image, SupervisorError> {
-        let instance = self.living(id, "be made an image of")?;
+        let instance = self.plane().living(id, "be made an image of")?;
         let now = self.shared.now();
         let (pieces, image) = transact(self.shared.parts().store.as_ref(), |tx| {
             let mut pieces = Vec::new();

@@ -20,6 +20,7 @@
 //! | the host was restarted | `stopped`, or started again where that is set |
 
 mod actor;
+mod attribute;
 mod capture;
 mod error;
 mod notices;
@@ -35,21 +36,19 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, UNIX_EPOCH};
 
-use kiln_model::{InstanceEvent, InstanceId, InstanceState, UserData};
+use kiln_model::{InstanceEvent, InstanceId, InstanceState};
 use kiln_vmspec::Command;
 
 use super::effects::{Effect, undo};
 use super::launch::{self, Admission, Also};
-use super::{
-    ControlPlane, HostMemory, Instance, InstanceError, LaunchRequest, Parts, RequestError, ShutdownBehavior,
-    StateReason,
-};
+use super::{ControlPlane, HostMemory, Instance, InstanceError, LaunchRequest, Parts, StateReason};
 use crate::host::host_memory;
 use crate::state::dir::Lock;
 use crate::state::{StoreError, transact};
 use crate::vmm_process::{Commands as _, ControlConnection, VmmEvent};
 use actor::{Actor, Job, Order};
 
+pub use attribute::Attribute;
 pub use capture::NewImage;
 pub use error::SupervisorError;
 pub use notices::{Notice, NoticeEvent, Notices};
@@ -69,23 +68,6 @@ pub struct Change {
     pub previous: InstanceState,
     /// From now on.
     pub current: InstanceState,
-}
-
-/// What of an instance can be changed.
-#[derive(Debug, Clone)]
-pub enum Attribute {
-    /// Name of its type. While stopped.
-    InstanceType(String),
-    /// User data; its guest's first boot is over, so this is for programs that look each time. While stopped.
-    UserData(Option<UserData>),
-    /// What becomes of it when its guest powers off.
-    Shutdown(ShutdownBehavior),
-    /// Whether it refuses to be terminated.
-    Protected(bool),
-    /// Its security groups, by id or name.
-    Groups(Vec<String>),
-    /// Whether its interface drops what is not from or for it.
-    SourceDestCheck(bool),
 }
 
 /// Counts for metrics.
@@ -356,39 +338,7 @@ impl Supervisor {
 
     /// Changes one attribute. Answers the instance as it is then.
     pub fn modify(&self, id: InstanceId, attribute: &Attribute) -> Result<Instance, SupervisorError> {
-        if let Attribute::Groups(groups) = attribute {
-            let instance = self.living(id, "change its groups")?;
-            self.plane().networks().set_groups(instance.interface.id, groups)?;
-        }
-        if let Attribute::SourceDestCheck(check) = attribute {
-            let instance = self.living(id, "change its source/destination check")?;
-            self.plane().networks().set_source_dest_check(instance.interface.id, *check)?;
-        }
-        transact(self.shared.parts().store.as_ref(), |tx| {
-            let mut row = tx.get::<Instance>(&id)?.ok_or(SupervisorError::NotFound(id))?;
-            let incorrect = |action| SupervisorError::IncorrectState { id, state: row.state, action };
-            let stopped = row.state == InstanceState::Stopped;
-            match attribute {
-                _ if matches!(row.state, InstanceState::ShuttingDown | InstanceState::Terminated) => {
-                    return Err(incorrect("be modified"));
-                }
-                Attribute::InstanceType(_) if !stopped => return Err(incorrect("change its type")),
-                Attribute::InstanceType(name) => {
-                    let wish = LaunchRequest::new("", name);
-                    let size = wish.size(HostMemory::UNBOUNDED).map_err(RequestError::into_launch)?;
-                    (row.instance_type, row.vcpus, row.memory) =
-                        (size.instance_type, size.vcpus, size.memory);
-                }
-                Attribute::UserData(_) if !stopped => return Err(incorrect("change its user data")),
-                Attribute::UserData(data) => row.user_data = data.clone(),
-                Attribute::Shutdown(behavior) => row.shutdown = *behavior,
-                Attribute::Protected(protected) => row.protected = *protected,
-                Attribute::Groups(_) | Attribute::SourceDestCheck(_) => {}
-            }
-            row.metadata.wanted += 1;
-            tx.put(&row)?;
-            Ok(row)
-        })
+        self.plane().modify(id, attribute)
     }
 
     /// All instances, oldest first; those of `kiln run` are among them, and terminated ones for a while.
@@ -398,8 +348,7 @@ impl Supervisor {
 
     /// One instance.
     pub fn instance(&self, id: InstanceId) -> Result<Instance, SupervisorError> {
-        let row = transact(self.shared.parts().store.as_ref(), |tx| tx.get::<Instance>(&id))?;
-        row.ok_or(SupervisorError::NotFound(id))
+        self.plane().instance(id)
     }
 
     /// Whether an instance works.
@@ -481,15 +430,6 @@ impl Supervisor {
     fn many(&self, ids: &[InstanceId]) -> Result<Vec<Instance>, SupervisorError> {
         let unique: std::collections::BTreeSet<_> = ids.iter().collect();
         unique.into_iter().map(|id| self.instance(*id)).collect()
-    }
-
-    fn living(&self, id: InstanceId, action: &'static str) -> Result<Instance, SupervisorError> {
-        let instance = self.instance(id)?;
-        let state = instance.state;
-        if matches!(state, InstanceState::ShuttingDown | InstanceState::Terminated) {
-            return Err(SupervisorError::IncorrectState { id, state, action });
-        }
-        Ok(instance)
     }
 
     /// Takes the lock of an instance at rest.

@@ -58,6 +58,15 @@ pub enum NoticeEvent {
         /// How far it is.
         progress: Progress,
     },
+    /// A role's source gave new credentials.
+    Credentials {
+        /// For which instance.
+        instance: InstanceId,
+        /// Name of the role.
+        role: String,
+        /// Until when they serve, Unix seconds.
+        expiration: u64,
+    },
     /// A role's source gave no credentials.
     CredentialFailure {
         /// For which instance.
@@ -99,7 +108,8 @@ impl Notices {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub(in crate::instances) fn tell(&self, time: u64, event: NoticeEvent) {
+    /// Tells everybody. `time`: Unix seconds.
+    pub fn tell(&self, time: u64, event: NoticeEvent) {
         let mut inner = self.lock();
         let notice = Notice { sequence: inner.next, time, event };
         inner.next += 1;

@@ -1,0 +1,139 @@
+//! `kiln volume` and `kiln snapshot`.
+//!
+//! Rows are made, listed and removed in the store. What concerns a machine is asked of `kilnd` where it
+//! runs; without it, volumes are attached and detached while their instance is stopped.
+
+use std::path::Path;
+
+use kiln_controlplane::volumes::{NewVolume, Progress, Snapshot, Volume};
+use serde_json::json;
+
+use crate::args::JsonArg;
+use crate::daemon::{Daemon, Parameters};
+use crate::error::Failure;
+use crate::table::{Table, ago};
+use crate::volume_args::{SnapshotCommand, VolumeCommand};
+use crate::{open, print_json};
+
+/// `kiln volume`.
+pub fn volume(state_dir: &Path, command: &VolumeCommand) -> Result<(), Failure> {
+    let plane = open(state_dir)?;
+    let volumes = plane.volumes();
+    match command {
+        VolumeCommand::Create(args) => {
+            let wish = NewVolume { size: args.size, snapshot: args.snapshot, tags: Vec::new() };
+            crate::print(&format!("{}\n", volumes.create(&wish)?.id))
+        }
+        VolumeCommand::Ls(args) => list(&volumes.list()?, args, plane.clock().unix_seconds()),
+        VolumeCommand::Attach { volume, instance, device } => {
+            let instance = plane.find(instance)?.id;
+            match Daemon::find(&plane)? {
+                Some(daemon) => {
+                    let parameters =
+                        Parameters::default().with("VolumeId", volume).with("InstanceId", instance);
+                    daemon.call("AttachVolume", parameters.with("Device", device))?;
+                }
+                None => {
+                    volumes.attach(*volume, instance, device)?;
+                }
+            }
+            Ok(())
+        }
+        VolumeCommand::Detach { volume } => {
+            match Daemon::find(&plane)? {
+                Some(daemon) => {
+                    daemon.call("DetachVolume", Parameters::default().with("VolumeId", volume))?;
+                }
+                None => {
+                    volumes.detach(*volume)?;
+                }
+            }
+            Ok(())
+        }
+        VolumeCommand::Rm { volumes: all } => Ok(all.iter().try_for_each(|id| volumes.delete(*id))?),
+    }
+}
+
+fn list(all: &[Volume], args: &JsonArg, now: u64) -> Result<(), Failure> {
+    if args.json {
+        let shown = |volume: &Volume| {
+            let own = volume.attachment.as_ref();
+            json!({
+                "id": volume.id.to_string(),
+                "bytes": volume.size.as_bytes(),
+                "snapshot": volume.snapshot.map(|id| id.to_string()),
+                "instance": own.map(|own| own.instance.to_string()),
+                "device": own.map(|own| own.device.clone()),
+                "created": volume.created,
+            })
+        };
+        return print_json(&all.iter().map(shown).collect::<Vec<_>>());
+    }
+    let mut table = Table::new(["ID", "SIZE", "INSTANCE", "DEVICE", "SNAPSHOT", "CREATED"]);
+    for volume in all {
+        let own = volume.attachment.as_ref();
+        table.row([
+            volume.id.to_string(),
+            volume.size.to_string(),
+            own.map_or_else(|| "-".to_owned(), |own| own.instance.to_string()),
+            own.map_or_else(|| "-".to_owned(), |own| own.device.clone()),
+            volume.snapshot.map_or_else(|| "-".to_owned(), |id| id.to_string()),
+            ago(volume.created, now),
+        ]);
+    }
+    crate::print(&table.render())
+}
+
+/// `kiln snapshot`.
+pub fn snapshot(state_dir: &Path, command: &SnapshotCommand) -> Result<(), Failure> {
+    let plane = open(state_dir)?;
+    let volumes = plane.volumes();
+    match command {
+        SnapshotCommand::Create { volume, description } => {
+            let daemon = Daemon::need(&plane, &format!("keep what {volume} holds"))?;
+            let parameters =
+                Parameters::default().with("VolumeId", volume).maybe("Description", description.as_ref());
+            let answer = daemon.call("CreateSnapshot", parameters)?;
+            crate::print(&format!("{}\n", answer.text("snapshotId")?))
+        }
+        SnapshotCommand::Ls(args) => {
+            list_snapshots(&volumes.snapshots()?, args, plane.clock().unix_seconds())
+        }
+        SnapshotCommand::Rm { snapshots } => {
+            Ok(snapshots.iter().try_for_each(|id| volumes.delete_snapshot(*id))?)
+        }
+    }
+}
+
+fn list_snapshots(all: &[Snapshot], args: &JsonArg, now: u64) -> Result<(), Failure> {
+    let state = |snapshot: &Snapshot| match snapshot.progress {
+        Progress::Pending => "pending",
+        Progress::Complete => "completed",
+        Progress::Failed => "error",
+    };
+    if args.json {
+        let shown = |snapshot: &Snapshot| {
+            json!({
+                "id": snapshot.id.to_string(),
+                "volume": snapshot.volume.to_string(),
+                "bytes": snapshot.size.as_bytes(),
+                "state": state(snapshot),
+                "description": snapshot.description,
+                "created": snapshot.created,
+            })
+        };
+        return print_json(&all.iter().map(shown).collect::<Vec<_>>());
+    }
+    let mut table = Table::new(["ID", "VOLUME", "SIZE", "STATE", "CREATED", "DESCRIPTION"]);
+    for snapshot in all {
+        table.row([
+            snapshot.id.to_string(),
+            snapshot.volume.to_string(),
+            snapshot.size.to_string(),
+            state(snapshot).to_owned(),
+            ago(snapshot.created, now),
+            snapshot.description.clone(),
+        ]);
+    }
+    crate::print(&table.render())
+}
