@@ -164,6 +164,8 @@ static EC2: &[(&str, Action)] = actions! { ec2:
     StartInstances => lifecycle::start,
     StopInstances => lifecycle::stop,
     TerminateInstances => lifecycle::terminate,
+    UpdateSecurityGroupRuleDescriptionsEgress => rules::describe_egress,
+    UpdateSecurityGroupRuleDescriptionsIngress => rules::describe_ingress,
 };
 
 /// Actions of IAM by name.

@@ -32,6 +32,9 @@ input!(RuleRequest { ip_protocol: String, from_port: Option<i64>, to_port: Optio
     cidr_ipv6: Option<String>, prefix_list_id: Option<String>, referenced_group_id: Option<String>,
     description: Option<String> });
 input!(RuleUpdate { security_group_rule_id: String, security_group_rule: RuleRequest });
+input!(RuleDescription { security_group_rule_id: String, description: Option<String> });
+input!(DescriptionsRequest { group_id: Option<String>, group_name: Option<String>, ip_permissions: Vec<IpPermission>,
+    security_group_rule_descriptions: Vec<RuleDescription> });
 input!(ModifySecurityGroupRules { group_id: String, security_group_rules: Vec<RuleUpdate> });
 listing!(DescribeSecurityGroupRules { security_group_rule_ids: Vec<String> });
 
@@ -223,6 +226,43 @@ pub(super) fn revoke_ingress(context: &Context<'_>, request: RulesRequest) -> An
 /// `RevokeSecurityGroupEgress`.
 pub(super) fn revoke_egress(context: &Context<'_>, request: RulesRequest) -> Answer {
     revoke(context, request, Direction::Egress)
+}
+
+fn update_descriptions(context: &Context<'_>, request: DescriptionsRequest, direction: Direction) -> Answer {
+    let DescriptionsRequest { group_id, group_name, ip_permissions, security_group_rule_descriptions } =
+        request;
+    let rules = RulesRequest { group_id, group_name, ip_permissions, ..RulesRequest::default() };
+    let group = rules.group(context)?;
+    let networks = context.plane.networks();
+    if security_group_rule_descriptions.is_empty() {
+        let mut rules = rules;
+        networks.describe_same_rules(group.id, direction, &rules.specs()?)?;
+        return Ok(json!({"Return": true}));
+    }
+    if !rules.ip_permissions.is_empty() {
+        return Err(ApiError::combination("Name rules by their ids or by what they mean, not both"));
+    }
+    let mut wanted = Vec::new();
+    for one in security_group_rule_descriptions {
+        let id: SecurityGroupRuleId = ids::RULE.parse(&one.security_group_rule_id)?;
+        // An id of the other direction is none here.
+        if !group.rules.iter().any(|rule| rule.id == id && rule.direction == direction) {
+            return Err(ids::RULE.missing(&one.security_group_rule_id));
+        }
+        wanted.push((id, one.description));
+    }
+    networks.describe_rules(group.id, &wanted)?;
+    Ok(json!({"Return": true}))
+}
+
+/// `UpdateSecurityGroupRuleDescriptionsIngress`.
+pub(super) fn describe_ingress(context: &Context<'_>, request: DescriptionsRequest) -> Answer {
+    update_descriptions(context, request, Direction::Ingress)
+}
+
+/// `UpdateSecurityGroupRuleDescriptionsEgress`.
+pub(super) fn describe_egress(context: &Context<'_>, request: DescriptionsRequest) -> Answer {
+    update_descriptions(context, request, Direction::Egress)
 }
 
 /// `ModifySecurityGroupRules`: rules keep their ids and their directions.

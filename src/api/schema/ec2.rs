@@ -5,7 +5,7 @@ use super::{Bounds, EMPTY, List, Operation, Service, Shape, member, required};
 pub(super) static SERVICE: Service =
     Service { name: "ec2", version: "2016-11-15", namespace: "http://ec2.amazonaws.com/doc/2016-11-15", operations: &OPERATIONS };
 
-static OPERATIONS: [Operation; 69] = [
+static OPERATIONS: [Operation; 71] = [
     Operation { name: "AllocateAddress", input: &ALLOCATE_ADDRESS_REQUEST, output: &ALLOCATE_ADDRESS_RESULT, wrapper: None },
     Operation { name: "AssociateAddress", input: &ASSOCIATE_ADDRESS_REQUEST, output: &ASSOCIATE_ADDRESS_RESULT, wrapper: None },
     Operation { name: "AssociateIamInstanceProfile", input: &ASSOCIATE_IAM_INSTANCE_PROFILE_REQUEST, output: &ASSOCIATE_IAM_INSTANCE_PROFILE_RESULT, wrapper: None },
@@ -75,6 +75,8 @@ static OPERATIONS: [Operation; 69] = [
     Operation { name: "StartInstances", input: &START_INSTANCES_REQUEST, output: &START_INSTANCES_RESULT, wrapper: None },
     Operation { name: "StopInstances", input: &STOP_INSTANCES_REQUEST, output: &STOP_INSTANCES_RESULT, wrapper: None },
     Operation { name: "TerminateInstances", input: &TERMINATE_INSTANCES_REQUEST, output: &TERMINATE_INSTANCES_RESULT, wrapper: None },
+    Operation { name: "UpdateSecurityGroupRuleDescriptionsEgress", input: &UPDATE_SECURITY_GROUP_RULE_DESCRIPTIONS_EGRESS_REQUEST, output: &UPDATE_SECURITY_GROUP_RULE_DESCRIPTIONS_EGRESS_RESULT, wrapper: None },
+    Operation { name: "UpdateSecurityGroupRuleDescriptionsIngress", input: &UPDATE_SECURITY_GROUP_RULE_DESCRIPTIONS_INGRESS_REQUEST, output: &UPDATE_SECURITY_GROUP_RULE_DESCRIPTIONS_INGRESS_RESULT, wrapper: None },
 ];
 
 static ACCOUNT_ATTRIBUTE: Shape = Shape::Structure(&[
@@ -2276,6 +2278,11 @@ static SECURITY_GROUP_RULE: Shape = Shape::Structure(&[
     member("Tags", "TagSet", "tagSet", &TAG_LIST),
     member("SecurityGroupRuleArn", "SecurityGroupRuleArn", "securityGroupRuleArn", &STRING),
 ]);
+static SECURITY_GROUP_RULE_DESCRIPTION: Shape = Shape::Structure(&[
+    member("SecurityGroupRuleId", "SecurityGroupRuleId", "SecurityGroupRuleId", &STRING),
+    member("Description", "Description", "Description", &STRING),
+]);
+static SECURITY_GROUP_RULE_DESCRIPTION_LIST: Shape = Shape::List(List { element: "item", flat: true, bounds: Bounds { min: None, max: None }, shape: &SECURITY_GROUP_RULE_DESCRIPTION });
 static SECURITY_GROUP_RULE_ID: Shape = Shape::Text(Bounds { min: None, max: None });
 static SECURITY_GROUP_RULE_ID_LIST: Shape = Shape::List(List { element: "item", flat: true, bounds: Bounds { min: None, max: None }, shape: &STRING });
 static SECURITY_GROUP_RULE_LIST: Shape = Shape::List(List { element: "item", flat: true, bounds: Bounds { min: None, max: None }, shape: &SECURITY_GROUP_RULE });
@@ -2454,6 +2461,26 @@ static TOTAL_NEURON_MEMORY: Shape = Shape::Integer(Bounds { min: None, max: None
 static TPM_SUPPORT_VALUES: Shape = Shape::Choice(&["v2.0"]);
 static TRANSFER_TYPE: Shape = Shape::Choice(&["time-based", "standard"]);
 static UNSUPPORTED_INSTANCE_TYPE_SET: Shape = Shape::List(List { element: "item", flat: true, bounds: Bounds { min: None, max: None }, shape: &INSTANCE_TYPE_ITEM });
+static UPDATE_SECURITY_GROUP_RULE_DESCRIPTIONS_EGRESS_REQUEST: Shape = Shape::Structure(&[
+    member("DryRun", "DryRun", "DryRun", &BOOLEAN),
+    member("GroupId", "GroupId", "GroupId", &SECURITY_GROUP_ID),
+    member("GroupName", "GroupName", "GroupName", &SECURITY_GROUP_NAME),
+    member("IpPermissions", "IpPermissions", "IpPermissions", &IP_PERMISSION_LIST),
+    member("SecurityGroupRuleDescriptions", "SecurityGroupRuleDescription", "SecurityGroupRuleDescription", &SECURITY_GROUP_RULE_DESCRIPTION_LIST),
+]);
+static UPDATE_SECURITY_GROUP_RULE_DESCRIPTIONS_EGRESS_RESULT: Shape = Shape::Structure(&[
+    member("Return", "Return", "return", &BOOLEAN),
+]);
+static UPDATE_SECURITY_GROUP_RULE_DESCRIPTIONS_INGRESS_REQUEST: Shape = Shape::Structure(&[
+    member("DryRun", "DryRun", "DryRun", &BOOLEAN),
+    member("GroupId", "GroupId", "GroupId", &SECURITY_GROUP_ID),
+    member("GroupName", "GroupName", "GroupName", &SECURITY_GROUP_NAME),
+    member("IpPermissions", "IpPermissions", "IpPermissions", &IP_PERMISSION_LIST),
+    member("SecurityGroupRuleDescriptions", "SecurityGroupRuleDescription", "SecurityGroupRuleDescription", &SECURITY_GROUP_RULE_DESCRIPTION_LIST),
+]);
+static UPDATE_SECURITY_GROUP_RULE_DESCRIPTIONS_INGRESS_RESULT: Shape = Shape::Structure(&[
+    member("Return", "Return", "return", &BOOLEAN),
+]);
 static USAGE_CLASS_TYPE: Shape = Shape::Choice(&["spot", "on-demand", "capacity-block"]);
 static USAGE_CLASS_TYPE_LIST: Shape = Shape::List(List { element: "item", flat: true, bounds: Bounds { min: None, max: None }, shape: &USAGE_CLASS_TYPE });
 static USER_ID_GROUP_PAIR: Shape = Shape::Structure(&[

@@ -377,6 +377,23 @@ pub(super) fn describe(
     Ok(tx.put(group)?)
 }
 
+/// The same for rules that are named by what they mean, with their new descriptions.
+pub(super) fn describe_same(
+    tx: &mut Transaction<'_>,
+    group: &mut SecurityGroup,
+    direction: Direction,
+    specs: &[RuleSpec],
+) -> Result<(), NetworkError> {
+    for spec in specs {
+        let wanted = resolve(tx, group.vpc, direction, spec)?;
+        let Some(rule) = group.rules.iter_mut().find(|rule| rule.same_meaning(&wanted)) else {
+            return Err(NetworkError::NoRule { rule: spec_text(spec), group: group.to_string() });
+        };
+        rule.description = wanted.description;
+    }
+    Ok(tx.put(group)?)
+}
+
 /// Removes rules by their ids; answers them.
 pub(super) fn revoke_ids(
     tx: &mut Transaction<'_>,

@@ -296,6 +296,16 @@ impl<'a> Networks<'a> {
         self.change_group(id, |tx, group| groups::describe(tx, group, descriptions))
     }
 
+    /// The same for rules that are named by what they mean: theirs are the descriptions from then on.
+    pub fn describe_same_rules(
+        &self,
+        id: SecurityGroupId,
+        direction: Direction,
+        rules: &[RuleSpec],
+    ) -> Result<(), NetworkError> {
+        self.change_group(id, |tx, group| groups::describe_same(tx, group, direction, rules))
+    }
+
     fn change_group<T>(
         &self,
         id: SecurityGroupId,
