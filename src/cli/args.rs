@@ -1,6 +1,6 @@
 //! The command line as types. Doc comments are the help text.
 
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
@@ -8,7 +8,7 @@ use kiln_controlplane::credentials::RoleName;
 use kiln_controlplane::network::{Published, RuleSpec};
 use kiln_controlplane::state::dir;
 use kiln_model::size::{GIB, MIB};
-use kiln_model::{ByteSize, InstanceType, Ipv4Cidr, SecurityGroupRuleId, Tag};
+use kiln_model::{ByteSize, InstanceType, Ipv4Cidr, Ipv6Cidr, SecurityGroupRuleId, Tag};
 use kiln_vmspec::DiskFormat;
 
 use crate::instance_args::{
@@ -185,6 +185,9 @@ pub struct RunArgs {
     /// Private address instead of the next free one.
     #[arg(long, value_name = "ADDRESS")]
     pub private_ip: Option<Ipv4Addr>,
+    /// Give the instance an IPv6 address: this one, or one of its subnet (see `kiln subnet create --ipv6`).
+    #[arg(long, value_name = "ADDRESS", num_args = 0..=1, require_equals = true)]
+    pub ipv6: Option<Option<Ipv6Addr>>,
     /// Port of this host that leads to a port of the instance, HOST_PORT:PORT or HOST_PORT:PORT/udp; may be
     /// given several times. Who may use it is up to --allow and the security groups.
     #[arg(long, value_name = "PORTS")]
@@ -193,7 +196,7 @@ pub struct RunArgs {
     #[arg(long)]
     pub public_ip: bool,
     /// No way to other machines; DHCP, metadata, DNS and time still answer.
-    #[arg(long, conflicts_with_all = ["security_group", "allow", "subnet", "private_ip", "publish", "public_ip"])]
+    #[arg(long, conflicts_with_all = ["security_group", "allow", "subnet", "private_ip", "ipv6", "publish", "public_ip"])]
     pub no_network: bool,
     /// Take the memory from the host's pool of 2 MiB pages.
     #[arg(long)]
@@ -334,6 +337,9 @@ pub struct SgExplainArgs {
     pub peer: String,
     /// To what: a TCP port such as 22, or tcp:22, udp:53, icmp (a ping) or proto:47.
     pub port: String,
+    /// By their IPv6 addresses, where the peer is an instance.
+    #[arg(long)]
+    pub ipv6: bool,
     /// The other way round: the instance connects to the peer.
     #[arg(long)]
     pub egress: bool,
@@ -344,6 +350,13 @@ pub struct SgExplainArgs {
 pub enum VpcCommand {
     /// Make a VPC. Its range may be that of another one: they never meet.
     Create(VpcCreateArgs),
+    /// Give a VPC that has none an IPv6 range.
+    AddIpv6 {
+        /// Id or name.
+        vpc: String,
+        /// Range, /48 to /60, which must be routed to this host; a unique local one if not said.
+        range: Option<Ipv6Cidr>,
+    },
     /// List VPCs.
     Ls(JsonArg),
     /// Remove an empty VPC.
@@ -358,6 +371,9 @@ pub enum VpcCommand {
 pub struct VpcCreateArgs {
     /// Range, /16 to /28, such as 10.50.0.0/16.
     pub cidr: Ipv4Cidr,
+    /// Give it an IPv6 range, /48 to /60: this one, which must be routed to this host, or a unique local one.
+    #[arg(long, value_name = "RANGE", num_args = 0..=1, require_equals = true)]
+    pub ipv6: Option<Option<Ipv6Cidr>>,
     /// What to call it.
     #[arg(long)]
     pub name: Option<String>,
@@ -368,6 +384,13 @@ pub struct VpcCreateArgs {
 pub enum SubnetCommand {
     /// Make a subnet.
     Create(SubnetCreateArgs),
+    /// Give a subnet that has none an IPv6 range, for instances to come.
+    AddIpv6 {
+        /// Id or name.
+        subnet: String,
+        /// A /64 of its VPC's range; the next free one if not said.
+        range: Option<Ipv6Cidr>,
+    },
     /// List subnets.
     Ls(JsonArg),
     /// Remove a subnet that no instance is in.
@@ -384,6 +407,9 @@ pub struct SubnetCreateArgs {
     pub vpc: String,
     /// Range inside of the VPC's, such as 10.50.2.0/24.
     pub cidr: Ipv4Cidr,
+    /// Give it an IPv6 range: this /64 of the VPC's range, or the next free one.
+    #[arg(long, value_name = "RANGE", num_args = 0..=1, require_equals = true)]
+    pub ipv6: Option<Option<Ipv6Cidr>>,
     /// What to call it.
     #[arg(long)]
     pub name: Option<String>,

@@ -170,10 +170,13 @@ impl Names {
 
 fn explain(plane: &ControlPlane, args: &SgExplainArgs) -> Result<(), Failure> {
     let instance = plane.find(&args.instance)?;
-    let own = IpAddr::V4(instance.interface.address);
     let vpc = instance.interface.subnet.vpc;
-    let peer = peer_address(plane, vpc, &args.peer)?;
-    let message = message(&args.port)?;
+    let peer = peer_address(plane, vpc, args)?;
+    let own = if peer.is_ipv4() { IpAddr::V4(instance.interface.address) } else { ipv6_of(&instance)? };
+    let message = match message(&args.port)? {
+        Message::ECHO_REQUEST if peer.is_ipv6() => Message::ECHO_REQUEST_V6,
+        message => message,
+    };
     let (from, to) = if args.egress { (own, peer) } else { (peer, own) };
     let told = plane.networks().explain(vpc, from, to, message)?;
     let names = Names::new(plane)?;
@@ -210,15 +213,20 @@ fn reason_text(names: &Names, reason: &Reason) -> String {
     }
 }
 
-fn peer_address(plane: &ControlPlane, vpc: VpcId, wanted: &str) -> Result<IpAddr, Failure> {
-    if let Ok(address) = wanted.parse() {
+fn ipv6_of(instance: &Instance) -> Result<IpAddr, Failure> {
+    let none = || Failure::new(format!("{} has no IPv6 address (see kiln run --ipv6)", instance.id));
+    Ok(IpAddr::V6(instance.interface.ipv6.ok_or_else(none)?))
+}
+
+fn peer_address(plane: &ControlPlane, vpc: VpcId, args: &SgExplainArgs) -> Result<IpAddr, Failure> {
+    if let Ok(address) = args.peer.parse() {
         return Ok(address);
     }
-    let instance: Instance = plane.find(wanted)?;
+    let instance: Instance = plane.find(&args.peer)?;
     if instance.interface.subnet.vpc != vpc {
         return Err(Failure::new(format!("{} is in another VPC: the two never meet", instance.id)));
     }
-    Ok(instance.interface.address.into())
+    if args.ipv6 { ipv6_of(&instance) } else { Ok(instance.interface.address.into()) }
 }
 
 /// `22`, `tcp:22`, `udp:53`, `icmp` (a ping), or the number of a protocol after `proto:`.

@@ -21,7 +21,8 @@ pub fn interface(state_dir: &Path, command: &InterfaceCommand) -> Result<(), Fai
             }
             let mut table = Table::new(["ID", "INSTANCE", "SUBNET", "ADDRESSES", "CHECK"]);
             for row in rows {
-                let addresses: Vec<_> = row.addresses().iter().map(ToString::to_string).collect();
+                let mut addresses: Vec<_> = row.addresses().iter().map(ToString::to_string).collect();
+                addresses.extend(row.interface.ipv6.map(|address| address.to_string()));
                 table.row([
                     row.interface.id.to_string(),
                     row.instance.to_string(),

@@ -2,6 +2,8 @@
 
 use std::path::Path;
 
+use kiln_model::Ipv6Cidr;
+
 use crate::args::{AddressCommand, SubnetCommand, VpcCommand};
 use crate::error::Failure;
 use crate::table::Table;
@@ -13,17 +15,22 @@ pub fn vpc(state_dir: &Path, command: &VpcCommand) -> Result<(), Failure> {
     let networks = plane.networks();
     match command {
         VpcCommand::Create(args) => {
-            let vpc = networks.create_vpc(args.cidr, args.name.as_deref())?;
+            let vpc = networks.create_vpc(args.cidr, args.ipv6, args.name.as_deref())?;
             crate::print(&format!("{}\n", vpc.id))
+        }
+        VpcCommand::AddIpv6 { vpc, range } => {
+            let vpc = networks.add_ipv6_to_vpc(networks.find_vpc(Some(vpc))?.id, *range)?;
+            crate::print(&format!("{}\n", range_text(vpc.ipv6)))
         }
         VpcCommand::Ls(args) => {
             let vpcs = networks.vpcs()?;
             if args.json {
                 return print_json(&vpcs);
             }
-            let mut table = Table::new(["ID", "NAME", "RANGE"]);
+            let mut table = Table::new(["ID", "NAME", "RANGE", "IPV6"]);
             for vpc in vpcs {
-                table.row([vpc.id.to_string(), vpc.name.unwrap_or_default(), vpc.cidr.to_string()]);
+                let ipv6 = range_text(vpc.ipv6);
+                table.row([vpc.id.to_string(), vpc.name.unwrap_or_default(), vpc.cidr.to_string(), ipv6]);
             }
             crate::print(&table.render())
         }
@@ -34,6 +41,10 @@ pub fn vpc(state_dir: &Path, command: &VpcCommand) -> Result<(), Failure> {
     }
 }
 
+fn range_text(range: Option<Ipv6Cidr>) -> String {
+    range.map_or_else(|| "-".to_owned(), |range| range.to_string())
+}
+
 /// `kiln subnet`.
 pub fn subnet(state_dir: &Path, command: &SubnetCommand) -> Result<(), Failure> {
     let plane = open(state_dir)?;
@@ -41,21 +52,26 @@ pub fn subnet(state_dir: &Path, command: &SubnetCommand) -> Result<(), Failure> 
     match command {
         SubnetCommand::Create(args) => {
             let vpc = networks.find_vpc(Some(&args.vpc))?;
-            let subnet = networks.create_subnet(vpc.id, args.cidr, args.name.as_deref())?;
+            let subnet = networks.create_subnet(vpc.id, args.cidr, args.ipv6, args.name.as_deref())?;
             crate::print(&format!("{}\n", subnet.id))
+        }
+        SubnetCommand::AddIpv6 { subnet, range } => {
+            let subnet = networks.add_ipv6_to_subnet(subnet, *range)?;
+            crate::print(&format!("{}\n", range_text(subnet.ipv6)))
         }
         SubnetCommand::Ls(args) => {
             let subnets = networks.subnets()?;
             if args.json {
                 return print_json(&subnets);
             }
-            let mut table = Table::new(["ID", "NAME", "VPC", "RANGE"]);
+            let mut table = Table::new(["ID", "NAME", "VPC", "RANGE", "IPV6"]);
             for subnet in subnets {
                 table.row([
                     subnet.id.to_string(),
                     subnet.name.unwrap_or_default(),
                     subnet.vpc.to_string(),
                     subnet.cidr.to_string(),
+                    range_text(subnet.ipv6),
                 ]);
             }
             crate::print(&table.render())

@@ -10,7 +10,7 @@ use kiln_controlplane::instances::{
     ShutdownBehavior,
 };
 use kiln_controlplane::metadata::parse_options;
-use kiln_controlplane::network::Placement;
+use kiln_controlplane::network::{Ipv6Wish, Placement};
 use kiln_model::{SshPublicKey, UserData};
 use kiln_vmspec::MetadataOptions;
 use rustix::process::DumpableBehavior;
@@ -81,6 +81,11 @@ pub fn request(args: &RunArgs) -> Result<LaunchRequest, Failure> {
         placement: Placement {
             subnet: args.subnet.clone(),
             address: args.private_ip,
+            ipv6: match args.ipv6 {
+                None => Ipv6Wish::None,
+                Some(None) => Ipv6Wish::Any,
+                Some(Some(address)) => Ipv6Wish::Address(address),
+            },
             groups: args.security_group.clone(),
             allow: args.allow.clone(),
             public_ip: args.public_ip,
@@ -171,10 +176,16 @@ fn introduce(instance: &Instance) {
         instance.vcpus,
         instance.memory,
         match instance.network {
-            NetworkMode::Vpc => match instance.public_address {
-                Some(public) => format!("{}, public {public}", instance.interface.address),
-                None => instance.interface.address.to_string(),
-            },
+            NetworkMode::Vpc => {
+                let mut text = instance.interface.address.to_string();
+                if let Some(ipv6) = instance.interface.ipv6 {
+                    text += &format!(", {ipv6}");
+                }
+                if let Some(public) = instance.public_address {
+                    text += &format!(", public {public}");
+                }
+                text
+            }
             NetworkMode::LinkLocalOnly => "no network".to_owned(),
         }
     );

@@ -8,6 +8,7 @@
 //! `nf_tables.h`; keys are what the kernel compares: each field padded to four bytes.
 
 use std::io;
+use std::net::IpAddr;
 
 use rtnetlink::sys::Socket;
 
@@ -165,6 +166,13 @@ fn in_set(place: &Place, element: &Element) -> Option<Vec<u8>> {
     Some([text(NFTA_SET_ELEM_LIST_TABLE, TABLE), text(NFTA_SET_ELEM_LIST_SET, &place.set), list].concat())
 }
 
+fn octets(address: IpAddr) -> Vec<u8> {
+    match address {
+        IpAddr::V4(address) => address.octets().to_vec(),
+        IpAddr::V6(address) => address.octets().to_vec(),
+    }
+}
+
 /// What the kernel compares; `None` for elements with a value or an end of range.
 fn key(element: &Element) -> Option<Vec<u8>> {
     let tap = |tap: &String| {
@@ -176,9 +184,9 @@ fn key(element: &Element) -> Option<Vec<u8>> {
         Element::Tap(name) => tap(name),
         Element::TapMac(name, mac) => [&tap(name)[..], &mac.octets(), &[0, 0]].concat(),
         Element::Source(name, mac, address) => {
-            [&tap(name)[..], &mac.octets(), &[0, 0], &address.octets()].concat()
+            [&tap(name)[..], &mac.octets(), &[0, 0], &octets(*address)].concat()
         }
-        Element::Address(address) => address.octets().to_vec(),
+        Element::Address(address) => octets(*address),
         Element::Counter(..) | Element::Chain(..) | Element::Range(_) => return None,
     })
 }
@@ -201,13 +209,15 @@ mod tests {
             (&bytes[..4], &bytes[16..22], &bytes[24..]),
             (&b"kt1\0"[..], &mac.octets()[..], &[10, 0, 0, 4][..])
         );
+        let source = Element::Source("kt1".into(), mac, "fd00::4".parse().unwrap());
+        assert_eq!(key(&source).unwrap().len(), 16 + 8 + 16);
     }
 
     /// What `nft` makes of the text of a rule, and what it reads of the same rule written here.
     fn both_ways(lines: &[Line]) -> (String, String) {
         let nft = |script: &str| nft::run(None, script, "a test").unwrap();
         nft("add table inet kiln; add chain inet kiln a; add chain inet kiln b; add chain inet kiln c;
-            add set inet kiln s { type ipv4_addr; }; add counter inet kiln r");
+            add set inet kiln s { type ipv4_addr; }; add set inet kiln s6 { type ipv6_addr; }; add counter inet kiln r");
         for line in lines {
             nft(&format!("add rule inet kiln a {line}"));
         }
@@ -254,10 +264,17 @@ mod tests {
                 }));
             }
         }
-        for (protocol, range) in [("icmpv6", "::/0"), ("tcp", "2001:db8::/33"), ("udp", "::1/128")] {
+        let range = |text: &str| PeerMatch::Ipv6(text.parse().unwrap());
+        for (protocol, peer) in [
+            ("icmpv6", range("::/0")),
+            ("tcp", range("2001:db8::/33")),
+            ("udp", range("::1/128")),
+            ("tcp", PeerMatch::Set6("s6".to_owned())),
+            ("icmpv6", PeerMatch::Set6("s6".to_owned())),
+        ] {
             let traffic = Traffic::from_fields(protocol, Some(2), Some(2)).unwrap();
             for direction in [Direction::Ingress, Direction::Egress] {
-                let peer = PeerMatch::Ipv6(range.parse().unwrap());
+                let peer = peer.clone();
                 lines.push(Line::Allow(Allow {
                     matching: Match { direction, peer, traffic },
                     counter: "r".to_owned(),

@@ -1,7 +1,7 @@
 //! Can this host carry instance networks? For `kiln doctor`.
 
 use std::fs::OpenOptions;
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 use std::process::Command;
 
 use kiln_model::security::{AclEntry, Member, NetworkPolicy, Peer, Rule, SubnetAcl, Traffic};
@@ -18,6 +18,9 @@ use crate::{conntrack, sysctl, tap};
 const FLUSH: &str = "flush ruleset\n";
 /// What the packet filter needs.
 const NEEDS: &str = "needed are nftables 1.0 or later and a kernel with its conntrack, NAT and ARP parts (nft_ct, nft_masq, nf_tables)";
+
+/// A host's address for trying.
+const HOST_IPV6: Ipv6Addr = Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 0, 3);
 
 /// What the filter on taps needs.
 const NEEDS_INGRESS: &str =
@@ -66,6 +69,7 @@ pub fn check() -> Vec<Finding> {
             finding("filter on taps", port_filter()),
             finding("connection tracking", tracking()),
             finding("IPv4 forwarding", forwarding()),
+            finding("IPv6 forwarding", forwarding_ipv6()),
         ],
         Err(error) => vec![finding(
             "network namespaces",
@@ -97,8 +101,10 @@ fn filter() -> State {
         filter.script(&nothing),
         FLUSH.to_owned(),
         nft::gateway_base(host),
+        nft::gateway_base_ipv6(HOST_IPV6, false),
         FLUSH.to_owned(),
         nft::host_base(true),
+        nft::host_base_ipv6(true),
     ];
     for script in &scripts {
         match nft::run(None, script, "a namespace for trying") {
@@ -121,15 +127,17 @@ fn trial_policy(host: Ipv4Addr) -> NetworkPolicy {
     let member = Member {
         mac: MacAddr::new([2, 0, 0, 0, 0, 1]),
         addresses: vec![Ipv4Addr::new(172, 31, 0, 4)],
+        ipv6: vec![Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 0, 4)],
         groups: [group].into(),
         host: Some(host),
+        host_ipv6: Some(HOST_IPV6),
         source_dest_check: true,
         connections: 1,
     };
     let listed =
         Rule { peer: Peer::PrefixList(list), traffic: Traffic::Protocol(47), ..Rule::all_egress(id(2)) };
     let subnet = Ipv4Cidr::containing(host, 24)
-        .map(|cidr| (SubnetId::from_bits(0), SubnetAcl { cidr, entries: AclEntry::all_pass() }));
+        .map(|cidr| (SubnetId::from_bits(0), SubnetAcl { cidr, ipv6: None, entries: AclEntry::all_pass() }));
     NetworkPolicy {
         interfaces: [(InterfaceId::from_bits(0), member)].into(),
         groups: [(group, vec![Rule::from_itself(id(0), group), Rule::all_egress(id(1)), listed])].into(),
@@ -141,8 +149,9 @@ fn trial_policy(host: Ipv4Addr) -> NetworkPolicy {
 /// Frames are filtered on the tap itself, before all else.
 fn port_filter() -> State {
     let interface = InterfaceId::from_bits(0);
-    let tried = tap::create(&crate::names::tap(interface), 1)
-        .and_then(|_queues| nft::run(None, &nft::make_port(interface, Rate::default()), "a tap for trying"));
+    let tried = tap::create(&crate::names::tap(interface), 1).and_then(|_queues| {
+        nft::run(None, &nft::make_port(interface, true, Rate::default()), "a tap for trying")
+    });
     match tried {
         Ok(Outcome::Done) => State::Good,
         Ok(Outcome::Exists | Outcome::Missing) => State::Bad(NEEDS_INGRESS.to_owned()),
@@ -152,7 +161,7 @@ fn port_filter() -> State {
 
 /// Connections are listed and deleted when an address moves or a rule goes.
 fn tracking() -> State {
-    match conntrack::forget(Ipv4Addr::UNSPECIFIED) {
+    match conntrack::forget(Ipv4Addr::UNSPECIFIED.into()) {
         Ok(_) => State::Good,
         Err(error) => State::Bad(format!("{}; load the kernel module nf_conntrack_netlink", told(&error))),
     }
@@ -177,6 +186,16 @@ fn forwarding() -> State {
     match sysctl::set("ipv4/ip_forward", "1") {
         Ok(()) => State::Good,
         Err(error) => State::Bad(format!("{}; /proc/sys must be writable", told(&error))),
+    }
+}
+
+fn forwarding_ipv6() -> State {
+    match sysctl::set("ipv6/conf/all/forwarding", "1") {
+        Ok(()) => State::Good,
+        Err(error) => State::Doubtful(format!(
+            "{}; instances get no IPv6 (boot the host without ipv6.disable=1)",
+            told(&error)
+        )),
     }
 }
 

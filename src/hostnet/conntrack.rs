@@ -8,7 +8,7 @@
 //! Attributes are those of `nfnetlink_conntrack.h`.
 
 use std::io;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use kiln_model::security::{Message, Packet};
 use rtnetlink::sys::Socket;
@@ -30,15 +30,21 @@ const CTA_TUPLE_IP: u16 = 1;
 const CTA_TUPLE_PROTO: u16 = 2;
 const CTA_IP_V4_SRC: u16 = 1;
 const CTA_IP_V4_DST: u16 = 2;
+const CTA_IP_V6_SRC: u16 = 3;
+const CTA_IP_V6_DST: u16 = 4;
 const CTA_PROTO_NUM: u16 = 1;
 const CTA_PROTO_DST_PORT: u16 = 3;
 const CTA_PROTO_ICMP_TYPE: u16 = 5;
 const CTA_PROTO_ICMP_CODE: u16 = 6;
+const CTA_PROTO_ICMPV6_TYPE: u16 = 8;
+const CTA_PROTO_ICMPV6_CODE: u16 = 9;
 
 const IPPROTO_ICMP: u8 = 1;
 const IPPROTO_TCP: u8 = 6;
 const IPPROTO_UDP: u8 = 17;
+const IPPROTO_ICMPV6: u8 = 58;
 const AF_INET: u8 = 2;
+const AF_INET6: u8 = 10;
 
 /// Listings made at most: the table may change while it is listed.
 const MAX_PASSES: usize = 3;
@@ -49,30 +55,31 @@ pub(crate) struct Connection {
     /// Its first packet.
     pub begun: Packet,
     /// Source and destination of answers, which differ where addresses are translated.
-    pub answers: (Ipv4Addr, Ipv4Addr),
+    pub answers: (IpAddr, IpAddr),
 }
 
-/// Deletes every tracked IPv4 connection from, to or translated to `address`; tells how many.
-pub(crate) fn forget(address: Ipv4Addr) -> Result<usize, HostNetError> {
+/// Deletes every tracked connection from, to or translated to `address`; tells how many.
+pub(crate) fn forget(address: IpAddr) -> Result<usize, HostNetError> {
     forget_all(&format!("of {address}"), |connection| {
         let Connection { begun, answers } = connection;
-        [begun.source, begun.destination].contains(&IpAddr::V4(address))
-            || [answers.0, answers.1].contains(&address)
+        [begun.source, begun.destination, answers.0, answers.1].contains(&address)
     })
 }
 
-/// Deletes every tracked IPv4 connection that `wanted` says; tells how many. `which` is for errors.
+/// Deletes every tracked connection that `wanted` says; tells how many. `which` is for errors.
 pub(crate) fn forget_all(which: &str, wanted: impl Fn(&Connection) -> bool) -> Result<usize, HostNetError> {
     let failed = |source| HostNetError::Netlink { action: format!("forgetting connections {which}"), source };
     let socket = nfnetlink::open().map_err(failed)?;
     let mut forgotten = 0;
-    for _ in 0..MAX_PASSES {
-        let found = list(&socket, &wanted).map_err(failed)?;
-        if found.is_empty() {
-            break;
-        }
-        for connection in found {
-            forgotten += usize::from(delete(&socket, &connection).map_err(failed)?);
+    for family in [AF_INET, AF_INET6] {
+        for _ in 0..MAX_PASSES {
+            let found = list(&socket, family, &wanted).map_err(failed)?;
+            if found.is_empty() {
+                break;
+            }
+            for connection in found {
+                forgotten += usize::from(delete(&socket, family, &connection).map_err(failed)?);
+            }
         }
     }
     nfnetlink::close(socket);
@@ -80,8 +87,8 @@ pub(crate) fn forget_all(which: &str, wanted: impl Fn(&Connection) -> bool) -> R
 }
 
 /// Attributes that name each connection that is wanted.
-fn list(socket: &Socket, wanted: &impl Fn(&Connection) -> bool) -> io::Result<Vec<Vec<u8>>> {
-    socket.send(&message(IPCTNL_MSG_CT_GET, NLM_F_REQUEST | NLM_F_DUMP, 0, AF_INET, 0, &[]), 0)?;
+fn list(socket: &Socket, family: u8, wanted: &impl Fn(&Connection) -> bool) -> io::Result<Vec<Vec<u8>>> {
+    socket.send(&message(IPCTNL_MSG_CT_GET, NLM_F_REQUEST | NLM_F_DUMP, 0, family, 0, &[]), 0)?;
     let mut found = Vec::new();
     loop {
         let (bytes, _) = socket.recv_from_full()?;
@@ -99,8 +106,8 @@ fn list(socket: &Socket, wanted: &impl Fn(&Connection) -> bool) -> io::Result<Ve
 }
 
 /// Deletes one connection; false if it has gone by itself.
-fn delete(socket: &Socket, name: &[u8]) -> io::Result<bool> {
-    socket.send(&message(IPCTNL_MSG_CT_DELETE, NLM_F_REQUEST | NLM_F_ACK, 0, AF_INET, 0, name), 0)?;
+fn delete(socket: &Socket, family: u8, name: &[u8]) -> io::Result<bool> {
+    socket.send(&message(IPCTNL_MSG_CT_DELETE, NLM_F_REQUEST | NLM_F_ACK, 0, family, 0, name), 0)?;
     loop {
         let (bytes, _) = socket.recv_from_full()?;
         for message in Messages(&bytes) {
@@ -131,10 +138,7 @@ fn parse(body: &[u8]) -> Option<(Connection, Vec<u8>)> {
         name.extend_from_slice(attribute.whole);
     }
     let begun = begun?;
-    let answers = match answers.map(|a| (a.source, a.destination)) {
-        Some((IpAddr::V4(source), IpAddr::V4(destination))) => (source, destination),
-        _ => return None,
-    };
+    let answers = answers.map(|answers| (answers.source, answers.destination))?;
     Some((Connection { begun, answers }, name))
 }
 
@@ -142,9 +146,12 @@ fn parse(body: &[u8]) -> Option<(Connection, Vec<u8>)> {
 fn packet(tuple: &[u8]) -> Option<Packet> {
     let inner = |wanted| Attributes(tuple).find(|part| part.kind == wanted).map(|part| part.value);
     let ip = inner(CTA_TUPLE_IP)?;
-    let address = |wanted| {
-        let value = Attributes(ip).find(|part| part.kind == wanted)?.value;
-        Some(Ipv4Addr::from(*value.first_chunk::<4>()?))
+    let address = |ipv4, ipv6| {
+        let part = Attributes(ip).find(|part| part.kind == ipv4 || part.kind == ipv6)?;
+        Some(match part.kind == ipv4 {
+            true => IpAddr::V4(Ipv4Addr::from(*part.value.first_chunk::<4>()?)),
+            false => IpAddr::V6(Ipv6Addr::from(*part.value.first_chunk::<16>()?)),
+        })
     };
     let transport = inner(CTA_TUPLE_PROTO)?;
     let field = |wanted| Attributes(transport).find(|part| part.kind == wanted).map(|part| part.value);
@@ -154,11 +161,14 @@ fn packet(tuple: &[u8]) -> Option<Packet> {
         IPPROTO_TCP => Message::Tcp { port: port()? },
         IPPROTO_UDP => Message::Udp { port: port()? },
         IPPROTO_ICMP => Message::Icmp { kind: byte(CTA_PROTO_ICMP_TYPE)?, code: byte(CTA_PROTO_ICMP_CODE)? },
+        IPPROTO_ICMPV6 => {
+            Message::Icmpv6 { kind: byte(CTA_PROTO_ICMPV6_TYPE)?, code: byte(CTA_PROTO_ICMPV6_CODE)? }
+        }
         protocol => Message::Other { protocol },
     };
     Some(Packet {
-        source: address(CTA_IP_V4_SRC)?.into(),
-        destination: address(CTA_IP_V4_DST)?.into(),
+        source: address(CTA_IP_V4_SRC, CTA_IP_V6_SRC)?,
+        destination: address(CTA_IP_V4_DST, CTA_IP_V6_DST)?,
         message,
     })
 }
@@ -188,8 +198,28 @@ mod tests {
             destination: [8, 8, 8, 8].into(),
             message: Message::Tcp { port: 22 },
         };
-        let answers = (Ipv4Addr::new(8, 8, 8, 8), Ipv4Addr::new(192, 0, 2, 1));
+        let answers = ([8, 8, 8, 8].into(), [192, 0, 2, 1].into());
         assert_eq!(connection, Connection { begun, answers });
+    }
+
+    #[test]
+    fn ping_over_ipv6_is_read() {
+        let tuple = |kind, message: u8, ends: [u16; 2]| {
+            let [source, destination] = ends.map(|end| Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 0, end));
+            let ip =
+                [attribute(CTA_IP_V6_SRC, &source.octets()), attribute(CTA_IP_V6_DST, &destination.octets())]
+                    .concat();
+            let transport = [
+                attribute(CTA_PROTO_NUM, &[IPPROTO_ICMPV6]),
+                attribute(CTA_PROTO_ICMPV6_TYPE, &[message]),
+                attribute(CTA_PROTO_ICMPV6_CODE, &[0]),
+            ];
+            nested(kind, &[nested(CTA_TUPLE_IP, &ip), nested(CTA_TUPLE_PROTO, &transport.concat())].concat())
+        };
+        let body = [tuple(CTA_TUPLE_ORIG, 128, [4, 5]), tuple(CTA_TUPLE_REPLY, 129, [5, 4])].concat();
+        let (Connection { begun, answers }, _) = parse(&body).unwrap();
+        assert_eq!((begun.source, begun.destination), (answers.1, answers.0));
+        assert_eq!(begun.message, Message::ECHO_REQUEST_V6);
     }
 
     #[test]

@@ -8,7 +8,7 @@
 //! as once. So the filter is at any moment that of the old policy or of the new one.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::IpAddr;
 
 use kiln_model::security::{Member, NetworkPolicy, Rule, Traffic};
 use kiln_model::{InterfaceId, VpcId};
@@ -154,15 +154,16 @@ fn filter(
 
 /// Routes and settings of an interface that stays.
 fn move_addresses(id: InterfaceId, before: &Member, after: &Member) -> Result<(), HostNetError> {
-    if before.addresses == after.addresses && before.source_dest_check == after.source_dest_check {
+    let same = before.all_addresses().eq(after.all_addresses());
+    if same && before.source_dest_check == after.source_dest_check {
         return Ok(());
     }
     let netlink = Netlink::open()?;
     // An interface whose tap is gone is about to be detached.
     let Some(link) = netlink.find(&names::tap(id))? else { return Ok(()) };
-    for address in before.addresses.iter().filter(|address| !after.addresses.contains(*address)) {
-        netlink.remove_route(*address, 32, link)?;
-        forget_connections(*address);
+    for address in before.all_addresses().filter(|address| !after.has(*address)) {
+        netlink.remove_route(address, bits(address), link)?;
+        forget_connections(address);
     }
     place_addresses(&netlink, id, after)
 }
@@ -177,11 +178,16 @@ pub(crate) fn place_addresses(
     let link = netlink.require(&tap)?;
     let strict = if member.source_dest_check { "1" } else { "0" };
     sysctl::set(&format!("ipv4/conf/{tap}/rp_filter"), strict)?;
-    for address in &member.addresses {
-        netlink.ensure_neighbour(link, *address, member.mac)?;
-        netlink.ensure_route(*address, 32, Via::Link(link))?;
+    for address in member.all_addresses() {
+        netlink.ensure_neighbour(link, address, member.mac)?;
+        netlink.ensure_route(address, bits(address), Via::Link(link))?;
     }
     Ok(())
+}
+
+/// Length of the route to one address.
+pub(crate) fn bits(address: IpAddr) -> u8 {
+    if address.is_ipv4() { 32 } else { 128 }
 }
 
 /// Ends what was let pass without tracking and is not let pass any more. New packets are judged by
@@ -193,7 +199,7 @@ fn cut(old: &NetworkPolicy, new: &NetworkPolicy, change: &Change) {
     }
     let ends = |connection: &conntrack::Connection| {
         let begun = connection.begun;
-        let at = |end: IpAddr| matches!(end, IpAddr::V4(end) if changed.contains(&end));
+        let at = |end: IpAddr| changed.contains(&end);
         (at(begun.source) || at(begun.destination)) && old.cut_by(new, begun)
     };
     match conntrack::forget_all("that a rule allowed", ends) {
@@ -204,7 +210,7 @@ fn cut(old: &NetworkPolicy, new: &NetworkPolicy, change: &Change) {
 
 /// Addresses of interfaces that something may be denied which was allowed before without tracking:
 /// what a rule allows with everybody.
-fn changed_addresses(old: &NetworkPolicy, new: &NetworkPolicy, change: &Change) -> BTreeSet<Ipv4Addr> {
+fn changed_addresses(old: &NetworkPolicy, new: &NetworkPolicy, change: &Change) -> BTreeSet<IpAddr> {
     let untracked = |rule: &Rule| {
         rule.peer.is_anywhere() && matches!(rule.traffic, Traffic::All | Traffic::Tcp(_) | Traffic::Udp(_))
     };
@@ -226,12 +232,13 @@ fn changed_addresses(old: &NetworkPolicy, new: &NetworkPolicy, change: &Change) 
         .iter()
         .filter(|(id, member)| new.interfaces.contains_key(id) && !losers.is_disjoint(&member.groups));
     let all: BTreeMap<_, _> = by_leaving.chain(by_rules).collect();
-    all.values().flat_map(|member| member.addresses.iter().copied()).collect()
+    all.values().flat_map(|member| member.all_addresses()).collect()
 }
 
 /// Leaves nothing of the address's connections to whoever gets it next. A kernel without this part
 /// of conntrack is no reason to keep the rest.
-pub(crate) fn forget_connections(address: Ipv4Addr) {
+pub(crate) fn forget_connections(address: impl Into<IpAddr>) {
+    let address = address.into();
     match conntrack::forget(address) {
         Ok(count) => tracing::debug!(%address, count, "forgot connections"),
         Err(error) => tracing::warn!(%address, %error, "connections of the address may outlive it"),

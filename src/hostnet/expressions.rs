@@ -70,7 +70,11 @@ pub(crate) fn of(line: &Line) -> Option<Vec<u8>> {
     match line {
         Line::Jump(chain) => Some(verdict(NFT_JUMP, Some(chain))),
         Line::Allow(allow) => Some(allowing(allow)),
-        Line::Allowance { .. } | Line::SameSubnet { .. } | Line::AclEntry { .. } | Line::AclEnd => None,
+        Line::Allowance { .. }
+        | Line::SameSubnet { .. }
+        | Line::SameSubnet6 { .. }
+        | Line::AclEntry { .. }
+        | Line::AclEnd => None,
     }
 }
 
@@ -95,12 +99,8 @@ fn allowing(Allow { matching, counter }: &Allow) -> Vec<u8> {
             let (network, prefix) = (range.network(), range.prefix_len());
             all.extend(address(matching.direction, network.into(), prefix));
         }
-        PeerMatch::Set(set) => {
-            all.extend(meta(NFT_META_NFPROTO, NFPROTO_IPV4));
-            all.extend(load_address(matching.direction, true));
-            let lookup = [text(NFTA_LOOKUP_SET, set), be32(NFTA_LOOKUP_SREG, NFT_REG_1)].concat();
-            all.extend(expression("lookup", &lookup));
-        }
+        PeerMatch::Set(set) => all.extend(in_set(matching.direction, NFPROTO_IPV4, set)),
+        PeerMatch::Set6(set) => all.extend(in_set(matching.direction, NFPROTO_IPV6, set)),
     }
     match matching.traffic {
         Traffic::All => {}
@@ -133,6 +133,17 @@ fn address(direction: Direction, network: IpAddr, prefix: u8) -> Vec<u8> {
     }
     all.extend(compare(NFT_CMP_EQ, &bytes));
     all
+}
+
+/// The family, and the peer's address in a set.
+fn in_set(direction: Direction, family: u8, set: &str) -> Vec<u8> {
+    let lookup = [text(NFTA_LOOKUP_SET, set), be32(NFTA_LOOKUP_SREG, NFT_REG_1)].concat();
+    [
+        meta(NFT_META_NFPROTO, family),
+        load_address(direction, family == NFPROTO_IPV4),
+        expression("lookup", &lookup),
+    ]
+    .concat()
 }
 
 fn load_address(direction: Direction, ipv4: bool) -> Vec<u8> {

@@ -8,12 +8,13 @@
 //!  route <ip>/32 via …2k+1                              <ip>/32 dev kt…, neighbour fixed
 //! ```
 //! Link-local addresses stay between routers: guests see the host as the fourth address of the VPC.
+//! IPv6 is beside it: see [`crate::ipv6`].
 //!
 //! Everything is made only if it is not there, and removed whether or not it is there. An interface
 //! is recorded before its first effect and forgotten after its last, so that whatever a crash
 //! interrupts, `detach` or `sweep` finishes.
 
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::path::Path;
 
 use kiln_model::security::NetworkPolicy;
@@ -21,11 +22,12 @@ use kiln_model::{InterfaceId, Ipv4Cidr, VpcId};
 
 use crate::enforce::{Enforced, forget_connections, place_addresses};
 use crate::error::HostNetError;
+use crate::ipv6::{self, DualStack};
 use crate::names;
 use crate::netlink::{Link, Netlink, Via};
 use crate::netns::{NetNs, on_thread};
 use crate::nft::{self, Outcome};
-use crate::plan::{MTU_RANGE, Nic, NicPlan};
+use crate::plan::{HostAddresses, MTU_RANGE, Nic, NicPlan};
 use crate::publish;
 use crate::record::{Record, Records};
 use crate::{sysctl, tap};
@@ -67,6 +69,7 @@ pub fn attach(dir: &Path, plan: &NicPlan, policy: &PolicySource<'_>) -> Result<N
         interface: plan.interface,
         vpc: plan.vpc,
         address: plan.address,
+        ipv6: plan.ipv6.map(|ipv6| ipv6.address),
         mac: plan.mac,
         public: None,
         ports: Vec::new(),
@@ -173,17 +176,25 @@ fn connect(
     records: &Records,
     plan: &NicPlan,
     record: &Record,
-    host: Ipv4Addr,
+    HostAddresses { ipv4: host, ipv6: host_ipv6 }: HostAddresses,
     policy: &PolicySource<'_>,
 ) -> Result<Nic, HostNetError> {
+    let dual = plan.ipv6.zip(host_ipv6).map(|(plan, host)| DualStack { plan, host });
     let mut enforced = Enforced::open(records, plan.vpc)?;
     let policy = attached(records, &enforced, plan.vpc, Some(plan.interface), policy)?;
     let vpc = ensure_namespace(&names::vpc_namespace(plan.vpc))?;
     let gateway = ensure_namespace(&names::gateway_namespace(plan.vpc))?;
     let transit = on_thread(|| join_host(plan.vpc, &gateway, host))?;
     gateway.run(|| set_up_gateway(records, plan, &vpc, transit, host))?;
-    let queues = vpc.run(|| set_up_interface(&mut enforced, records, plan, host, policy))?;
+    if let Some(dual) = dual {
+        on_thread(|| ipv6::join_host(&names::host_link(plan.vpc), dual))?;
+        gateway.run(|| ipv6::set_up_gateway(records, dual))?;
+    }
+    let queues = vpc.run(|| set_up_interface(&mut enforced, records, plan, host, dual, policy))?;
     on_thread(|| open_host(records, plan, transit, host))?;
+    if let Some(dual) = dual {
+        on_thread(|| ipv6::open_host(records, plan, dual))?;
+    }
     publish::publish(records, record, host, transit)?;
     Ok(Nic { tap: names::tap(plan.interface), queues, public: record.public })
 }
@@ -272,11 +283,11 @@ fn set_up_gateway(
     netlink.ensure_address(inside, GATEWAY_INSIDE, 30)?;
     netlink.up(wan)?;
     netlink.up(inside)?;
-    let to_host = Via::Router { link: wan, router: transit.host, source: None };
+    let to_host = Via::Router { link: wan, router: transit.host.into(), source: None };
     netlink.ensure_route(ANYWHERE, 0, to_host)?;
     netlink.ensure_route(host, 32, to_host)?;
     let cidr = plan.vpc_cidr;
-    let to_vpc = Via::Router { link: inside, router: VPC_OUTSIDE, source: None };
+    let to_vpc = Via::Router { link: inside, router: VPC_OUTSIDE.into(), source: None };
     netlink.ensure_route(cidr.network(), cidr.prefix_len(), to_vpc)
 }
 
@@ -286,25 +297,35 @@ fn set_up_interface(
     records: &Records,
     plan: &NicPlan,
     host: Ipv4Addr,
+    dual: Option<DualStack>,
     policy: NetworkPolicy,
 ) -> Result<Vec<std::os::fd::OwnedFd>, HostNetError> {
     let netlink = Netlink::open()?;
     let Some(member) = policy.interfaces.get(&plan.interface).cloned() else {
         return Err(HostNetError::Plan(format!("the policy knows nothing of {}", plan.interface)));
     };
-    if (member.mac, member.addresses.first()) != (plan.mac, Some(&plan.address)) {
+    let ipv6 = plan.ipv6.map(|ipv6| ipv6.address);
+    if (member.mac, member.addresses.first()) != (plan.mac, Some(&plan.address))
+        || member.ipv6.first() != ipv6.as_ref()
+    {
         return Err(HostNetError::Plan(format!("the policy has other addresses for {}", plan.interface)));
     }
     // The filter stands before there is anything to filter.
     enforced.change(policy)?;
     set_up_router(&netlink, plan.vpc_cidr, plan.router, host)?;
+    if let Some(dual) = dual {
+        ipv6::set_up_router(&netlink, dual)?;
+    }
 
     let name = names::tap(plan.interface);
     let queues = tap::create(&name, plan.queue_pairs)?;
     let link = netlink.require(&name)?;
     netlink.set(link, plan.router_mac, plan.mtu)?;
     quiet(&name)?;
-    nft::apply(Some(records.held()), &nft::make_port(plan.interface, plan.rate), "the tap")?;
+    if dual.is_some() {
+        ipv6::enable(&name)?;
+    }
+    nft::apply(Some(records.held()), &nft::make_port(plan.interface, dual.is_some(), plan.rate), "the tap")?;
     // Answers ARP for neighbours, which are reached through this router.
     sysctl::set(&format!("ipv4/conf/{name}/proxy_arp"), "1")?;
     sysctl::set(&format!("ipv4/neigh/{name}/proxy_delay"), "0")?;
@@ -328,7 +349,7 @@ fn set_up_router(
     sysctl::set(&format!("ipv4/conf/{}/rp_filter", names::UPLINK), "1")?;
     netlink.ensure_address(up, VPC_OUTSIDE, 30)?;
     netlink.up(up)?;
-    let outside = Via::Router { link: up, router: GATEWAY_INSIDE, source: None };
+    let outside = Via::Router { link: up, router: GATEWAY_INSIDE.into(), source: None };
     // What no interface has goes nowhere, instead of out and back in.
     netlink.ensure_route(cidr.network(), cidr.prefix_len(), Via::Blackhole)?;
     netlink.ensure_route(host, 32, outside)?;
@@ -352,7 +373,7 @@ fn open_host(
     }
     let netlink = Netlink::open()?;
     let link = netlink.require(&names::host_link(plan.vpc))?;
-    let via = Via::Router { link, router: transit.gateway, source: Some(host) };
+    let via = Via::Router { link, router: transit.gateway.into(), source: Some(host.into()) };
     if !netlink.add_route(plan.address, 32, via)? {
         tracing::warn!(
             address = %plan.address,
@@ -376,7 +397,8 @@ fn remove_interface(records: &Records, record: &Record) -> Result<(), HostNetErr
             if !last_of_vpc {
                 let mut enforced = Enforced::open(records, record.vpc)?;
                 let member = enforced.change_interface(record.interface, None)?;
-                let addresses = member.map_or(vec![record.address], |member| member.addresses);
+                let own = || own_addresses(record).collect::<Vec<_>>();
+                let addresses = member.map_or_else(own, |member| member.all_addresses().collect());
                 addresses.into_iter().for_each(forget_connections);
             }
             Ok(())
@@ -384,16 +406,16 @@ fn remove_interface(records: &Records, record: &Record) -> Result<(), HostNetErr
     }
     if !last_of_vpc && let Some(gateway) = NetNs::open(&names::gateway_namespace(record.vpc))? {
         gateway.run(|| {
-            forget_connections(record.address);
+            own_addresses(record).for_each(forget_connections);
             Ok(())
         })?;
     }
     on_thread(|| {
         let netlink = Netlink::open()?;
-        match netlink.find(&names::host_link(record.vpc))? {
-            Some(link) => netlink.remove_route(record.address, 32, link),
-            None => Ok(()),
+        if let Some(link) = netlink.find(&names::host_link(record.vpc))? {
+            netlink.remove_route(record.address, 32, link)?;
         }
+        ipv6::close_host(records, record)
     })?;
     if last_of_vpc {
         remove_vpc(record.vpc)?;
@@ -436,7 +458,12 @@ fn close_host(records: &Records) -> Result<(), HostNetError> {
         sysctl::set("ipv4/ip_forward", "0")?;
         records.forget_forwarding()?;
     }
+    ipv6::stop_forwarding(records)?;
     nft::run(Some(records.held()), &nft::host_remove(), "the host").map(drop)
+}
+
+fn own_addresses(record: &Record) -> impl Iterator<Item = IpAddr> {
+    [IpAddr::V4(record.address)].into_iter().chain(record.ipv6.map(IpAddr::V6))
 }
 
 /// Settings of a namespace that only routes.
@@ -447,7 +474,11 @@ fn router_settings() -> Result<(), HostNetError> {
     for scope in ["all", "default"] {
         sysctl::set(&format!("ipv4/conf/{scope}/accept_redirects"), "0")?;
         sysctl::set(&format!("ipv4/conf/{scope}/send_redirects"), "0")?;
-        sysctl::set_if_there(&format!("ipv6/conf/{scope}/disable_ipv6"), "1")?;
+    }
+    // Once: it would switch off the links that have IPv6.
+    if sysctl::get("ipv6/conf/default/disable_ipv6").is_ok_and(|value| value != "1") {
+        sysctl::set("ipv6/conf/all/disable_ipv6", "1")?;
+        sysctl::set("ipv6/conf/default/disable_ipv6", "1")?;
     }
     // A connection that was not seen from its start is not let through (EC2: untracked is dropped).
     sysctl::set_if_there("netfilter/nf_conntrack_tcp_loose", "0")?;

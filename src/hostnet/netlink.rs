@@ -5,13 +5,13 @@
 
 use std::future::Future;
 use std::io;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use futures_util::TryStreamExt;
 use kiln_model::MacAddr;
-use rtnetlink::packet_route::address::AddressAttribute;
+use rtnetlink::packet_route::address::{AddressAttribute, AddressFlags};
 use rtnetlink::packet_route::link::{InfoData, InfoVeth, LinkAttribute, LinkMessage};
-use rtnetlink::packet_route::route::{RouteScope, RouteType};
+use rtnetlink::packet_route::route::{RouteMessage, RouteScope, RouteType};
 use rtnetlink::{Handle, LinkMessageBuilder, LinkUnspec, LinkVeth, RouteMessageBuilder};
 use tokio::runtime::Runtime;
 
@@ -34,7 +34,7 @@ pub(crate) enum Via {
     /// The neighbour is on the link.
     Link(Link),
     /// Through a router on the link, with this source address for the host's own packets.
-    Router { link: Link, router: Ipv4Addr, source: Option<Ipv4Addr> },
+    Router { link: Link, router: IpAddr, source: Option<IpAddr> },
     /// Nowhere: packets are dropped in silence.
     Blackhole,
 }
@@ -128,8 +128,18 @@ impl Netlink {
     }
 
     /// Gives a link an address.
-    pub fn ensure_address(&self, link: Link, address: Ipv4Addr, prefix_len: u8) -> Result<(), HostNetError> {
-        let request = self.handle.address().add(link.0, IpAddr::V4(address), prefix_len).replace();
+    pub fn ensure_address(
+        &self,
+        link: Link,
+        address: impl Into<IpAddr>,
+        prefix_len: u8,
+    ) -> Result<(), HostNetError> {
+        let address = address.into();
+        let mut request = self.handle.address().add(link.0, address, prefix_len).replace();
+        if address.is_ipv6() {
+            // At once, without asking the link whether somebody has it.
+            request.message_mut().attributes.push(AddressAttribute::Flags(AddressFlags::Nodad));
+        }
         self.tell(request.execute(), || format!("adding address {address}/{prefix_len}"))
     }
 
@@ -148,16 +158,18 @@ impl Netlink {
     }
 
     /// Adds or replaces a route.
-    pub fn ensure_route(&self, to: Ipv4Addr, prefix_len: u8, via: Via) -> Result<(), HostNetError> {
-        let message = route(to, prefix_len, via).build();
+    pub fn ensure_route(&self, to: impl Into<IpAddr>, prefix_len: u8, via: Via) -> Result<(), HostNetError> {
+        let to = to.into();
+        let message = route(to, prefix_len, via);
         self.tell(self.handle.route().add(message).replace().execute(), || {
             format!("adding the route to {to}/{prefix_len}")
         })
     }
 
     /// Adds a route unless there is one to the same addresses; false if there is.
-    pub fn add_route(&self, to: Ipv4Addr, prefix_len: u8, via: Via) -> Result<bool, HostNetError> {
-        let message = route(to, prefix_len, via).build();
+    pub fn add_route(&self, to: impl Into<IpAddr>, prefix_len: u8, via: Via) -> Result<bool, HostNetError> {
+        let to = to.into();
+        let message = route(to, prefix_len, via);
         match self.wait(self.handle.route().add(message).execute()) {
             Ok(()) => Ok(true),
             Err(error) if error.raw_os_error() == Some(nix::libc::EEXIST) => Ok(false),
@@ -169,9 +181,16 @@ impl Netlink {
     }
 
     /// Removes the route to `to` over `link`; succeeds when there is none.
-    pub fn remove_route(&self, to: Ipv4Addr, prefix_len: u8, link: Link) -> Result<(), HostNetError> {
+    pub fn remove_route(
+        &self,
+        to: impl Into<IpAddr>,
+        prefix_len: u8,
+        link: Link,
+    ) -> Result<(), HostNetError> {
+        let to = to.into();
+        let mut message = route(to, prefix_len, Via::Link(link));
         // "Nowhere" matches routes of every scope.
-        let message = route(to, prefix_len, Via::Link(link)).scope(RouteScope::NoWhere).build();
+        message.header.scope = RouteScope::NoWhere;
         match self.wait(self.handle.route().del(message).execute()) {
             Err(error) if error.raw_os_error() == Some(nix::libc::ESRCH) => Ok(()),
             Err(source) => Err(HostNetError::Netlink {
@@ -183,13 +202,15 @@ impl Netlink {
     }
 
     /// Fixes the hardware address of a neighbour for good.
-    pub fn ensure_neighbour(&self, link: Link, address: Ipv4Addr, mac: MacAddr) -> Result<(), HostNetError> {
-        let request = self
-            .handle
-            .neighbours()
-            .add(link.0, IpAddr::V4(address))
-            .link_layer_address(&mac.octets())
-            .replace();
+    pub fn ensure_neighbour(
+        &self,
+        link: Link,
+        address: impl Into<IpAddr>,
+        mac: MacAddr,
+    ) -> Result<(), HostNetError> {
+        let address = address.into();
+        let request =
+            self.handle.neighbours().add(link.0, address).link_layer_address(&mac.octets()).replace();
         self.tell(request.execute(), || format!("fixing the hardware address of {address}"))
     }
 
@@ -209,17 +230,31 @@ impl Netlink {
     }
 }
 
-fn route(to: Ipv4Addr, prefix_len: u8, via: Via) -> RouteMessageBuilder<Ipv4Addr> {
-    let route = RouteMessageBuilder::<Ipv4Addr>::new().destination_prefix(to, prefix_len);
-    match via {
-        Via::Link(link) => route.output_interface(link.0).scope(RouteScope::Link),
-        Via::Router { link, router, source } => {
-            let route = route.output_interface(link.0).gateway(router);
-            match source {
-                Some(source) => route.pref_source(source),
-                None => route,
+/// A route to a range; both addresses of `via` are of the family of `to`.
+fn route(to: IpAddr, prefix_len: u8, via: Via) -> RouteMessage {
+    /// The same for both families, whose builders have nothing in common but their names.
+    macro_rules! fill {
+        ($builder:ty, $family:path, $to:expr) => {{
+            let route = <$builder>::new().destination_prefix($to, prefix_len);
+            match via {
+                Via::Link(link) => route.output_interface(link.0).scope(RouteScope::Link),
+                Via::Router { link, router, source } => {
+                    let mut route = route.output_interface(link.0);
+                    if let $family(router) = router {
+                        route = route.gateway(router);
+                    }
+                    match source {
+                        Some($family(source)) => route.pref_source(source),
+                        _ => route,
+                    }
+                }
+                Via::Blackhole => route.kind(RouteType::BlackHole),
             }
-        }
-        Via::Blackhole => route.kind(RouteType::BlackHole),
+            .build()
+        }};
+    }
+    match to {
+        IpAddr::V4(to) => fill!(RouteMessageBuilder<Ipv4Addr>, IpAddr::V4, to),
+        IpAddr::V6(to) => fill!(RouteMessageBuilder<Ipv6Addr>, IpAddr::V6, to),
     }
 }

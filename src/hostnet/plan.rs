@@ -1,9 +1,9 @@
 //! What the control plane asks for.
 
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 use std::os::fd::OwnedFd;
 
-use kiln_model::{InterfaceId, Ipv4Cidr, MacAddr, VpcId};
+use kiln_model::{InterfaceId, Ipv4Cidr, Ipv6Cidr, MacAddr, VpcId};
 
 use crate::error::HostNetError;
 use crate::nft::Rate;
@@ -15,6 +15,21 @@ pub const MAX_QUEUES: u16 = 8;
 pub const MTU_RANGE: std::ops::RangeInclusive<u16> = 576..=9001;
 /// Place of the host in a VPC's range: the fourth address, which EC2 reserves "for future use".
 const HOST_OFFSET: u32 = 3;
+
+/// Smallest packet that every link of IPv6 carries whole (RFC 8200 section 5).
+const MIN_IPV6_MTU: u16 = 1280;
+
+/// IPv6 of an interface.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Ipv6Plan {
+    /// Range of its VPC, /48 to /64. Addresses of a unique local range are translated to the host's own
+    /// where they leave it; others are taken for routed to this host, and reached from beyond it.
+    pub vpc_cidr: Ipv6Cidr,
+    /// Router of its subnet.
+    pub router: Ipv6Addr,
+    /// Address of the guest's side.
+    pub address: Ipv6Addr,
+}
 
 /// One network interface as it shall be.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -33,6 +48,8 @@ pub struct NicPlan {
     pub mac: MacAddr,
     /// Address of the guest's side.
     pub address: Ipv4Addr,
+    /// As the above, over IPv6; only IPv4 if not said.
+    pub ipv6: Option<Ipv6Plan>,
     /// Number of queue pairs, 1 to [`MAX_QUEUES`].
     pub queue_pairs: u16,
     /// Largest IP packet in bytes, in [`MTU_RANGE`].
@@ -49,9 +66,48 @@ pub fn host_address(vpc_cidr: Ipv4Cidr) -> Option<Ipv4Addr> {
     vpc_cidr.nth(HOST_OFFSET)
 }
 
+/// As [`host_address`], over IPv6.
+pub fn host_ipv6(vpc_cidr: Ipv6Cidr) -> Option<Ipv6Addr> {
+    vpc_cidr.nth(HOST_OFFSET.into())
+}
+
+/// The host's own addresses in a VPC.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct HostAddresses {
+    pub ipv4: Ipv4Addr,
+    pub ipv6: Option<Ipv6Addr>,
+}
+
+impl Ipv6Plan {
+    fn check(&self, mtu: u16) -> Result<Ipv6Addr, HostNetError> {
+        let refuse = |what: String| Err(HostNetError::Plan(what));
+        let Ipv6Plan { vpc_cidr, router, address } = *self;
+        let usable = vpc_cidr.is_unique_local()
+            || !(vpc_cidr.network().is_multicast()
+                || vpc_cidr.network().is_unicast_link_local()
+                || vpc_cidr.network().segments()[0] == 0);
+        let host = match host_ipv6(vpc_cidr) {
+            Some(host) if (48..=64).contains(&vpc_cidr.prefix_len()) && usable => host,
+            _ => return refuse(format!("IPv6 range {vpc_cidr} is none of a VPC, /48 to /64")),
+        };
+        for address in [address, router] {
+            if !vpc_cidr.contains(address) {
+                return refuse(format!("address {address} is outside of the VPC's {vpc_cidr}"));
+            }
+        }
+        if address == router || address == host {
+            return refuse(format!("address {address} belongs to the VPC's router or to the host"));
+        }
+        if mtu < MIN_IPV6_MTU {
+            return refuse(format!("MTU {mtu} is too little for IPv6, which needs {MIN_IPV6_MTU}"));
+        }
+        Ok(host)
+    }
+}
+
 impl NicPlan {
     /// Refuses what could not work or would harm others.
-    pub(crate) fn check(&self) -> Result<Ipv4Addr, HostNetError> {
+    pub(crate) fn check(&self) -> Result<HostAddresses, HostNetError> {
         let refuse = |what: String| Err(HostNetError::Plan(what));
         let host = match host_address(self.vpc_cidr) {
             Some(host) if (16..=28).contains(&self.vpc_cidr.prefix_len()) => host,
@@ -77,7 +133,8 @@ impl NicPlan {
                 return refuse(format!("{mac} is not the address of one station"));
             }
         }
-        Ok(host)
+        let ipv6 = self.ipv6.map(|ipv6| ipv6.check(self.mtu)).transpose()?;
+        Ok(HostAddresses { ipv4: host, ipv6 })
     }
 }
 
@@ -106,6 +163,11 @@ mod tests {
             router_mac: "02:00:00:00:00:01".parse().unwrap(),
             mac: "02:00:00:00:00:02".parse().unwrap(),
             address: Ipv4Addr::new(172, 31, 0, 4),
+            ipv6: Some(Ipv6Plan {
+                vpc_cidr: "fd00:31::/56".parse().unwrap(),
+                router: "fd00:31::1".parse().unwrap(),
+                address: "fd00:31::4".parse().unwrap(),
+            }),
             queue_pairs: 1,
             mtu: 1500,
             rate: Rate::default(),
@@ -115,13 +177,23 @@ mod tests {
 
     #[test]
     fn host_has_the_fourth_address() {
-        assert_eq!(plan().check().unwrap(), Ipv4Addr::new(172, 31, 0, 3));
+        let HostAddresses { ipv4, ipv6 } = plan().check().unwrap();
+        assert_eq!((ipv4, ipv6), (Ipv4Addr::new(172, 31, 0, 3), Some("fd00:31::3".parse().unwrap())));
     }
 
     #[test]
     fn impossible_plans_are_refused() {
         type Change = fn(&mut NicPlan);
-        let cases: [(&str, Change); 8] = [
+        fn ipv6(plan: &mut NicPlan, address: &str) {
+            plan.ipv6.as_mut().unwrap().address = address.parse().unwrap();
+        }
+        let cases: [(&str, Change); 14] = [
+            ("IPv6 range", |p| p.ipv6.as_mut().unwrap().vpc_cidr = "fd00:31::/65".parse().unwrap()),
+            ("IPv6 range", |p| p.ipv6.as_mut().unwrap().vpc_cidr = "fe80::/56".parse().unwrap()),
+            ("outside", |p| ipv6(p, "fd00:32::4")),
+            ("router", |p| ipv6(p, "fd00:31::1")),
+            ("host", |p| ipv6(p, "fd00:31::3")),
+            ("IPv6", |p| p.mtu = 1279),
             ("range", |p| p.vpc_cidr = "172.31.0.0/29".parse().unwrap()),
             ("outside", |p| p.address = Ipv4Addr::new(172, 30, 0, 4)),
             ("router", |p| p.address = p.router),

@@ -151,7 +151,7 @@ pub(crate) fn publish(
         nft::apply(held, &ports(record, public, &["add"]), "the host")?;
         let netlink = Netlink::open()?;
         let link = netlink.require(&names::host_link(record.vpc))?;
-        let via = Via::Router { link, router: transit.gateway, source: Some(host) };
+        let via = Via::Router { link, router: transit.gateway.into(), source: Some(host.into()) };
         match netlink.add_route(public, 32, via)? {
             true => Ok(()),
             false => Err(HostNetError::PublicInUse(public)),

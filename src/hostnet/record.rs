@@ -2,15 +2,16 @@
 //!
 //! ```text
 //!  <dir>/lock              held while the host's network is changed
-//!  <dir>/nic/<interface>   "<vpc> <mac> <address> [<public address> <port> …]": written before the first effect, removed after the last
+//!  <dir>/nic/<interface>   "<vpc> <mac> <address>[,<IPv6 address>] [<public address> <port> …]": written before the first effect, removed after the last
 //!  <dir>/vpc/<vpc>         policy of a VPC as it is in the kernel (see [`crate::enforce`])
 //!  <dir>/forwarding        there while IPv4 forwarding of the host is on because of us
+//!  <dir>/forwarding6       as above for IPv6; the links whose setting was changed for it, a line each
 //! ```
 //! The kernel holds no trace of an interface whose tap has vanished with its VMM; the record does.
 
 use std::fs::{self, File};
 use std::io::{self, Write};
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::path::{Path, PathBuf};
 
@@ -37,6 +38,8 @@ pub(crate) struct Record {
     pub mac: MacAddr,
     /// Its address.
     pub address: Ipv4Addr,
+    /// Its IPv6 address.
+    pub ipv6: Option<Ipv6Addr>,
     /// Its public address.
     pub public: Option<Ipv4Addr>,
     /// Ports of the host that lead to it.
@@ -79,6 +82,9 @@ impl Records {
         let path = self.path(record.interface);
         let temporary = path.with_extension("new");
         let mut text = format!("{} {} {}", record.vpc, record.mac, record.address);
+        if let Some(ipv6) = record.ipv6 {
+            text += &format!(",{ipv6}");
+        }
         if let Some(public) = record.public {
             text += &format!(" {public}");
             record.ports.iter().for_each(|port| text += &format!(" {port}"));
@@ -121,6 +127,31 @@ impl Records {
         Ok(records)
     }
 
+    /// Notes that we are about to switch on IPv6 forwarding on the host, and which links will be told to go
+    /// on listening to routers.
+    pub fn note_forwarding_ipv6(&self, links: &[String]) -> Result<(), HostNetError> {
+        let path = self.dir.join("forwarding6");
+        let temporary = path.with_extension("new");
+        fs::write(&temporary, links.iter().map(|link| format!("{link}\n")).collect::<String>())
+            .and_then(|()| fs::rename(&temporary, &path))
+            .map_err(failed("writing", &path))
+    }
+
+    /// What was noted, if that was.
+    pub fn forwarding_ipv6_noted(&self) -> Result<Option<Vec<String>>, HostNetError> {
+        let path = self.dir.join("forwarding6");
+        match fs::read_to_string(&path) {
+            Ok(text) => Ok(Some(text.lines().map(str::to_owned).collect())),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(failed("reading", &path)(error)),
+        }
+    }
+
+    /// Forgets it.
+    pub fn forget_forwarding_ipv6(&self) -> Result<(), HostNetError> {
+        remove(&self.dir.join("forwarding6"))
+    }
+
     /// Notes that we have switched on forwarding on the host.
     pub fn note_forwarding(&self) -> Result<(), HostNetError> {
         let path = self.dir.join("forwarding");
@@ -153,9 +184,13 @@ fn parse(interface: InterfaceId, text: &str) -> Option<Record> {
         Some(parsed) => Some(parsed?),
         None => None,
     };
+    let (address, ipv6) = match address.split_once(',') {
+        Some((address, ipv6)) => (address, Some(ipv6.parse().ok()?)),
+        None => (address, None),
+    };
     let ports = words.map(|word| word.parse().ok()).collect::<Option<_>>()?;
     let (vpc, mac, address) = (vpc.parse().ok()?, mac.parse().ok()?, address.parse().ok()?);
-    Some(Record { interface, vpc, mac, address, public, ports })
+    Some(Record { interface, vpc, mac, address, ipv6, public, ports })
 }
 
 #[cfg(test)]
@@ -171,6 +206,7 @@ mod tests {
             vpc: VpcId::from_bits(8),
             mac: MacAddr::new([2, 0, 0, 0, 0, 1]),
             address: Ipv4Addr::new(10, 0, 0, 4),
+            ipv6: Some("fd00::4".parse().unwrap()),
             public: Some(Ipv4Addr::new(198, 18, 0, 4)),
             ports: vec!["8080:80".parse().unwrap(), "53:53/udp".parse().unwrap()],
         };
@@ -186,9 +222,12 @@ mod tests {
     #[test]
     fn damaged_record_is_no_record() {
         let id = InterfaceId::from_bits(1);
-        for text in
-            ["", "vpc-1 02:00:00:00:00:01 10.0.0.4", "vpc-00000000000000008 02:00:00:00:00:01 10.0.0.400\n"]
-        {
+        for text in [
+            "",
+            "vpc-1 02:00:00:00:00:01 10.0.0.4",
+            "vpc-00000000000000008 02:00:00:00:00:01 10.0.0.400\n",
+            "vpc-00000000000000008 02:00:00:00:00:01 10.0.0.4,fd\n",
+        ] {
             assert_eq!(parse(id, text), None, "{text:?}");
         }
     }

@@ -2,6 +2,8 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
+use kiln_model::MacAddr;
+
 /// Instance metadata.
 pub const IMDS_V4: Ipv4Addr = Ipv4Addr::new(169, 254, 169, 254);
 /// Instance metadata, where `HttpProtocolIpv6` is enabled.
@@ -43,6 +45,23 @@ pub(crate) fn host_at(addr: IpAddr, resolver: Option<Ipv4Addr>) -> Option<Host> 
 /// Whether packets to `addr` stay on the link, whoever answers there: 169.254.0.0/16.
 pub(crate) fn is_link_local_v4(addr: [u8; 4]) -> bool {
     matches!(addr, [169, 254, ..])
+}
+
+/// All machines of the link.
+pub(crate) const ALL_NODES: Ipv6Addr = Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 1);
+/// All DHCPv6 servers and relays of the link (RFC 8415 section 7.1).
+pub(crate) const ALL_DHCP_SERVERS: Ipv6Addr = Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 1, 2);
+
+/// The link-local address of a hardware address (RFC 4291 appendix A).
+pub(crate) fn link_local_v6(mac: MacAddr) -> Ipv6Addr {
+    let [a, b, c, d, e, f] = mac.octets();
+    Ipv6Addr::from([0xfe, 0x80, 0, 0, 0, 0, 0, 0, a ^ 2, b, c, 0xff, 0xfe, d, e, f])
+}
+
+/// Whether packets to `addr` go no further than the link: link-local and multicast addresses. There is
+/// no multicast between links.
+pub(crate) fn stays_on_link_v6(addr: [u8; 16]) -> bool {
+    matches!(addr, [0xfe, 0x80..=0xbf, ..] | [0xff, ..])
 }
 
 /// Whether packets to `addr` stay on the link: fd00:ec2::/32.

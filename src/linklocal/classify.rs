@@ -8,7 +8,8 @@
 //!   IPv4 to 169.254.0.0/16 or to VPC base + 2 ......... ours, whatever the port
 //!   UDP to port 67 of 255.255.255.255 or the router ... ours (DHCP)
 //!   ARP for 169.254.0.0/16, router, VPC base + 2 ...... ours
-//!   IPv6 to fd00:ec2::/32, or asking who has it ....... ours
+//!   IPv6 to fd00:ec2::/32, fe80::/10 or ff00::/8 ...... ours: services, DHCPv6, multicast
+//!   ICMPv6 of neighbour and router discovery .......... ours, wherever it goes
 //!   tagged (802.1Q, 802.1ad) and headless frames ...... ours, and dropped there
 //!   anything else ..................................... tap
 //! ```
@@ -17,10 +18,10 @@ use std::net::Ipv4Addr;
 
 use kiln_vmspec::LinkLocalSpec;
 
-use crate::address::{is_link_local_v4, is_service_v6};
+use crate::address::{is_link_local_v4, is_service_v6, stays_on_link_v6};
 
 /// Bytes of a frame that [`Classifier::classify`] looks at, at most. With fewer (of a longer frame)
-/// a neighbour solicitation or DHCP behind IP options may go to the tap, nothing else.
+/// neighbour discovery or DHCP behind IP options may go to the tap, nothing else.
 pub const CLASSIFY_PREFIX: usize = 96;
 
 /// Where a frame goes.
@@ -46,7 +47,8 @@ const ETHERTYPES_TAGGED: [[u8; 2]; 3] = [[0x81, 0x00], [0x88, 0xa8], [0x91, 0x00
 const UDP: u8 = 17;
 const ICMPV6: u8 = 58;
 const DHCP_SERVER_PORT: [u8; 2] = [0, 67];
-const NEIGHBOR_SOLICITATION: u8 = 135;
+/// Router and neighbour solicitations and advertisements, and redirects.
+const DISCOVERY: std::ops::RangeInclusive<u8> = 133..=137;
 
 impl Classifier {
     /// For the interface that `spec` describes.
@@ -71,7 +73,7 @@ impl Classifier {
             }
             ETHERTYPE_IPV6 => {
                 let Some(dst) = bytes_at::<16>(prefix, 38) else { return true };
-                is_service_v6(dst) || is_solicitation_for_service(prefix)
+                is_service_v6(dst) || stays_on_link_v6(dst) || is_discovery(prefix)
             }
             tag => ETHERTYPES_TAGGED.contains(&tag),
         }
@@ -94,11 +96,10 @@ impl Classifier {
     }
 }
 
-/// ICMPv6 directly behind the IPv6 header, asking for the hardware address of a service.
-fn is_solicitation_for_service(prefix: &[u8]) -> bool {
+/// ICMPv6 directly behind the IPv6 header that is about the link.
+fn is_discovery(prefix: &[u8]) -> bool {
     bytes_at(prefix, 20) == Some([ICMPV6])
-        && bytes_at(prefix, 54) == Some([NEIGHBOR_SOLICITATION])
-        && bytes_at(prefix, 62).is_some_and(is_service_v6)
+        && bytes_at(prefix, 54).is_some_and(|[kind]| DISCOVERY.contains(&kind))
 }
 
 fn bytes_at<const N: usize>(bytes: &[u8], at: usize) -> Option<[u8; N]> {
@@ -107,7 +108,7 @@ fn bytes_at<const N: usize>(bytes: &[u8], at: usize) -> Option<[u8; N]> {
 
 #[cfg(test)]
 mod tests {
-    use std::net::{IpAddr, Ipv6Addr};
+    use std::net::IpAddr;
 
     use proptest::prelude::*;
     use smoltcp::wire::IpProtocol;
@@ -150,6 +151,11 @@ mod tests {
             ("fd00:ec2:ffff::1", 9, Ours),
             ("fd00:ec3::254", 80, Tap),
             ("2001:db8::1", 80, Tap),
+            ("fe80::1", 80, Ours),
+            ("febf:ffff::1", 80, Ours),
+            ("fec0::1", 80, Tap),
+            ("ff02::1:2", 547, Ours),
+            ("ff0e::1", 9, Ours),
         ] {
             assert_eq!(verdict(&udp(to.parse::<IpAddr>().unwrap(), port)), expected, "{to} {port}");
         }
@@ -166,16 +172,20 @@ mod tests {
     }
 
     #[test]
-    fn question_for_a_neighbour_follows_what_is_asked_for() {
-        for (target, expected) in [("fd00:ec2::254", Verdict::Ours), ("fe80::1", Verdict::Tap)] {
-            let target: Ipv6Addr = target.parse().unwrap();
-            let solicited = "ff02::1:ff00:254".parse::<IpAddr>().unwrap();
-            let ends = ("fe80::2".parse().unwrap(), solicited);
-            let frame = from_guest().ip(ends, IpProtocol::Icmpv6, 255, 24, |message| {
-                message[0] = NEIGHBOR_SOLICITATION;
-                message[8..24].copy_from_slice(&target.octets());
-            });
-            assert_eq!(verdict(&frame), expected, "{target}");
+    fn discovery_stays_on_the_link_wherever_it_goes() {
+        for (kind, expected) in [
+            (128, Verdict::Tap),
+            (132, Verdict::Tap),
+            (133, Verdict::Ours),
+            (134, Verdict::Ours),
+            (135, Verdict::Ours),
+            (136, Verdict::Ours),
+            (137, Verdict::Ours),
+            (138, Verdict::Tap),
+        ] {
+            let ends = ("2001:db8::2".parse::<IpAddr>().unwrap(), "2001:db8::1".parse().unwrap());
+            let frame = from_guest().ip(ends, IpProtocol::Icmpv6, 255, 24, |message| message[0] = kind);
+            assert_eq!(verdict(&frame), expected, "{kind}");
         }
     }
 

@@ -42,6 +42,10 @@ counters! {
     echo_replies,
     /// DHCP offers, acknowledgements and refusals.
     dhcp_replies,
+    /// DHCPv6 advertisements and replies.
+    dhcpv6_replies,
+    /// Router advertisements, asked for or not.
+    router_advertisements,
     /// NTP answers.
     ntp_replies,
     /// TCP connections accepted.

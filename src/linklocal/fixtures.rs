@@ -1,10 +1,10 @@
 //! The interface and the metadata that tests and fuzzing are about.
 
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
 
 use kiln_model::MacAddr;
-use kiln_vmspec::{LeafValue, LinkLocalSpec, MetadataSnapshot};
+use kiln_vmspec::{LeafValue, LinkLocalIpv6, LinkLocalSpec, MetadataSnapshot};
 use smoltcp::phy::ChecksumCapabilities;
 use smoltcp::wire::{IpProtocol, TcpControl, TcpPacket, TcpRepr, TcpSeqNumber};
 
@@ -26,7 +26,16 @@ pub(crate) fn spec() -> LinkLocalSpec {
         resolver: Some(Ipv4Addr::new(10, 0, 0, 2)),
         host_name: "ip-10-0-1-10".into(),
         domain_name: "ec2.internal".into(),
+        ipv6: None,
     }
+}
+
+/// The address of [`dual_spec`].
+pub(crate) const OWN_IPV6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 1, 0, 0, 0, 0, 0x10);
+
+/// As [`spec`], with IPv6.
+pub(crate) fn dual_spec() -> LinkLocalSpec {
+    LinkLocalSpec { ipv6: Some(LinkLocalIpv6 { address: OWN_IPV6, prefix_len: 64 }), ..spec() }
 }
 
 pub(crate) fn metadata() -> MetadataSnapshot {

@@ -8,15 +8,17 @@ use std::time::Duration;
 use kiln_vmspec::HttpTokens;
 use smoltcp::wire::{EthernetFrame, EthernetProtocol, IpProtocol, Ipv4Packet, TcpControl, TcpPacket};
 
-use crate::address::{DNS_V4, IMDS_V4, NTP_V4};
+use crate::address::{DNS_V4, IMDS_V4, NTP_V4, link_local_v6};
 use crate::counters::Counters;
 use crate::dns::{Asker, Outcome, Resolver};
-use crate::fixtures::{GUEST_IP, GUEST_MAC, IMDS, MTU, WALL, from_guest, metadata, segment_to, spec};
+use crate::fixtures::{
+    GUEST_IP, GUEST_MAC, IMDS, MTU, WALL, dual_spec, from_guest, metadata, segment_to, spec,
+};
 use crate::imds::Imds;
 use crate::packet::Link;
 use crate::secret::Unpredictable;
 use crate::tcp::MAX_CONNECTIONS;
-use crate::{LinkLocal, Time, dhcp, ntp};
+use crate::{LinkLocal, Time, dhcp, dhcpv6, ntp};
 
 const START: Time = Time { uptime: Duration::from_secs(1), wall: WALL };
 
@@ -26,6 +28,16 @@ pub fn dhcp(bytes: &[u8]) {
     let link = Link::new(GUEST_MAC, spec.router_mac);
     if let Some(frame) = dhcp::answer(&link, &spec, MTU, bytes) {
         assert!(frame.len() <= 14 + 576);
+    }
+}
+
+/// A DHCPv6 message.
+pub fn dhcpv6(bytes: &[u8]) {
+    let spec = dual_spec();
+    let link = Link::new(GUEST_MAC, spec.router_mac);
+    let from = link_local_v6(GUEST_MAC);
+    if let Some(frame) = dhcpv6::answer(&link, &spec, from, bytes) {
+        assert!(frame.len() <= 14 + 1280);
     }
 }
 
@@ -82,7 +94,7 @@ pub fn ntp(bytes: &[u8]) {
 /// and taking or not taking what comes.
 pub fn frames(bytes: &[u8]) {
     let mut guest = Guest {
-        service: LinkLocal::new(&spec(), GUEST_MAC, MTU, Arc::new(metadata()), [5; 32], START),
+        service: LinkLocal::new(&dual_spec(), GUEST_MAC, MTU, Arc::new(metadata()), [5; 32], START),
         now: START,
         seq: [1000; PORTS],
         ack: [0; PORTS],

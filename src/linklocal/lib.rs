@@ -1,5 +1,5 @@
-//! The services on a guest's link that the VMM answers itself: ARP, DHCP, instance metadata, DNS,
-//! time, ICMP echo.
+//! The services on a guest's link that the VMM answers itself: ARP and neighbour discovery, DHCP,
+//! router advertisements, instance metadata, DNS, time, ICMP echo.
 //!
 //! ```text
 //!   guest ── frame ──▶ Classifier ──Tap──▶ tap, the outside world
@@ -27,6 +27,7 @@ mod arp;
 mod classify;
 mod counters;
 mod dhcp;
+mod dhcpv6;
 mod dns;
 #[cfg(any(test, feature = "test-utils"))]
 mod fixtures;

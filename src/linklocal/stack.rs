@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!   transmit(frame) ─ parse ─┬─ ARP ──────────────────────────────────────┐
-//!                            ├─ DHCP ─────────────────────────────────────┤
+//!                            ├─ DHCP, DHCPv6, neighbours, routers ────────┤
 //!                            └─ source check ─ allowance ─┬─ ICMP echo ───┤
 //!                                                         ├─ UDP: NTP, DNS ┼─▶ output ─▶ receive()
 //!                                                         └─ TCP: IMDS, DNS ┘
@@ -17,10 +17,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use kiln_model::MacAddr;
-use kiln_vmspec::{LinkLocalSpec, MetadataSnapshot};
+use kiln_vmspec::{LinkLocalIpv6, LinkLocalSpec, MetadataSnapshot};
 use smoltcp::wire::IpProtocol;
 
-use crate::address::{Host, IMDS_V6, host_at};
+use crate::address::{ALL_DHCP_SERVERS, ALL_NODES, Host, IMDS_V6, host_at, link_local_v6};
 use crate::allowance::Allowance;
 use crate::classify::Classifier;
 use crate::counters::Counters;
@@ -31,12 +31,15 @@ use crate::packet::{self, Datagram, IpPacket, Link, Parsed, Refusal};
 use crate::secret::{Unpredictable, derive};
 use crate::tcp::{Answer, Outcome, Server, Tcp};
 use crate::time::Time;
-use crate::{arp, dhcp, icmp, ndp, ntp};
+use crate::{arp, dhcp, dhcpv6, icmp, ndp, ntp};
 
 /// Smallest MTU that smoltcp and IPv6 work with (RFC 8200 §5).
 const MIN_MTU: u16 = 1280;
 
 const HTTP: u16 = 80;
+
+/// Time between router advertisements that nobody asks for: a third of what they are good for.
+const ADVERTISE_EVERY: Duration = Duration::from_secs(600);
 
 /// The link-local services of one interface.
 pub struct LinkLocal {
@@ -53,6 +56,10 @@ pub struct LinkLocal {
     link_allowance: Allowance,
     addresses: BTreeSet<IpAddr>,
     source_dest_check: bool,
+    /// The router's own address on the link.
+    router_v6: Ipv6Addr,
+    /// When the next router advertisement is due, from the guest's first question on.
+    next_advertisement: Option<Duration>,
 }
 
 /// What answers behind TCP and what it counts.
@@ -101,6 +108,8 @@ impl LinkLocal {
             link_allowance: Allowance::new(now.uptime),
             addresses: BTreeSet::new(),
             source_dest_check: true,
+            router_v6: link_local_v6(spec.router_mac),
+            next_advertisement: None,
         };
         new.update_metadata(metadata);
         new
@@ -116,6 +125,7 @@ impl LinkLocal {
         let facts = metadata.interfaces.get(&self.guest_mac);
         self.addresses = facts.map(|facts| facts.addresses.iter().copied().collect()).unwrap_or_default();
         self.addresses.insert(IpAddr::V4(self.spec.private_ipv4));
+        self.addresses.extend(self.spec.ipv6.map(|ipv6| IpAddr::V6(ipv6.address)));
         self.source_dest_check = facts.is_none_or(|facts| facts.source_dest_check);
         if !metadata.options.ipv6_enabled {
             self.tcp.reset(|local| local.ip() == IpAddr::V6(IMDS_V6));
@@ -169,6 +179,9 @@ impl LinkLocal {
                 self.deliver(now, asker, &answer);
             }
             self.tcp.egress(now, &mut self.services, &mut self.output);
+            if self.next_advertisement.is_some_and(|due| due <= now.uptime) {
+                self.advertise_router(now, ALL_NODES);
+            }
         }
         let frame = self.output.pop()?;
         self.services.counters.frames_out += 1;
@@ -181,7 +194,8 @@ impl LinkLocal {
         if !self.output.is_empty() {
             return Some(Duration::ZERO);
         }
-        let next = [self.tcp.next_event(now), self.services.dns.next_event()].into_iter().flatten().min();
+        let next = [self.tcp.next_event(now), self.services.dns.next_event(), self.next_advertisement];
+        let next = next.into_iter().flatten().min();
         next.map(|at| at.saturating_sub(now.uptime))
     }
 
@@ -229,8 +243,14 @@ impl LinkLocal {
         {
             return self.dhcp(now, packet);
         }
-        if let Some(target) = ndp::solicited(packet) {
-            return self.solicitation(now, packet, target);
+        match ndp::question(packet) {
+            Some(ndp::Question::Neighbor(target)) => return self.solicitation(now, packet, target),
+            Some(ndp::Question::Router) => return self.router_solicitation(now, packet),
+            None => {}
+        }
+        let to_server = [ALL_DHCP_SERVERS, self.router_v6].map(IpAddr::V6).contains(&packet.dst);
+        if packet.protocol == IpProtocol::Udp && to_server {
+            return self.dhcpv6(now, packet);
         }
         let Some(host) = self.host_at(packet.dst) else {
             self.services.counters.unserved += 1;
@@ -273,12 +293,71 @@ impl LinkLocal {
     }
 
     fn solicitation(&mut self, now: Time, packet: &IpPacket<'_>, target: Ipv6Addr) {
-        if self.host_at(IpAddr::V6(target)).is_none() {
+        let router = self.is_router(target);
+        if !router && !self.is_neighbor(packet, target) && self.host_at(IpAddr::V6(target)).is_none() {
             self.services.counters.unserved += 1;
         } else if !self.link_allowance.take(now.uptime, 1) {
             self.services.counters.allowance_exceeded += 1;
-        } else if let Some(reply) = ndp::advertise(&self.link, packet, target) {
+        } else if let Some(reply) = ndp::advertise(&self.link, packet, target, router) {
             self.services.counters.neighbor_replies += 1;
+            self.output.push(reply);
+        }
+    }
+
+    fn is_router(&self, target: Ipv6Addr) -> bool {
+        let in_subnet = |ipv6: LinkLocalIpv6| {
+            // Base + 1, as on IPv4.
+            target == self.router_v6
+                || (ndp::in_subnet(ipv6, target) && target.to_bits() & u128::from(u64::MAX) == 1)
+        };
+        self.spec.ipv6.is_some_and(in_subnet)
+    }
+
+    /// Whether somebody else in the subnet may have `target`. A probe for a duplicate of it is not answered:
+    /// nobody knows here whether there is one, and the packet filter decides who may use it.
+    fn is_neighbor(&self, packet: &IpPacket<'_>, target: Ipv6Addr) -> bool {
+        let probing = packet.src == IpAddr::V6(Ipv6Addr::UNSPECIFIED);
+        let own = self.addresses.contains(&IpAddr::V6(target));
+        !probing && !own && self.spec.ipv6.is_some_and(|ipv6| ndp::in_subnet(ipv6, target))
+    }
+
+    fn router_solicitation(&mut self, now: Time, packet: &IpPacket<'_>) {
+        let IpAddr::V6(asker) = packet.src else { return };
+        if self.spec.ipv6.is_none() {
+            self.services.counters.unserved += 1;
+        } else if !self.link_allowance.take(now.uptime, 1) {
+            self.services.counters.allowance_exceeded += 1;
+        } else {
+            self.advertise_router(now, if asker.is_unspecified() { ALL_NODES } else { asker });
+        }
+    }
+
+    fn advertise_router(&mut self, now: Time, to: Ipv6Addr) {
+        let Some(ipv6) = self.spec.ipv6 else { return };
+        self.next_advertisement = Some(now.uptime.saturating_add(ADVERTISE_EVERY));
+        self.services.counters.router_advertisements += 1;
+        self.output.push(ndp::advertise_router(&self.link, self.router_v6, to, ipv6, self.mtu));
+    }
+
+    fn dhcpv6(&mut self, now: Time, packet: &IpPacket<'_>) {
+        let datagram = match packet.datagram() {
+            Ok(datagram) => datagram,
+            Err(refusal) => return self.count_refusal(refusal),
+        };
+        // Clients ask from their link-local address (RFC 8415 section 17); others are no neighbours.
+        let from = match packet.src {
+            IpAddr::V6(from) if from.is_unicast_link_local() => from,
+            _ => {
+                self.services.counters.foreign_source += 1;
+                return;
+            }
+        };
+        if datagram.dst.1 != dhcpv6::SERVER_PORT {
+            self.services.counters.unserved += 1;
+        } else if !self.link_allowance.take(now.uptime, 1) {
+            self.services.counters.allowance_exceeded += 1;
+        } else if let Some(reply) = dhcpv6::answer(&self.link, &self.spec, from, datagram.payload) {
+            self.services.counters.dhcpv6_replies += 1;
             self.output.push(reply);
         }
     }

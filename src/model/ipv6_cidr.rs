@@ -12,20 +12,20 @@ use crate::ParseCidrError;
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct Ipv6Cidr {
-    network: u128,
+    network: Ipv6Addr,
     prefix_len: u8,
 }
 
 impl Ipv6Cidr {
     /// The network of `prefix_len` bits (0 to 128) that contains `address`; `None` above 128.
     pub fn containing(address: Ipv6Addr, prefix_len: u8) -> Option<Self> {
-        (prefix_len <= 128)
-            .then(|| Ipv6Cidr { network: address.to_bits() & netmask_bits(prefix_len), prefix_len })
+        let network = Ipv6Addr::from_bits(address.to_bits() & netmask_bits(prefix_len));
+        (prefix_len <= 128).then_some(Ipv6Cidr { network, prefix_len })
     }
 
     /// First address.
     pub fn network(self) -> Ipv6Addr {
-        Ipv6Addr::from_bits(self.network)
+        self.network
     }
 
     /// Length of the network part in bits, 0 to 128.
@@ -33,9 +33,39 @@ impl Ipv6Cidr {
         self.prefix_len
     }
 
+    /// Whether the two ranges share an address.
+    pub fn overlaps(self, other: Ipv6Cidr) -> bool {
+        let shorter = netmask_bits(self.prefix_len.min(other.prefix_len));
+        (self.network.to_bits() ^ other.network.to_bits()) & shorter == 0
+    }
+
+    /// The address at `offset` from the first, if it lies inside.
+    pub fn nth(self, offset: u128) -> Option<Ipv6Addr> {
+        let inside = offset & netmask_bits(self.prefix_len) == 0;
+        inside.then(|| Ipv6Addr::from_bits(self.network.to_bits() | offset))
+    }
+
+    /// The `n`th part of the range that is `prefix_len` bits long, if there are as many.
+    pub fn part(self, prefix_len: u8, n: u128) -> Option<Self> {
+        let bits = 128u32.checked_sub(u32::from(prefix_len))?;
+        let offset = n.checked_mul(1u128.checked_shl(bits)?)?;
+        let network = self.nth(offset).filter(|_| prefix_len >= self.prefix_len)?;
+        Ipv6Cidr::containing(network, prefix_len)
+    }
+
+    /// The subnet's router: base + 1.
+    pub fn router(self) -> Option<Ipv6Addr> {
+        self.nth(1)
+    }
+
+    /// Whether the range is of addresses that no other network routes (RFC 4193, `fc00::/7`).
+    pub fn is_unique_local(self) -> bool {
+        self.prefix_len >= 7 && self.network().is_unique_local()
+    }
+
     /// Whether `address` lies inside.
     pub fn contains(self, address: Ipv6Addr) -> bool {
-        address.to_bits() & netmask_bits(self.prefix_len) == self.network
+        address.to_bits() & netmask_bits(self.prefix_len) == self.network.to_bits()
     }
 }
 
@@ -101,6 +131,23 @@ mod tests {
         assert!(range.contains("2001:db8:ffff::1".parse().unwrap()));
         assert!(!range.contains("2001:db9::".parse().unwrap()));
         assert!("::/0".parse::<Ipv6Cidr>().unwrap().contains("ff02::1".parse().unwrap()));
+    }
+
+    #[test]
+    fn parts_of_a_range_lie_inside_and_end() {
+        let range: Ipv6Cidr = "fd00:0:0:ff00::/56".parse().unwrap();
+        assert_eq!(range.part(64, 0).unwrap().to_string(), "fd00:0:0:ff00::/64");
+        assert_eq!(range.part(64, 255).unwrap().to_string(), "fd00:0:0:ffff::/64");
+        for (prefix, n) in [(64, 256), (48, 0), (129, 0), (0, 1), (64, u128::MAX)] {
+            assert_eq!(range.part(prefix, n), None, "{prefix} {n}");
+        }
+        assert_eq!(range.router().unwrap().to_string(), "fd00:0:0:ff00::1");
+        let other = range.part(64, 7).unwrap();
+        assert!(
+            range.overlaps(other) && other.overlaps(range) && !other.overlaps(range.part(64, 8).unwrap())
+        );
+        assert!(range.is_unique_local() && !"2001:db8::/32".parse::<Ipv6Cidr>().unwrap().is_unique_local());
+        assert!(!"::/0".parse::<Ipv6Cidr>().unwrap().is_unique_local());
     }
 
     #[test]

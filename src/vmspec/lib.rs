@@ -24,6 +24,6 @@ mod spec;
 pub use control::{Command, Event, ExitReason, Message, Reply, Request, Stats};
 pub use metadata::{HttpTokens, InterfaceFacts, LeafValue, MetadataOptions, MetadataSnapshot, SnapshotError};
 pub use spec::{
-    BootSource, ConsoleSpec, DiskFormat, DiskSpec, FdIndex, ImageLayer, LinkLocalSpec, MemorySpec, NicSpec,
-    Rate, RateLimits, SmbiosSpec, VmSpec,
+    BootSource, ConsoleSpec, DiskFormat, DiskSpec, FdIndex, ImageLayer, LinkLocalIpv6, LinkLocalSpec,
+    MemorySpec, NicSpec, Rate, RateLimits, SmbiosSpec, VmSpec,
 };

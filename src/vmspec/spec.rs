@@ -1,6 +1,6 @@
 //! What one virtual machine is made of.
 
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 
 use kiln_model::{CpuTemplate, MacAddr};
 use serde::{Deserialize, Serialize};
@@ -161,6 +161,18 @@ pub struct LinkLocalSpec {
     pub host_name: String,
     /// Domain name handed out by DHCP.
     pub domain_name: String,
+    /// IPv6 of the interface, if it has any.
+    #[serde(default)]
+    pub ipv6: Option<LinkLocalIpv6>,
+}
+
+/// What DHCPv6 hands out and router advertisements tell.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LinkLocalIpv6 {
+    /// The interface's address.
+    pub address: Ipv6Addr,
+    /// Prefix length of its subnet: 64.
+    pub prefix_len: u8,
 }
 
 /// SMBIOS strings. See the `ec2` profile in the control plane for the values cloud-init wants.

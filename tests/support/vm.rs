@@ -266,6 +266,7 @@ fn nic() -> NicSpec {
             resolver: None,
             host_name: "ip-10-0-1-10".into(),
             domain_name: "ec2.internal".into(),
+            ipv6: None,
         },
     }
 }

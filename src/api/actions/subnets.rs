@@ -87,7 +87,7 @@ pub(super) fn create(context: &Context<'_>, request: CreateSubnet) -> Answer {
     })?;
     let name = tags.iter().find(|tag| tag.key() == Tag::NAME).map(Tag::value);
     let default = context.plane.networks().default_subnet()?.id;
-    let subnet = context.plane.networks().create_subnet(vpc.id, cidr, name)?;
+    let subnet = context.plane.networks().create_subnet(vpc.id, cidr, None, name)?;
     tags::set(context.plane.store(), &[subnet.id.to_string()], &tags)?;
     Ok(json!({"Subnet": shown(&subnet, default, 0, &tagging::read(context)?)}))
 }

@@ -79,7 +79,7 @@ pub(super) fn create(context: &Context<'_>, request: CreateVpc) -> Answer {
     })?;
     let default = default_id(context)?;
     let name = tags.iter().find(|tag| tag.key() == Tag::NAME).map(Tag::value);
-    let vpc = context.plane.networks().create_vpc(cidr, name)?;
+    let vpc = context.plane.networks().create_vpc(cidr, None, name)?;
     tags::set(context.plane.store(), &[vpc.id.to_string()], &tags)?;
     Ok(json!({"Vpc": shown(&vpc, default, &tagging::read(context)?)}))
 }

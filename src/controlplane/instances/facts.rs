@@ -57,7 +57,9 @@ impl Around {
                     continue;
                 }
                 let address = member.interface.address;
-                around.host_names.insert(private_host_name(address, Some(REGION)), vec![address.into()]);
+                let ipv6 = member.interface.ipv6.map(IpAddr::V6);
+                let addresses = [IpAddr::V4(address)].into_iter().chain(ipv6).collect();
+                around.host_names.insert(private_host_name(address, Some(REGION)), addresses);
                 if member.interface.id != interface.id {
                     continue;
                 }
@@ -125,15 +127,15 @@ fn facts(instance: &Instance, live: Live) -> InstanceFacts {
             mac: interface.mac,
             device_number: 0,
             private_ipv4: [interface.address].into_iter().chain(live.around.secondary).collect(),
-            ipv6: Vec::new(),
+            ipv6: interface.ipv6.into_iter().collect(),
             public_ipv4: public.into_iter().collect(),
             local_hostname: private_host_name(interface.address, Some(REGION)),
             subnet_id: subnet.id,
             subnet_cidr: subnet.cidr,
-            subnet_ipv6_cidrs: Vec::new(),
+            subnet_ipv6_cidrs: subnet.ipv6.iter().map(ToString::to_string).collect(),
             vpc_id: subnet.vpc,
             vpc_cidrs: vec![subnet.vpc_cidr],
-            vpc_ipv6_cidrs: Vec::new(),
+            vpc_ipv6_cidrs: subnet.vpc_ipv6.iter().map(ToString::to_string).collect(),
             security_groups: live.around.security_groups,
             source_dest_check: !live.around.forwards,
         }],

@@ -30,7 +30,7 @@ use crate::identity::KeyError;
 use crate::images::{Image, ImageError, Source, SourceError};
 use crate::metadata::BuildError;
 use crate::network::{
-    FabricError, NetworkError, Networks, NicRequest, Public, elastic_of, ensure_default_subnet, policy_source,
+    FabricError, Ipv6Plan, NetworkError, Networks, NicRequest, Public, elastic_of, ensure_default_subnet, policy_source,
 };
 use crate::state::dir::Lock;
 use crate::state::{StoreError, Transaction, transact};
@@ -497,6 +497,11 @@ impl Plan<'_> {
 
 fn nic_request(instance: &Instance, elastic: Option<Ipv4Addr>) -> NicRequest {
     let interface = &instance.interface;
+    let subnet = &interface.subnet;
+    let ipv6 = || {
+        let router = subnet.ipv6?.router()?;
+        Some(Ipv6Plan { vpc_cidr: subnet.vpc_ipv6?, router, address: interface.ipv6? })
+    };
     NicRequest {
         interface: interface.id,
         vpc: interface.subnet.vpc,
@@ -504,6 +509,7 @@ fn nic_request(instance: &Instance, elastic: Option<Ipv4Addr>) -> NicRequest {
         router: interface.subnet.router(),
         mac: interface.mac,
         address: interface.address,
+        ipv6: ipv6(),
         router_mac: spec::ROUTER_MAC,
         queue_pairs: spec::queues(instance),
         mtu: spec::MTU,

@@ -9,7 +9,8 @@ use std::path::{Path, PathBuf};
 
 use kiln_model::MacAddr;
 use kiln_vmspec::{
-    BootSource, ConsoleSpec, DiskFormat, DiskSpec, FdIndex, ImageLayer, LinkLocalSpec, MemorySpec, NicSpec,
+    BootSource, ConsoleSpec, DiskFormat, DiskSpec, FdIndex, ImageLayer, LinkLocalIpv6, LinkLocalSpec, MemorySpec,
+    NicSpec,
     VmSpec,
 };
 
@@ -176,6 +177,10 @@ fn nic(instance: &Instance, tap_queues: Vec<FdIndex>) -> NicSpec {
             resolver,
             host_name: private_host_name(interface.address, None),
             domain_name: facts::domain(),
+            ipv6: interface.ipv6.zip(subnet.ipv6).map(|(address, range)| LinkLocalIpv6 {
+                address,
+                prefix_len: range.prefix_len(),
+            }),
         },
     }
 }

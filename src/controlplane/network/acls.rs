@@ -278,7 +278,7 @@ pub(super) fn of_vpc(
     let pair = |subnet: Subnet| {
         let entries = acl_of(&subnet)?.entries.clone();
         let open = entries == AclEntry::all_pass();
-        (!open).then_some((subnet.id, SubnetAcl { cidr: subnet.cidr, entries }))
+        (!open).then_some((subnet.id, SubnetAcl { cidr: subnet.cidr, ipv6: subnet.ipv6, entries }))
     };
     Ok(subnets.filter_map(pair).collect())
 }

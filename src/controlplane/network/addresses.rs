@@ -3,13 +3,13 @@
 //! Each taken address is a row of its own (`address/<subnet>.<ip>`) that must not exist before:
 //! two processes that pick the same one conflict in the store, and the later picks again.
 
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use kiln_model::{InterfaceId, Ipv4Cidr, MacAddr, SubnetId, VpcId};
+use kiln_model::{InterfaceId, Ipv4Cidr, Ipv6Cidr, MacAddr, SubnetId, VpcId};
 use serde::{Deserialize, Serialize};
 
-use super::NetworkError;
 use super::groups::ensure_default_group;
+use super::{Ipv6Wish, NetworkError, ipv6};
 use crate::state::{Row, Store, StoreError, Transaction, transact};
 
 /// Ranges tried for the default VPC, EC2's own first. Others for hosts that are themselves in it.
@@ -30,6 +30,9 @@ pub struct Vpc {
     pub id: VpcId,
     /// Its range.
     pub cidr: Ipv4Cidr,
+    /// Its IPv6 range, if it has one.
+    #[serde(default)]
+    pub ipv6: Option<Ipv6Cidr>,
     /// What people call it.
     #[serde(default)]
     pub name: Option<String>,
@@ -62,6 +65,12 @@ pub struct Subnet {
     pub vpc_cidr: Ipv4Cidr,
     /// Its own range.
     pub cidr: Ipv4Cidr,
+    /// IPv6 range of that VPC, where the subnet has one.
+    #[serde(default)]
+    pub vpc_ipv6: Option<Ipv6Cidr>,
+    /// Its own IPv6 range.
+    #[serde(default)]
+    pub ipv6: Option<Ipv6Cidr>,
     /// What people call it.
     #[serde(default)]
     pub name: Option<String>,
@@ -100,13 +109,13 @@ impl Row for DefaultSubnet {
 
 /// A taken address.
 #[derive(Debug, Serialize, Deserialize)]
-struct Address {
-    subnet: SubnetId,
-    address: Ipv4Addr,
-    interface: InterfaceId,
+pub(super) struct Address {
+    pub subnet: SubnetId,
+    pub address: IpAddr,
+    pub interface: InterfaceId,
 }
 
-fn address_key(subnet: SubnetId, address: Ipv4Addr) -> String {
+pub(super) fn address_key(subnet: SubnetId, address: IpAddr) -> String {
     format!("{subnet}.{address}")
 }
 
@@ -130,6 +139,9 @@ pub struct Interface {
     pub mac: MacAddr,
     /// Its primary private address.
     pub address: Ipv4Addr,
+    /// Its IPv6 address, if it has one.
+    #[serde(default)]
+    pub ipv6: Option<Ipv6Addr>,
 }
 
 /// The default subnet, made on first use in a VPC of this range.
@@ -140,13 +152,15 @@ pub fn ensure_default_subnet(store: &dyn Store, range: Ipv4Cidr) -> Result<Subne
         {
             return Ok(subnet);
         }
-        let vpc = Vpc { id: VpcId::from_bits(rand::random()), cidr: range, name: None };
+        let vpc = Vpc { id: VpcId::from_bits(rand::random()), cidr: range, ipv6: None, name: None };
         let cidr = Ipv4Cidr::containing(vpc.cidr.network(), SUBNET_PREFIX).unwrap_or(vpc.cidr);
         let subnet = Subnet {
             id: SubnetId::from_bits(rand::random()),
             vpc: vpc.id,
             vpc_cidr: vpc.cidr,
             cidr,
+            vpc_ipv6: None,
+            ipv6: None,
             name: None,
         };
         ensure_default_group(tx, vpc.id)?;
@@ -176,15 +190,19 @@ pub fn choose_range(host_routes: &[Ipv4Cidr], scatter: Option<u16>) -> Ipv4Cidr 
 }
 
 /// Takes an address of `subnet` for a new interface, as part of `tx`: the one that is wanted, or the
-/// lowest that is free.
+/// lowest that is free. With an IPv6 address if there shall be one.
 pub(super) fn reserve(
     tx: &mut Transaction<'_>,
     subnet: &Subnet,
     wanted: Option<Ipv4Addr>,
+    ipv6: Ipv6Wish,
 ) -> Result<Interface, NetworkError> {
     let id = InterfaceId::from_bits(rand::random());
     let address = take(tx, subnet, id, wanted)?;
-    Ok(Interface { id, subnet: subnet.clone(), mac: new_mac(address), address })
+    // The same number in both ranges, for people to see what belongs together.
+    let number = address.to_bits().saturating_sub(subnet.cidr.network().to_bits());
+    let ipv6 = ipv6::take(tx, subnet, id, ipv6, number)?;
+    Ok(Interface { id, subnet: subnet.clone(), mac: new_mac(address), address, ipv6 })
 }
 
 /// Takes an address of `subnet` for an interface, as part of `tx`: the one that is wanted, or the
@@ -197,16 +215,16 @@ pub(super) fn take(
 ) -> Result<Ipv4Addr, NetworkError> {
     if let Some(address) = wanted {
         check_assignable(subnet, address)?;
-        return match tx.insert(&Address { subnet: subnet.id, address, interface })? {
+        return match tx.insert(&Address { subnet: subnet.id, address: address.into(), interface })? {
             true => Ok(address),
-            false => Err(NetworkError::AddressInUse(address)),
+            false => Err(NetworkError::AddressInUse(address.into())),
         };
     }
     let taken: std::collections::BTreeSet<_> =
         tx.list::<Address>()?.into_iter().filter(|a| a.subnet == subnet.id).map(|a| a.address).collect();
-    for address in subnet.cidr.assignable().filter(|a| !taken.contains(a)) {
+    for address in subnet.cidr.assignable().filter(|a| !taken.contains(&IpAddr::V4(*a))) {
         // Usually the first: taken meanwhile is possible, the list was of a moment ago.
-        if tx.insert(&Address { subnet: subnet.id, address, interface })? {
+        if tx.insert(&Address { subnet: subnet.id, address: address.into(), interface })? {
             return Ok(address);
         }
     }
@@ -227,7 +245,7 @@ fn check_assignable(subnet: &Subnet, address: Ipv4Addr) -> Result<(), NetworkErr
 
 /// Gives the address back, as part of `tx`.
 pub(super) fn release(tx: &mut Transaction<'_>, subnet: SubnetId, address: Ipv4Addr) {
-    tx.remove::<Address>(&address_key(subnet, address));
+    tx.remove::<Address>(&address_key(subnet, address.into()));
 }
 
 /// A locally administered unicast address: unique in the subnet by the address, elsewhere by chance.
@@ -253,7 +271,7 @@ mod tests {
     }
 
     fn reserve_one(store: &dyn Store, subnet: &Subnet) -> Result<Interface, NetworkError> {
-        transact(store, |tx| reserve(tx, subnet, None))
+        transact(store, |tx| reserve(tx, subnet, None, Ipv6Wish::None))
     }
 
     #[test]
@@ -297,7 +315,8 @@ mod tests {
         let (_dir, store) = store();
         let subnet = ensure_default_subnet(&store, range()).unwrap();
         let reserve_at = |address: [u8; 4]| {
-            transact(&store, |tx| reserve(tx, &subnet, Some(address.into()))).map_err(|e| e.code())
+            transact(&store, |tx| reserve(tx, &subnet, Some(address.into()), Ipv6Wish::None))
+                .map_err(|e| e.code())
         };
         assert_eq!(reserve_at([172, 31, 0, 9]).unwrap().address, Ipv4Addr::new(172, 31, 0, 9));
         assert_eq!(reserve_at([172, 31, 0, 9]), Err("InvalidIPAddress.InUse"));

@@ -1,10 +1,10 @@
 //! Why a request about networks is refused, with the code that EC2 has for it.
 
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use kiln_model::security::InvalidTraffic;
 use kiln_model::{
-    InterfaceId, Ipv4Cidr, NetworkAclId, ParseCidrError, PrefixListId, SecurityGroupId, SecurityGroupRuleId,
+    InterfaceId, Ipv4Cidr, Ipv6Cidr, NetworkAclId, ParseCidrError, PrefixListId, SecurityGroupId, SecurityGroupRuleId,
     SubnetId, VpcId,
 };
 
@@ -25,7 +25,7 @@ pub enum NetworkError {
     },
     /// Another interface has it.
     #[error("address {0} is in use (see `kiln ps`)")]
-    AddressInUse(Ipv4Addr),
+    AddressInUse(IpAddr),
     /// Not in the subnet.
     #[error("address {address} is outside of subnet {subnet} ({cidr})")]
     AddressOutside {
@@ -36,6 +36,54 @@ pub enum NetworkError {
         /// Its range.
         cidr: Ipv4Cidr,
     },
+    /// Not in the subnet, or one of its first four.
+    #[error("{address} cannot be the IPv6 address of an interface in subnet {subnet} (expected one of {range}, but for its first four)")]
+    Ipv6Outside {
+        /// Asked for.
+        address: Ipv6Addr,
+        /// Which subnet.
+        subnet: SubnetId,
+        /// Its range.
+        range: Ipv6Cidr,
+    },
+    /// It has no IPv6 range.
+    #[error("{what} has no IPv6 range (see `kiln vpc add-ipv6` and `kiln subnet add-ipv6`)")]
+    NoIpv6 {
+        /// The VPC or subnet.
+        what: String,
+    },
+    /// It has one already.
+    #[error("{what} has an IPv6 range already")]
+    HasIpv6 {
+        /// The VPC or subnet.
+        what: String,
+    },
+    /// Not a possible range.
+    #[error(
+        "{0} cannot be the IPv6 range of a VPC (expected /48 to /60 of 2000::/3 or fd00::/8, and not of fd00:ec2::/32)"
+    )]
+    VpcIpv6Range(Ipv6Cidr),
+    /// Not a possible range, or outside of the VPC's.
+    #[error("{range} cannot be the IPv6 range of a subnet of {vpc} (expected a /64 inside of {vpc_range})")]
+    SubnetIpv6Range {
+        /// Asked for.
+        range: Ipv6Cidr,
+        /// The VPC.
+        vpc: VpcId,
+        /// Its range.
+        vpc_range: Ipv6Cidr,
+    },
+    /// Another subnet has it.
+    #[error("{range} is the IPv6 range of {other}")]
+    SubnetIpv6Conflict {
+        /// Asked for.
+        range: Ipv6Cidr,
+        /// Which one has it.
+        other: SubnetId,
+    },
+    /// Everything is taken.
+    #[error("no IPv6 range or address is free")]
+    NoIpv6Range,
     /// The first four and the last address of a subnet are never given.
     #[error("address {address} is reserved: the first four and the last of {cidr} are")]
     AddressReserved {
@@ -266,9 +314,11 @@ impl NetworkError {
             E::AddressAssociated { .. } => "InvalidIPAddress.InUse",
             E::NoVpc(_) => "InvalidVpcID.NotFound",
             E::NoSubnet(_) => "InvalidSubnetID.NotFound",
-            E::VpcRange(_) => "InvalidVpc.Range",
-            E::SubnetRange { .. } => "InvalidSubnet.Range",
-            E::SubnetConflict { .. } => "InvalidSubnet.Conflict",
+            E::VpcRange(_) | E::VpcIpv6Range(_) => "InvalidVpc.Range",
+            E::SubnetRange { .. } | E::SubnetIpv6Range { .. } => "InvalidSubnet.Range",
+            E::SubnetConflict { .. } | E::SubnetIpv6Conflict { .. } => "InvalidSubnet.Conflict",
+            E::NoIpv6 { .. } | E::HasIpv6 { .. } | E::Ipv6Outside { .. } => "InvalidParameterValue",
+            E::NoIpv6Range => "InsufficientFreeAddressesInSubnet",
             E::InUse { .. } => "DependencyViolation",
             E::NoGroup { .. } | E::GroupGone(_) => "InvalidGroup.NotFound",
             E::GroupExists { .. } => "InvalidGroup.Duplicate",

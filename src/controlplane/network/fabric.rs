@@ -3,7 +3,7 @@
 use std::net::Ipv4Addr;
 use std::os::fd::OwnedFd;
 
-use kiln_hostnet::{Counters, PolicySource, Public};
+use kiln_hostnet::{Counters, Ipv6Plan, PolicySource, Public};
 use kiln_model::{InterfaceId, Ipv4Cidr, MacAddr, VpcId};
 
 /// What an interface needs from the host.
@@ -21,6 +21,8 @@ pub struct NicRequest {
     pub mac: MacAddr,
     /// Address of the guest's side.
     pub address: Ipv4Addr,
+    /// IPv6 of the interface, if it has any.
+    pub ipv6: Option<Ipv6Plan>,
     /// Hardware address of the router's side.
     pub router_mac: MacAddr,
     /// Number of queue pairs, 1 or more.

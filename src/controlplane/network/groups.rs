@@ -138,7 +138,7 @@ pub(super) fn touch_last(tx: &mut Transaction<'_>, id: &impl ToString) -> Result
     Ok(())
 }
 
-fn rule_id() -> SecurityGroupRuleId {
+pub(super) fn rule_id() -> SecurityGroupRuleId {
     SecurityGroupRuleId::from_bits(rand::random())
 }
 
@@ -187,11 +187,18 @@ pub(super) fn create(
         vpc,
         name: name.to_owned(),
         description: description.to_owned(),
-        rules: vec![Rule::all_egress(rule_id())],
+        rules: all_egress(tx, vpc)?,
         owner,
     };
     tx.put(&group)?;
     Ok(group)
+}
+
+/// Everything out, by each of the VPC's address families.
+fn all_egress(tx: &mut Transaction<'_>, vpc: VpcId) -> Result<Vec<Rule>, StoreError> {
+    let ipv6 = tx.get::<Vpc>(&vpc)?.is_some_and(|vpc| vpc.ipv6.is_some());
+    let ipv6 = ipv6.then(|| Rule::all_egress_ipv6(rule_id()));
+    Ok([Rule::all_egress(rule_id())].into_iter().chain(ipv6).collect())
 }
 
 /// The default group of a VPC, made if need be: everything from its own members.
@@ -204,12 +211,13 @@ pub(super) fn ensure_default_group(
     }
     let id = SecurityGroupId::from_bits(rand::random());
     tx.put(&GroupName { vpc, name: DEFAULT_GROUP.to_owned(), group: id })?;
+    let rules = [vec![Rule::from_itself(rule_id(), id)], all_egress(tx, vpc)?].concat();
     tx.put(&SecurityGroup {
         id,
         vpc,
         name: DEFAULT_GROUP.to_owned(),
         description: "default VPC security group".to_owned(),
-        rules: vec![Rule::from_itself(rule_id(), id), Rule::all_egress(rule_id())],
+        rules,
         owner: None,
     })?;
     Ok(id)

@@ -42,6 +42,7 @@ impl NetworkFabric for HostFabric {
             router_mac: nic.router_mac,
             mac: nic.mac,
             address: nic.address,
+            ipv6: nic.ipv6,
             queue_pairs: nic.queue_pairs,
             mtu: nic.mtu,
             rate: Rate::default(),

@@ -11,11 +11,11 @@ use std::net::{IpAddr, Ipv4Addr};
 
 use kiln_hostnet::{Counters, Published};
 use kiln_model::security::{AclDecision, Decision, Direction, Member, Message, NetworkPolicy, Packet, Rule};
-use kiln_model::{InstanceId, InterfaceId, Ipv4Cidr, SecurityGroupId, SecurityGroupRuleId, SubnetId, VpcId};
+use kiln_model::{InstanceId, InterfaceId, Ipv4Cidr, Ipv6Cidr, SecurityGroupId, SecurityGroupRuleId, SubnetId, VpcId};
 
 use super::addresses::{DEFAULT_NAME, DefaultSubnet, ensure_default_subnet, release, reserve};
 use super::groups::{self, Membership, SecurityGroup, touch, touch_last};
-use super::{Interface, NetworkError, NetworkFabric, PrefixList, RuleSpec, Subnet, Vpc};
+use super::{Interface, Ipv6Wish, NetworkError, NetworkFabric, PrefixList, RuleSpec, Subnet, Vpc};
 use super::{acls, elastic};
 use crate::state::{Store, StoreError, Transaction, transact};
 
@@ -45,6 +45,8 @@ pub struct Placement {
     pub subnet: Option<String>,
     /// Address; any if not said.
     pub address: Option<Ipv4Addr>,
+    /// Whether it has an IPv6 address too.
+    pub ipv6: Ipv6Wish,
     /// Groups by name or id.
     pub groups: Vec<String>,
     /// Ingress rules for this interface alone.
@@ -117,17 +119,25 @@ impl<'a> Networks<'a> {
 
     /// Makes a VPC with its default group. Ranges may overlap those of others: each VPC is a world
     /// of its own.
-    pub fn create_vpc(&self, cidr: Ipv4Cidr, name: Option<&str>) -> Result<Vpc, NetworkError> {
+    /// `ipv6`: with an IPv6 range, this one or one that Kiln chooses.
+    pub fn create_vpc(
+        &self,
+        cidr: Ipv4Cidr,
+        ipv6: Option<Option<Ipv6Cidr>>,
+        name: Option<&str>,
+    ) -> Result<Vpc, NetworkError> {
         if !PREFIXES.contains(&cidr.prefix_len()) {
             return Err(NetworkError::VpcRange(cidr));
         }
-        let vpc = Vpc { id: VpcId::from_bits(rand::random()), cidr, name: name.map(str::to_owned) };
+        let (id, name) = (VpcId::from_bits(rand::random()), name.map(str::to_owned));
+        let ipv6 = ipv6.map(super::ipv6::vpc_range).transpose()?;
+        let vpc = Vpc { id, cidr, ipv6, name };
         transact(self.store, |tx| {
             if tx.list::<Vpc>()?.len() >= MAX_VPCS {
                 return Err(NetworkError::Limit { what: "VPCs", limit: MAX_VPCS });
             }
-            groups::ensure_default_group(tx, vpc.id)?;
             tx.put(&vpc)?;
+            groups::ensure_default_group(tx, vpc.id)?;
             Ok(vpc.clone())
         })
     }
@@ -154,11 +164,12 @@ impl<'a> Networks<'a> {
         })
     }
 
-    /// Makes a subnet.
+    /// Makes a subnet. `ipv6`: with an IPv6 range, this one or the next free one of its VPC.
     pub fn create_subnet(
         &self,
         vpc: VpcId,
         cidr: Ipv4Cidr,
+        ipv6: Option<Option<Ipv6Cidr>>,
         name: Option<&str>,
     ) -> Result<Subnet, NetworkError> {
         let id = SubnetId::from_bits(rand::random());
@@ -176,7 +187,10 @@ impl<'a> Networks<'a> {
             if others.len() >= MAX_SUBNETS {
                 return Err(NetworkError::Limit { what: "subnets", limit: MAX_SUBNETS });
             }
-            let subnet = Subnet { id, vpc, vpc_cidr: row.cidr, cidr, name: name.map(str::to_owned) };
+            let ipv6 = ipv6.map(|wish| super::ipv6::subnet_range(tx, &row, wish)).transpose()?;
+            let vpc_ipv6 = ipv6.and(row.ipv6);
+            let name = name.map(str::to_owned);
+            let subnet = Subnet { id, vpc, vpc_cidr: row.cidr, cidr, vpc_ipv6, ipv6, name };
             tx.put(&subnet)?;
             Ok(subnet)
         })
@@ -364,7 +378,7 @@ impl<'a> Networks<'a> {
             groups.insert(own.id);
         }
         groups::check_count(groups.len())?;
-        let interface = reserve(tx, &subnet, placement.address)?;
+        let interface = reserve(tx, &subnet, placement.address, placement.ipv6)?;
         // Who says nothing of groups means a machine of his own that he can reach.
         let host_access = placement.groups.is_empty() && placement.allow.is_empty();
         tx.put(&Membership {
@@ -384,6 +398,7 @@ impl<'a> Networks<'a> {
             row.secondary.iter().for_each(|address| release(tx, interface.subnet.id, *address));
         }
         release(tx, interface.subnet.id, interface.address);
+        super::ipv6::release(tx, interface.subnet.id, interface.ipv6);
         elastic::forget(tx, interface.id)?;
         groups::forget_interface(tx, interface)
     }
@@ -468,11 +483,14 @@ fn policy(store: &dyn Store, vpc: VpcId) -> Result<NetworkPolicy, StoreError> {
         let members = tx.list::<Membership>()?.into_iter().filter(|m| m.interface.subnet.vpc == vpc);
         let member = |row: Membership| {
             let host = kiln_hostnet::host_address(row.interface.subnet.vpc_cidr);
+            let host_ipv6 = row.interface.subnet.vpc_ipv6.and_then(kiln_hostnet::host_ipv6);
             let member = Member {
                 mac: row.interface.mac,
                 addresses: row.addresses(),
+                ipv6: row.interface.ipv6.into_iter().collect(),
                 groups: row.groups,
                 host: host.filter(|_| row.host_access),
+                host_ipv6: host_ipv6.filter(|_| row.host_access),
                 source_dest_check: !row.forwards,
                 connections: CONNECTIONS,
             };

@@ -227,13 +227,13 @@ fn ranges_of_networks_are_checked() {
     let networks = bench.networks();
     let cidr = |text: &str| text.parse().unwrap();
     for range in ["10.0.0.0/15", "10.0.0.0/29"] {
-        assert_eq!(code(networks.create_vpc(cidr(range), None)), "InvalidVpc.Range");
+        assert_eq!(code(networks.create_vpc(cidr(range), None, None)), "InvalidVpc.Range");
     }
-    let vpc = networks.create_vpc(cidr("10.50.0.0/16"), Some("blue")).unwrap();
-    let twin = networks.create_vpc(cidr("10.50.0.0/16"), Some("green")).unwrap();
-    let subnet = networks.create_subnet(vpc.id, cidr("10.50.2.0/24"), Some("blue-2")).unwrap();
-    networks.create_subnet(twin.id, cidr("10.50.2.0/24"), None).unwrap();
-    let create = |range: &str| code(networks.create_subnet(vpc.id, cidr(range), None));
+    let vpc = networks.create_vpc(cidr("10.50.0.0/16"), None, Some("blue")).unwrap();
+    let twin = networks.create_vpc(cidr("10.50.0.0/16"), None, Some("green")).unwrap();
+    let subnet = networks.create_subnet(vpc.id, cidr("10.50.2.0/24"), None, Some("blue-2")).unwrap();
+    networks.create_subnet(twin.id, cidr("10.50.2.0/24"), None, None).unwrap();
+    let create = |range: &str| code(networks.create_subnet(vpc.id, cidr(range), None, None));
     assert_eq!(create("10.50.2.128/25"), "InvalidSubnet.Conflict");
     assert_eq!(create("10.50.0.0/16"), "InvalidSubnet.Conflict");
     assert_eq!(create("10.51.0.0/24"), "InvalidSubnet.Range");
@@ -259,6 +259,84 @@ fn ranges_of_networks_are_checked() {
     networks.delete_subnet("blue-2").unwrap();
     networks.delete_vpc(vpc.id).unwrap();
     assert_eq!(networks.vpcs().unwrap().len(), 2);
+}
+
+#[test]
+fn ipv6_ranges_and_addresses_are_chosen_or_checked() {
+    let bench = Bench::new();
+    let networks = bench.networks();
+    let cidr = |text: &str| text.parse().unwrap();
+    let range = |text: &str| Some(Some(text.parse().unwrap()));
+    let create_vpc = |ipv6| networks.create_vpc(cidr("10.50.0.0/16"), ipv6, None);
+    assert!(create_vpc(Some(None)).unwrap().ipv6.unwrap().is_unique_local());
+    assert_eq!(code(create_vpc(range("fe80::/56"))), "InvalidVpc.Range");
+    let vpc = create_vpc(range("2001:db8:31::/56")).unwrap();
+    let mut third = 0..;
+    let mut create = |ipv6| {
+        let cidr = cidr(&format!("10.50.{}.0/24", third.next().unwrap()));
+        networks.create_subnet(vpc.id, cidr, ipv6, None)
+    };
+    let text = |subnet: &Subnet| subnet.ipv6.unwrap().to_string();
+    assert_eq!(text(&create(range("2001:db8:31:1::/64")).unwrap()), "2001:db8:31:1::/64");
+    let subnet = create(Some(None)).unwrap();
+    assert_eq!(text(&subnet), "2001:db8:31::/64");
+    assert_eq!(text(&create(Some(None)).unwrap()), "2001:db8:31:2::/64");
+    assert_eq!(code(create(range("2001:db8:31:1::/64"))), "InvalidSubnet.Conflict");
+    assert_eq!(code(create(range("2001:db8:31::/63"))), "InvalidSubnet.Range");
+    assert_eq!(code(create(range("2001:db8:31:100::/64"))), "InvalidSubnet.Range");
+    let plain = create(None).unwrap();
+
+    let default = networks.default_subnet().unwrap();
+    let place = |subnet: &Subnet, ipv6| {
+        let placement = Placement { subnet: Some(subnet.id.to_string()), ipv6, ..Placement::default() };
+        transact(&bench.store, |tx| Networks::place(tx, &default, InstanceId::from_bits(1), &placement))
+    };
+    let at = |address: &str| Ipv6Wish::Address(address.parse().unwrap());
+    let first = place(&subnet, Ipv6Wish::Any).unwrap();
+    assert_eq!(first.ipv6.unwrap().to_string(), "2001:db8:31::4", "as its IPv4 address");
+    assert_eq!(place(&subnet, at("2001:db8:31::5")).unwrap().ipv6, Some("2001:db8:31::5".parse().unwrap()));
+    assert_eq!(place(&subnet, Ipv6Wish::None).unwrap().ipv6, None);
+    assert_eq!(code(place(&subnet, at("2001:db8:31::5"))), "InvalidIPAddress.InUse");
+    for address in ["2001:db8:31::3", "2001:db8:31:1::9", "::1"] {
+        assert_eq!(code(place(&subnet, at(address))), "InvalidParameterValue", "{address}");
+    }
+    assert_eq!(code(place(&plain, Ipv6Wish::Any)), "InvalidParameterValue", "no range");
+    transact(&bench.store, |tx| Networks::give_back(tx, &first)).unwrap();
+    assert_eq!(place(&subnet, at("2001:db8:31::4")).unwrap().ipv6, first.ipv6);
+
+    networks.apply(vpc.id).unwrap();
+    let policy = bench.policy();
+    assert!(policy.member_at("2001:db8:31::5".parse().unwrap()).is_some());
+    let member = policy.interfaces.values().find(|member| !member.ipv6.is_empty()).unwrap();
+    assert_eq!(member.host_ipv6, Some("2001:db8:31::3".parse().unwrap()));
+}
+
+#[test]
+fn ipv6_that_comes_later_lets_out_what_ipv4_does_unless_somebody_has_changed_that() {
+    let bench = Bench::new();
+    let networks = bench.networks();
+    let vpc = bench.vpc();
+    let (open, narrow) = (bench.group("open"), bench.group("narrow"));
+    let all_out = "all:0.0.0.0/0".parse().unwrap();
+    networks.revoke(narrow.id, Direction::Egress, &[all_out]).unwrap();
+    assert_eq!(code(networks.add_ipv6_to_subnet(&networks.default_subnet().unwrap().id.to_string(), None)), "InvalidParameterValue");
+    networks.add_ipv6_to_vpc(vpc, None).unwrap();
+    assert_eq!(code(networks.add_ipv6_to_vpc(vpc, None)), "InvalidParameterValue");
+    let egress = |id| {
+        let group = networks.groups().unwrap().into_iter().find(|group| group.id == id).unwrap();
+        let rules = group.rules.iter().filter(|rule| rule.direction == Direction::Egress);
+        rules.map(ToString::to_string).collect::<Vec<_>>()
+    };
+    assert_eq!(egress(open.id), ["all:0.0.0.0/0", "all:::/0"]);
+    assert_eq!(egress(narrow.id), [""; 0]);
+    assert_eq!(egress(bench.group("later").id), ["all:0.0.0.0/0", "all:::/0"]);
+    let subnet = networks.default_subnet().unwrap();
+    let subnet = networks.add_ipv6_to_subnet(&subnet.id.to_string(), None).unwrap();
+    let placement = Placement { ipv6: Ipv6Wish::Any, ..Placement::default() };
+    let placed = transact(&bench.store, |tx| {
+        Networks::place(tx, &networks.default_subnet()?, InstanceId::from_bits(1), &placement)
+    });
+    assert!(subnet.ipv6.unwrap().contains(placed.unwrap().ipv6.unwrap()));
 }
 
 #[test]
@@ -386,7 +464,7 @@ fn refused_acl_entries_change_nothing() {
 fn vpc_goes_with_its_default_acl_and_not_with_others() {
     let bench = Bench::new();
     let networks = bench.networks();
-    let vpc = networks.create_vpc("10.9.0.0/16".parse().unwrap(), None).unwrap().id;
+    let vpc = networks.create_vpc("10.9.0.0/16".parse().unwrap(), None, None).unwrap().id;
     let acl = networks.create_acl(vpc, "own").unwrap();
     assert_eq!(code(networks.delete_vpc(vpc)), "DependencyViolation");
     networks.delete_acl(acl.id).unwrap();

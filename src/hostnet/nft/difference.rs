@@ -76,6 +76,7 @@ impl Filter {
         for (set, kind) in only_in(&self.sets, &to.sets).chain(only_in(&to.sets, &self.sets)) {
             let kind = match kind {
                 SetKind::Addresses => "type ipv4_addr;",
+                SetKind::Addresses6 => "type ipv6_addr;",
                 SetKind::Ranges => "type ipv4_addr; flags interval;",
             };
             text.line(format_args!("add set inet {TABLE} {set} {{ {kind} }}"));
@@ -153,7 +154,7 @@ impl Script {
 
 #[cfg(test)]
 mod tests {
-    use std::net::Ipv4Addr;
+    use std::net::{Ipv4Addr, Ipv6Addr};
 
     use kiln_model::security::{AclEntry, Direction, Member, NetworkPolicy, Peer, Rule, SubnetAcl, Traffic};
     use kiln_model::{InterfaceId, MacAddr, PrefixListId, SecurityGroupId, SecurityGroupRuleId, SubnetId};
@@ -174,8 +175,10 @@ mod tests {
         let member = Member {
             mac: MacAddr::new([2, 0, 0, 0, 0, last]),
             addresses: vec![Ipv4Addr::new(10, 0, 0, last)],
+            ipv6: vec![],
             groups: groups.iter().map(|n| group(*n)).collect(),
             host: None,
+            host_ipv6: None,
             source_dest_check: true,
             connections: 100,
         };
@@ -207,6 +210,12 @@ mod tests {
         let sets: Vec<_> = edits.add.iter().map(|(place, _)| place.set.as_str()).collect();
         assert_eq!((sets, edits.remove.len()), (vec!["m_000000000002", "src4", "arp4"], 0));
         assert_eq!(edits.rewrite, []);
+        let mut dual = one.clone();
+        dual.interfaces.get_mut(&InterfaceId::from_bits(5)).unwrap().ipv6 = vec!["fd00::5".parse().unwrap()];
+        let to = Filter::of(&dual);
+        let edits = from.edits(&to).unwrap();
+        let sets: Vec<_> = edits.add.iter().map(|(place, _)| place.set.as_str()).collect();
+        assert_eq!((sets, edits.remove.len()), (vec!["m6_000000000002", "src6"], 0));
         other.groups.insert(group(1), vec![]);
         assert_eq!(from.edits(&Filter::of(&other)), None, "a set goes");
     }
@@ -223,14 +232,14 @@ mod tests {
         let chains: Vec<_> = edits.append.iter().map(|(chain, lines)| (*chain, lines.len())).collect();
         assert_eq!(
             chains,
-            [("grp_000000000005_in", 1), ("grp_000000000005_out", 1), ("sg_000000000001_in", 1)]
+            [("grp_000000000005_in", 1), ("grp_000000000005_out", 1), ("sg_000000000001_in", 2)]
         );
         assert_eq!((edits.new_counters, edits.rewrite), (vec!["r_000000000008"], vec![]));
         let back = to.edits(&from).unwrap();
         let chains: Vec<_> = back.rewrite.iter().map(|(chain, lines)| (*chain, lines.len())).collect();
         assert_eq!(
             chains,
-            [("grp_000000000005_in", 1), ("grp_000000000005_out", 1), ("sg_000000000001_in", 1)]
+            [("grp_000000000005_in", 1), ("grp_000000000005_out", 1), ("sg_000000000001_in", 2)]
         );
     }
 
@@ -248,6 +257,7 @@ mod tests {
                 "add counter inet kiln r_000000000009",
                 "flush chain inet kiln sg_000000000002_out",
                 "add rule inet kiln sg_000000000002_out ip daddr @m_000000000002 counter name \"r_000000000009\" accept",
+                "add rule inet kiln sg_000000000002_out ip6 daddr @m6_000000000002 counter name \"r_000000000009\" accept",
             ]
         );
     }
@@ -269,7 +279,7 @@ mod tests {
         let groups = proptest::collection::btree_map(1..6u64, rules, 0..5);
         let member = (
             proptest::collection::btree_set(1..7u64, 1..3),
-            proptest::collection::vec(0..3u8, 1..3),
+            (proptest::collection::vec(0..3u8, 1..3), 0..3u16),
             any::<bool>(),
             any::<bool>(),
         );
@@ -283,7 +293,8 @@ mod tests {
                 // Of the interfaces' primary addresses, 10.0.0.1 to 10.0.0.4, some are in the one, some
                 // in the other, and some in none.
                 let cidr = format!("10.0.0.{}/{}", 2 * n, if wide { 31 } else { 32 }).parse().unwrap();
-                (SubnetId::from_bits(n.into()), SubnetAcl { cidr, entries })
+                let ipv6 = wide.then(|| "fd00::/64".parse().unwrap());
+                (SubnetId::from_bits(n.into()), SubnetAcl { cidr, ipv6, entries })
             });
             let groups = groups.into_iter().map(|(n, rules)| {
                 let numbered = rules.into_iter().enumerate().map(|(k, (direction, traffic, peer))| {
@@ -291,9 +302,11 @@ mod tests {
                 });
                 (group(n), numbered.collect())
             });
-            let interfaces = interfaces.into_iter().map(|(last, (groups, more, host, check))| {
+            let interfaces = interfaces.into_iter().map(|(last, (groups, (more, ipv6), host, check))| {
                 let groups: Vec<_> = groups.into_iter().collect();
                 let (id, mut member) = member_with(last, &groups, host, check);
+                let last6 = u16::from(last);
+                member.ipv6.extend((0..ipv6).map(|k| Ipv6Addr::new(0xfd00, 0, 0, k, 0, 0, 0, last6)));
                 member.addresses.extend(more.into_iter().map(|k| Ipv4Addr::new(10, 0, 1 + k, last)));
                 (id, member)
             });
@@ -312,8 +325,9 @@ mod tests {
 
     fn member_with(last: u8, groups: &[u64], host: bool, check: bool) -> (InterfaceId, Member) {
         let (id, member) = member(last, groups);
+        let host_ipv6 = host.then_some(Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 0, 3));
         let host = host.then_some(Ipv4Addr::new(10, 0, 0, 3));
-        (id, Member { host, source_dest_check: check, ..member })
+        (id, Member { host, host_ipv6, source_dest_check: check, ..member })
     }
 
     proptest! {

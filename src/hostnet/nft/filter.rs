@@ -3,14 +3,14 @@
 //!
 //! ```text
 //!  eni_in[tap] ─▶ eni_…_in: allowance ─▶ grp_…_in ─▶ sg_…_in: one rule per rule of the group
-//!                 (never rewritten)      (its groups)    ip saddr @m_…   members of another group
+//!                 (never rewritten)      (its groups)    ip saddr @m_…, ip6 saddr @m6_…: members of another group
 //! ```
-//! A rule of a group is one rule here, with a named counter, so that counts survive when its chain
-//! is written anew. Names derive from ids. Groups without interfaces here are left out.
+//! A rule of a group is one rule here, or one per address family, with a named counter, so that counts
+//! survive when its chain is written anew. Names derive from ids. Groups without interfaces here are left out.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 
 use kiln_model::security::{Direction, Member, NetworkPolicy, Peer, Rule};
 use kiln_model::{InterfaceId, Ipv4Cidr, MacAddr, PrefixListId, SecurityGroupId, SubnetId};
@@ -36,13 +36,13 @@ pub(crate) enum Element {
     /// A tap and its hardware address.
     TapMac(String, MacAddr),
     /// A tap, its hardware address and one of its addresses.
-    Source(String, MacAddr, Ipv4Addr),
+    Source(String, MacAddr, IpAddr),
     /// Tap to the name of a counter.
     Counter(String, String),
     /// Tap to the name of a chain.
     Chain(String, String),
     /// A member of a group.
-    Address(Ipv4Addr),
+    Address(IpAddr),
     /// A range of a prefix list.
     Range(Ipv4Cidr),
 }
@@ -60,6 +60,7 @@ pub(crate) struct Place {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum SetKind {
     Addresses,
+    Addresses6,
     Ranges,
 }
 
@@ -148,6 +149,10 @@ fn members_in(policy: &NetworkPolicy, range: Ipv4Cidr) -> impl Iterator<Item = I
 
 pub(super) fn member_set(group: SecurityGroupId) -> String {
     format!("m_{}", group.short())
+}
+
+pub(super) fn member_set6(group: SecurityGroupId) -> String {
+    format!("m6_{}", group.short())
 }
 
 pub(super) fn prefix_set(list: PrefixListId) -> String {
@@ -249,7 +254,7 @@ impl Filter {
             let elsewhere =
                 |group: &&SecurityGroupId| uses.members.contains(*group) && !scope.members.contains(*group);
             for group in member.groups.iter().filter(elsewhere) {
-                filter.add_members(*group, &member.addresses);
+                filter.add_members(*group, member);
             }
         }
         for group in scope.groups.intersection(&uses.groups) {
@@ -263,8 +268,9 @@ impl Filter {
         }
         for group in scope.members.intersection(&uses.members) {
             filter.sets.insert(member_set(*group), SetKind::Addresses);
+            filter.sets.insert(member_set6(*group), SetKind::Addresses6);
             let members = policy.interfaces.values().filter(|member| member.groups.contains(group));
-            members.for_each(|member| filter.add_members(*group, &member.addresses));
+            members.for_each(|member| filter.add_members(*group, member));
         }
         for list in scope.lists.intersection(&uses.lists) {
             let set = prefix_set(*list);
@@ -291,9 +297,14 @@ impl Filter {
             self.element(family, "enis", Element::Tap(tap()));
             self.element(family, "spoof_by", Element::Counter(tap(), spoof_counter(id)));
         }
-        for address in &member.addresses {
-            self.element(Family::Inet, "src4", Element::Source(tap(), member.mac, *address));
-            self.element(Family::Arp, "arp4", Element::Source(tap(), member.mac, *address));
+        for address in member.all_addresses() {
+            let source = Element::Source(tap(), member.mac, address);
+            if address.is_ipv4() {
+                self.element(Family::Inet, "src4", source.clone());
+                self.element(Family::Arp, "arp4", source);
+            } else {
+                self.element(Family::Inet, "src6", source);
+            }
         }
         if !member.source_dest_check {
             self.element(Family::Inet, "nochk", Element::TapMac(tap(), member.mac));
@@ -306,10 +317,13 @@ impl Filter {
             let counter = allowance_counter(id);
             let allowance = Line::Allowance { direction, connections: member.connections, counter };
             self.chains.insert(chain, vec![allowance, Line::Jump(groups.clone())]);
-            let host = member.host.filter(|_| direction == Direction::Ingress);
+            let ingress = direction == Direction::Ingress;
+            let host = member.host.filter(|_| ingress);
             let host = host.and_then(|host| Line::from_host(host, host_counter(id)));
+            let host6 = member.host_ipv6.filter(|_| ingress);
+            let host6 = host6.and_then(|host| Line::from_host_ipv6(host, host_counter(id)));
             let jumps = member.groups.iter().map(|group| Line::Jump(group_chain(*group, direction)));
-            self.chains.insert(groups, host.into_iter().chain(jumps).collect());
+            self.chains.insert(groups, host.into_iter().chain(host6).chain(jumps).collect());
         }
     }
 
@@ -323,10 +337,10 @@ impl Filter {
         }
     }
 
-    fn add_members(&mut self, group: SecurityGroupId, addresses: &[Ipv4Addr]) {
-        let set = member_set(group);
-        for address in addresses {
-            self.element(Family::Inet, &set, Element::Address(*address));
+    fn add_members(&mut self, group: SecurityGroupId, member: &Member) {
+        for address in member.all_addresses() {
+            let set = if address.is_ipv4() { member_set(group) } else { member_set6(group) };
+            self.element(Family::Inet, &set, Element::Address(address));
         }
     }
 
@@ -336,9 +350,11 @@ impl Filter {
             let mut lines = Vec::new();
             for rule in rules.iter().filter(|rule| rule.direction == direction) {
                 let counter = rule_counter(rule);
-                let Some(line) = Line::of_rule(rule, policy, counter.clone()) else { continue };
-                lines.push(line);
-                self.counters.insert((Family::Inet, counter));
+                let of_rule = Line::of_rule(rule, policy, &counter);
+                if !of_rule.is_empty() {
+                    lines.extend(of_rule);
+                    self.counters.insert((Family::Inet, counter));
+                }
             }
             self.chains.insert(group_chain(group, direction), lines);
         }

@@ -3,7 +3,7 @@
 //! Translation is here and not in the VPC's namespace, so that the rules of interfaces see what the
 //! guest sees: an instance that talks to another through a public address is seen with its own.
 
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 
 use crate::names::{GATEWAY_VPC, GATEWAY_WAN, TABLE};
 
@@ -35,6 +35,29 @@ table ip {TABLE} {{
     iifname \"{GATEWAY_VPC}\" oifname \"{GATEWAY_WAN}\" accept
     # Only the host itself: what it forwards for others has other sources, and its own filter drops it.
     iifname \"{GATEWAY_WAN}\" oifname \"{GATEWAY_VPC}\" ip saddr {host} accept
+  }}
+}}
+"
+    )
+}
+
+/// As [`base`], over IPv6: nothing is translated. `host`: the host's address in the VPC. `routed`: other
+/// networks have a route to the VPC, so that what the host lets through comes in.
+pub(crate) fn base_ipv6(host: Ipv6Addr, routed: bool) -> String {
+    let from = if routed { String::new() } else { format!("ip6 saddr {host} ") };
+    format!(
+        "create table ip6 {TABLE}
+table ip6 {TABLE} {{
+  chain input {{
+    type filter hook input priority 0; policy drop;
+    iifname \"lo\" accept
+    icmpv6 type {{ nd-neighbor-solicit, nd-neighbor-advert }} accept
+  }}
+  chain forwarding {{
+    type filter hook forward priority 0; policy drop;
+    ct state vmap {{ established : accept, related : accept, invalid : drop }}
+    iifname \"{GATEWAY_VPC}\" oifname \"{GATEWAY_WAN}\" accept
+    iifname \"{GATEWAY_WAN}\" oifname \"{GATEWAY_VPC}\" {from}accept
   }}
 }}
 "

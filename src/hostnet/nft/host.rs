@@ -1,6 +1,8 @@
 //! What the host's own namespace needs: translation for what instances send out, and no way in for
 //! what the host would forward to them.
 
+use std::net::Ipv6Addr;
+
 use crate::names::{HOST_LINK_PREFIX, TABLE};
 
 /// Everything of the host. `only_ours`: forwarding was off before us, so it stays off for all others.
@@ -8,7 +10,7 @@ pub(crate) fn base(only_ours: bool) -> String {
     let links = format!("\"{HOST_LINK_PREFIX}*\"");
     let others = if only_ours {
         format!(
-            "    iifname != {links} ct state vmap {{ established : accept, related : accept }}\n    iifname != {links} counter drop\n"
+            "    iifname != {links} ct state vmap {{ established : accept, related : accept }}\n    iifname != {links} meta nfproto ipv4 counter drop\n"
         )
     } else {
         String::new()
@@ -35,18 +37,48 @@ table inet {TABLE} {{
     type filter hook forward priority 0; policy accept;
     oifname {links} ct state vmap {{ established : accept, related : accept }}
     oifname {links} ip daddr @public accept
-    oifname {links} counter drop
+    oifname {links} meta nfproto ipv4 counter drop
 {others}  }}
   chain post {{
     type nat hook postrouting priority srcnat; policy accept;
-    iifname {links} oifname != {links} masquerade
+    iifname {links} oifname != {links} meta nfproto ipv4 masquerade
   }}
 }}
 "
     )
 }
 
+/// What is added to the above for VPCs with IPv6. `only_ours`: as above, for IPv6. Unique local addresses
+/// mean nothing beyond this host, so they leave it under the host's own; others are routed as they are.
+pub(crate) fn base_ipv6(only_ours: bool) -> String {
+    let links = format!("\"{HOST_LINK_PREFIX}*\"");
+    let others = if only_ours { format!("    iifname != {links} counter drop\n") } else { String::new() };
+    format!(
+        "create table ip6 {TABLE}
+table ip6 {TABLE} {{
+  # Addresses of instances that other networks have a route to.
+  set routed {{ type ipv6_addr; }}
+  chain forwarding {{
+    type filter hook forward priority 0; policy accept;
+    ct state vmap {{ established : accept, related : accept }}
+    oifname {links} ip6 daddr @routed accept
+    oifname {links} counter drop
+{others}  }}
+  chain post {{
+    type nat hook postrouting priority srcnat; policy accept;
+    iifname {links} oifname != {links} ip6 saddr fc00::/7 masquerade
+  }}
+}}
+"
+    )
+}
+
+/// An instance's address that other networks have a route to comes or, with `add` and `delete`, goes.
+pub(crate) fn routed(address: Ipv6Addr, verbs: &[&str]) -> String {
+    verbs.iter().map(|verb| format!("{verb} element ip6 {TABLE} routed {{ {address} }}\n")).collect()
+}
+
 /// Removes it, whether or not it is there.
 pub(crate) fn remove() -> String {
-    format!("table inet {TABLE}\ndelete table inet {TABLE}\n")
+    ["inet", "ip6"].map(|family| format!("table {family} {TABLE}\ndelete table {family} {TABLE}\n")).concat()
 }

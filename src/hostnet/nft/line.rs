@@ -7,14 +7,14 @@
 //! ```
 
 use std::fmt;
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 
 use kiln_model::security::{
     AclEntry, Direction, IcmpMatch, NetworkPolicy, Peer, PortRange, Rule, SubnetAcl, Traffic,
 };
 use kiln_model::{Ipv4Cidr, Ipv6Cidr};
 
-use super::filter::{member_set, prefix_set};
+use super::filter::{member_set, member_set6, prefix_set};
 use crate::names::UPLINK;
 
 /// Parts that the conversations of an interface are counted in, each up to its share of the allowance
@@ -37,6 +37,8 @@ pub(crate) enum Line {
     /// Leaves the list: the other end is in the same subnet, and not the host, whose address may be of
     /// the same range.
     SameSubnet { direction: Direction, subnet: Ipv4Cidr },
+    /// As above, over IPv6.
+    SameSubnet6 { direction: Direction, subnet: Ipv6Cidr },
     /// What an entry of a network ACL says.
     AclEntry { matching: Match, allow: bool },
     /// Drops and counts the rest.
@@ -72,6 +74,8 @@ pub(crate) enum PeerMatch {
     Ipv6(Ipv6Cidr),
     /// IPv4 addresses in a set.
     Set(String),
+    /// IPv6 addresses in a set.
+    Set6(String),
 }
 
 impl Line {
@@ -82,20 +86,37 @@ impl Line {
         Some(Line::Allow(Allow { matching, counter }))
     }
 
-    /// What a rule of a group says; `None` for what can match nothing, such as ICMPv6 from an IPv4
-    /// address.
-    pub fn of_rule(rule: &Rule, policy: &NetworkPolicy, counter: String) -> Option<Self> {
-        if !matches_anything(rule, policy) {
-            return None;
-        }
-        let peer = match rule.peer {
-            Peer::Ipv4(range) => PeerMatch::Ipv4(range),
-            Peer::Ipv6(range) => PeerMatch::Ipv6(range),
-            Peer::Group(group) => PeerMatch::Set(member_set(group)),
-            Peer::PrefixList(list) => PeerMatch::Set(prefix_set(list)),
-        };
-        let matching = Match { direction: rule.direction, peer, traffic: rule.traffic };
+    /// As [`Line::from_host`], over IPv6.
+    pub fn from_host_ipv6(host: Ipv6Addr, counter: String) -> Option<Self> {
+        let peer = PeerMatch::Ipv6(Ipv6Cidr::containing(host, 128)?);
+        let matching = Match { direction: Direction::Ingress, peer, traffic: Traffic::All };
         Some(Line::Allow(Allow { matching, counter }))
+    }
+
+    /// What a rule of a group says: a line for each family, and none for what can match nothing, such as
+    /// ICMPv6 from an IPv4 address.
+    pub fn of_rule(rule: &Rule, policy: &NetworkPolicy, counter: &str) -> Vec<Self> {
+        if !matches_anything(rule, policy) {
+            return Vec::new();
+        }
+        let peers = match rule.peer {
+            Peer::Ipv4(range) => vec![PeerMatch::Ipv4(range)],
+            Peer::Ipv6(range) => vec![PeerMatch::Ipv6(range)],
+            Peer::Group(group) => {
+                vec![PeerMatch::Set(member_set(group)), PeerMatch::Set6(member_set6(group))]
+            }
+            Peer::PrefixList(list) => vec![PeerMatch::Set(prefix_set(list))],
+        };
+        let possible = |peer: &PeerMatch| match rule.traffic {
+            Traffic::Icmp(_) => matches!(peer, PeerMatch::Ipv4(_) | PeerMatch::Set(_)),
+            Traffic::Icmpv6(_) => matches!(peer, PeerMatch::Ipv6(_) | PeerMatch::Set6(_)),
+            _ => true,
+        };
+        let line = |peer| {
+            let matching = Match { direction: rule.direction, peer, traffic: rule.traffic };
+            Line::Allow(Allow { matching, counter: counter.to_owned() })
+        };
+        peers.into_iter().filter(possible).map(line).collect()
     }
 
     /// The list of a subnet in one direction.
@@ -110,7 +131,12 @@ impl Line {
             possible.then_some(Line::AclEntry { matching, allow: entry.allow })
         };
         let first = Line::SameSubnet { direction, subnet: subnet.cidr };
-        std::iter::once(first).chain(entries.into_iter().filter_map(line)).chain([Line::AclEnd]).collect()
+        let second = subnet.ipv6.map(|subnet| Line::SameSubnet6 { direction, subnet });
+        std::iter::once(first)
+            .chain(second)
+            .chain(entries.into_iter().filter_map(line))
+            .chain([Line::AclEnd])
+            .collect()
     }
 }
 
@@ -119,8 +145,8 @@ pub(crate) fn matches_anything(rule: &Rule, policy: &NetworkPolicy) -> bool {
     match (rule.peer, rule.traffic) {
         (Peer::Ipv6(_), Traffic::Icmp(_)) => false,
         (Peer::Ipv6(_), _) => true,
-        (_, Traffic::Icmpv6(_)) => false,
         (Peer::Group(group), _) => policy.groups.contains_key(&group),
+        (_, Traffic::Icmpv6(_)) => false,
         (Peer::Ipv4(_) | Peer::PrefixList(_), _) => true,
     }
 }
@@ -143,6 +169,12 @@ impl fmt::Display for Line {
             }
             Line::SameSubnet { direction: Direction::Ingress, subnet } => {
                 write!(f, "iifname != \"{UPLINK}\" ip saddr {subnet} accept")
+            }
+            Line::SameSubnet6 { direction: Direction::Egress, subnet } => {
+                write!(f, "oifname != \"{UPLINK}\" ip6 daddr {subnet} accept")
+            }
+            Line::SameSubnet6 { direction: Direction::Ingress, subnet } => {
+                write!(f, "iifname != \"{UPLINK}\" ip6 saddr {subnet} accept")
             }
             Line::Allowance { direction, connections, counter } => {
                 let share = connections / CONVERSATION_BUCKETS;
@@ -174,6 +206,7 @@ impl fmt::Display for Match {
             PeerMatch::Ipv4(range) => write!(f, "ip {end} {range}")?,
             PeerMatch::Ipv6(range) => write!(f, "ip6 {end} {range}")?,
             PeerMatch::Set(set) => write!(f, "ip {end} @{set}")?,
+            PeerMatch::Set6(set) => write!(f, "ip6 {end} @{set}")?,
         }
         match self.traffic {
             Traffic::All => {}
@@ -218,7 +251,7 @@ mod tests {
         let policy = NetworkPolicy::default();
         let text = |direction, traffic, peer: &str| {
             let peer = peer.parse().map_or_else(|_| Peer::Ipv6(peer.parse().unwrap()), Peer::Ipv4);
-            let line = Line::of_rule(&rule(direction, traffic, peer), &policy, "r".to_owned())?;
+            let line = Line::of_rule(&rule(direction, traffic, peer), &policy, "r").pop()?;
             Some(line.to_string().strip_suffix(" counter name \"r\" accept").unwrap().to_owned())
         };
         use Direction::{Egress, Ingress};
@@ -236,6 +269,29 @@ mod tests {
         assert_eq!(text(Ingress, ping, "0.0.0.0/0").unwrap(), "meta nfproto ipv4 icmp type 8 icmp code 0");
         assert_eq!(text(Ingress, ping, "::/0"), None, "no such packets");
         let stale = rule(Ingress, Traffic::All, Peer::Group(SecurityGroupId::from_bits(9)));
-        assert_eq!(Line::of_rule(&stale, &policy, String::new()), None);
+        assert_eq!(Line::of_rule(&stale, &policy, ""), []);
+    }
+
+    #[test]
+    fn members_of_a_group_are_looked_up_by_family() {
+        let group = SecurityGroupId::from_bits(9);
+        let policy = NetworkPolicy { groups: [(group, vec![])].into(), ..NetworkPolicy::default() };
+        let text = |traffic| {
+            let lines = Line::of_rule(&rule(Direction::Ingress, traffic, Peer::Group(group)), &policy, "r");
+            lines.iter().map(ToString::to_string).collect::<Vec<_>>()
+        };
+        let end = "counter name \"r\" accept";
+        assert_eq!(
+            text(traffic("tcp", 22, 22)),
+            [
+                format!("ip saddr @m_000000000009 tcp dport 22 {end}"),
+                format!("ip6 saddr @m6_000000000009 tcp dport 22 {end}")
+            ]
+        );
+        assert_eq!(text(traffic("icmp", 8, 0)).len(), 1);
+        assert_eq!(
+            text(traffic("icmpv6", 128, 0)),
+            [format!("ip6 saddr @m6_000000000009 icmpv6 type 128 icmpv6 code 0 {end}")]
+        );
     }
 }

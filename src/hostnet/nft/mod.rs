@@ -23,8 +23,10 @@ pub(crate) use difference::Edits;
 pub(crate) use filter::{
     Element, Family, Filter, Place, allowance_counter, host_counter, rule_counter, spoof_counter,
 };
-pub(crate) use gateway::base as gateway_base;
-pub(crate) use host::{base as host_base, remove as host_remove};
+pub(crate) use gateway::{base as gateway_base, base_ipv6 as gateway_base_ipv6};
+pub(crate) use host::{
+    base as host_base, base_ipv6 as host_base_ipv6, remove as host_remove, routed as host_routed,
+};
 #[cfg(test)]
 pub(crate) use line::Match;
 pub(crate) use line::{Allow, Line, PeerMatch};

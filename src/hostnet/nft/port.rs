@@ -1,8 +1,8 @@
 //! Filter of one tap, before all others: kinds of frames, and how much.
 //!
 //! It is in a chain of its own on the tap, the first thing that a frame meets in the host. What
-//! floods costs least here, and what is neither IPv4 nor ARP (IPv6, VLAN tags, anything else) ends
-//! here, counted. The VMM has limits of its own; these hold for one that a guest has taken over.
+//! floods costs least here, and what is neither IPv4 nor ARP (IPv6 where the interface has none, VLAN
+//! tags, anything else) ends here, counted. The VMM has limits of its own; these hold for one that a guest has taken over.
 
 use kiln_model::InterfaceId;
 
@@ -47,16 +47,17 @@ fn chain(interface: InterfaceId) -> String {
 }
 
 /// Makes the filter. The tap must be there.
-pub(crate) fn make(interface: InterfaceId, rate: Rate) -> String {
+pub(crate) fn make(interface: InterfaceId, ipv6: bool, rate: Rate) -> String {
     let (kind, over) = (kind_counter(interface), rate_counter(interface));
     let (chain, tap, Rate { packets, burst }) = (chain(interface), names::tap(interface), rate);
+    let kinds = if ipv6 { "ip, ip6, arp" } else { "ip, arp" };
     format!(
         "add table netdev {TABLE}
 add counter netdev {TABLE} {kind}
 add counter netdev {TABLE} {over}
 add chain netdev {TABLE} {chain} {{ type filter hook ingress device \"{tap}\" priority -500; policy accept; }}
 flush chain netdev {TABLE} {chain}
-add rule netdev {TABLE} {chain} ether type != {{ ip, arp }} counter name \"{kind}\" drop
+add rule netdev {TABLE} {chain} ether type != {{ {kinds} }} counter name \"{kind}\" drop
 add rule netdev {TABLE} {chain} limit rate over {packets}/second burst {burst} packets counter name \"{over}\" drop
 add rule netdev {TABLE} {chain} limit rate over {MEGABYTES_PER_SECOND} mbytes/second burst {BURST_MEGABYTES} mbytes counter name \"{over}\" drop
 "

@@ -9,7 +9,9 @@
 //! it enters (`acl_egress`, `acl_ingress`), where a subnet has any: they know no conversations.
 //!
 //! Both base chains must accept, so traffic between two interfaces meets both ends' rules. An
-//! interface that is in no map is not forwarded at all. The chains of interfaces and groups, and what
+//! interface that is in no map is not forwarded at all. Neighbour discovery, router advertisements and
+//! DHCPv6 are answered in the VMM: the kernel knows all neighbours, takes none of these from a tap and
+//! says none of them. The chains of interfaces and groups, and what
 //! is in sets and maps, are in [`super::filter`].
 
 use super::line::CONVERSATION_BUCKETS;
@@ -23,6 +25,7 @@ table inet {TABLE} {{
   # Taps of interfaces, and which source addresses each may use.
   set enis {{ type ifname; }}
   set src4 {{ typeof iifname . ether saddr . ip saddr; }}
+  set src6 {{ typeof iifname . ether saddr . ip6 saddr; }}
   # Interfaces without source/destination check.
   set nochk {{ typeof iifname . ether saddr; }}
   counter spoof {{ }}
@@ -42,8 +45,12 @@ table inet {TABLE} {{
   # Before defragmentation (-400) and conntrack (-200).
   chain antispoof {{
     type filter hook prerouting priority -450; policy accept;
+    # Whoever comes from outside with an address of the VPC does not come in: groups go by addresses. For
+    # IPv4 the route filter of the link sees to it.
+    iifname \"{UPLINK}\" ip6 saddr != fe80::/10 fib saddr oifname != \"{UPLINK}\" counter name spoof drop
     iifname != @enis accept
     iifname . ether saddr . ip saddr @src4 accept
+    iifname . ether saddr . ip6 saddr @src6 accept
     iifname . ether saddr @nochk accept
     counter name iifname map @spoof_by
     counter name spoof drop
@@ -53,6 +60,13 @@ table inet {TABLE} {{
   chain input {{
     type filter hook input priority 0; policy drop;
     iifname \"lo\" accept
+    # Neighbours on the link to the gateway.
+    iifname \"{UPLINK}\" icmpv6 type {{ nd-neighbor-solicit, nd-neighbor-advert }} accept
+  }}
+  # Memberships of multicast groups and the like stay here.
+  chain output {{
+    type filter hook output priority 0; policy accept;
+    oifname @enis ip6 daddr ff00::/8 drop
   }}
 
   chain acl_egress {{
@@ -67,8 +81,10 @@ table inet {TABLE} {{
     type filter hook forward priority 0; policy drop;
     ct state vmap {{ established : accept, related : accept, invalid : drop }}
     meta mark set jhash ip saddr . ip daddr . th sport . th dport mod {CONVERSATION_BUCKETS}
+    meta mark set jhash ip6 saddr . ip6 daddr . th sport . th dport mod {CONVERSATION_BUCKETS}
     iifname \"{UPLINK}\" accept
     ip daddr 169.254.0.0/16 counter drop
+    ip6 daddr {{ fe80::/10, fd00:ec2::/32, ff00::/8 }} counter drop
     iifname vmap @eni_out
     counter name deny_out
   }}

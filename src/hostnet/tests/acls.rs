@@ -9,17 +9,19 @@ mod support;
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, SocketAddrV4, TcpStream};
 
-use kiln_model::SubnetId;
 use kiln_model::security::{AclEntry, Direction, SubnetAcl, Traffic};
-use support::packets::{World, all_out, ingress};
-use support::{inside, on_own_host};
+use kiln_model::{Ipv4Cidr, Ipv6Cidr, SubnetId};
+use support::packets::{World, all_out, all_out_ipv6, ingress};
+use support::{inside, ipv6, on_own_host};
 
 const PORT: u16 = 7777;
 
 fn subnet(world: &mut World, range: &str, entries: Vec<AclEntry>) {
-    let cidr = range.parse().unwrap();
+    let cidr: Ipv4Cidr = range.parse().unwrap();
+    // IPv6 addresses end as those of IPv4 do.
+    let ipv6 = Ipv6Cidr::containing(ipv6(cidr_last(range)), 96 + cidr.prefix_len());
     let id = SubnetId::from_bits(u64::from(cidr_last(range)));
-    world.policy.subnets.insert(id, SubnetAcl { cidr, entries });
+    world.policy.subnets.insert(id, SubnetAcl { cidr, ipv6, entries });
     world.apply();
 }
 
@@ -38,7 +40,8 @@ fn with(entry: AclEntry) -> Vec<AclEntry> {
 
 fn open_world(lasts: &[u8]) -> World {
     let mut world = World::new(lasts);
-    world.set_rules(1, vec![ingress("all 0-0 0.0.0.0/0"), all_out()]);
+    let open = ["0.0.0.0/0", "::/0"].map(|range| ingress(&format!("all 0-0 {range}")));
+    world.set_rules(1, [&open[..], &[all_out(), all_out_ipv6()]].concat());
     lasts.iter().for_each(|last| world.join(*last, &[1]));
     world.apply();
     world
@@ -53,6 +56,8 @@ fn lists_hold_at_the_edge_of_the_subnet_alone() {
         assert!(!world.tcp(8, 4, 22), "from another subnet");
         assert!(world.tcp(8, 4, 23));
         assert!(world.tcp(5, 4, 22), "inside of the subnet");
+        assert!(!world.tcp_ipv6(8, 4, 23) && !world.tcp_ipv6(4, 8, 23), "no entry lets IPv6 pass");
+        assert!(world.tcp_ipv6(5, 4, 22), "inside of the subnet nobody is asked");
         assert!(world.tcp(4, 8, 22), "out of it");
         let outbound = with(deny(1, Direction::Egress, 22, 22, "172.31.0.8/32"));
         subnet(&mut world, "172.31.0.4/30", outbound);

@@ -5,12 +5,14 @@
 mod support;
 
 use std::io::{Read, Write};
-use std::net::{Ipv4Addr, SocketAddrV4, TcpStream};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddrV4, TcpStream};
 use std::time::Duration;
 
 use kiln_model::security::{Message, Packet};
-use support::packets::{World, all_out, allow, ethernet, ingress, ipv4};
-use support::{QUIET, host_state, inside, on_own_host};
+use support::packets::{
+    World, all_out, all_out_ipv6, allow, ethernet, ingress, ipv4, ipv6_header, ipv6_packet,
+};
+use support::{HOST_IPV6, QUIET, host_state, inside, ipv6, on_own_host};
 
 const GATEWAY: &str = "kiln-000000000001-gw";
 const OUTSIDE: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 7);
@@ -329,13 +331,16 @@ fn forbidden(world: &World) -> Vec<(&'static str, &'static str, Vec<u8>)> {
     let mut later = fragment.clone();
     later[6..8].copy_from_slice(&[0, 1]);
     redo(&mut later);
-    // Router advertisement, neighbour advertisement, DHCPv6 server: IPv6 is not routed at all.
-    let mut ra = vec![0x60, 0, 0, 0, 0, 8, 58, 255];
-    ra.extend([0xfe, 0x80, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1]);
-    ra.extend([0xff, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1]);
-    ra.extend([134, 0, 0, 0, 0, 0, 0, 0]);
-    let mut na = ra.clone();
-    na[40] = 136;
+    let ip6 = |source: Ipv6Addr, destination, message| ipv6_packet(1, (source, destination), message, 547);
+    let link = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 1);
+    let all_nodes = Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 1);
+    let discovery = |source, kind| ip6(source, all_nodes, Message::Icmpv6 { kind, code: 0 });
+    let forged6 = |source| ethernet(router, own, 0x86dd, &ip6(source, ipv6(5), udp(9)));
+    // A fragment header: UDP follows, this is the first of several; then a later one.
+    let fragment6 = |offset| {
+        let payload = [&[17, 0, 0, offset, 0, 0, 0, 7][..], &[0, 9, 0, 9, 0, 8, 0, 0]].concat();
+        ethernet(router, own, 0x86dd, &ipv6_header(1, (ipv6(5), ipv6(5)), 44, &payload))
+    };
     vec![
         ("foreign MAC", "ip", ethernet(router, neighbour, 0x0800, &good)),
         (
@@ -361,8 +366,32 @@ fn forbidden(world: &World) -> Vec<(&'static str, &'static str, Vec<u8>)> {
         ("ARP with a foreign MAC", "arp", ethernet([0xff; 6], own, 0x0806, &arp_mac)),
         ("VLAN", "kind", ethernet(router, own, 0x8100, &tagged)),
         ("two VLANs", "kind", ethernet(router, own, 0x88a8, &[&[0, 9, 0x81, 0][..], &tagged].concat())),
-        ("router advertisement", "kind", ethernet([0x33, 0x33, 0, 0, 0, 1], own, 0x86dd, &ra)),
-        ("neighbour advertisement", "kind", ethernet([0x33, 0x33, 0, 0, 0, 1], own, 0x86dd, &na)),
+        (
+            "router advertisement",
+            "ip",
+            ethernet([0x33, 0x33, 0, 0, 0, 1], own, 0x86dd, &discovery(link, 134)),
+        ),
+        ("router solicitation", "ip", ethernet([0x33, 0x33, 0, 0, 0, 2], own, 0x86dd, &discovery(link, 133))),
+        (
+            "neighbour advertisement",
+            "ip",
+            ethernet([0x33, 0x33, 0, 0, 0, 1], own, 0x86dd, &discovery(link, 136)),
+        ),
+        ("neighbour's claim", "ip", ethernet(router, own, 0x86dd, &discovery(ipv6(5), 136))),
+        ("probe", "ip", ethernet(router, own, 0x86dd, &discovery(Ipv6Addr::UNSPECIFIED, 135))),
+        (
+            "DHCPv6 server",
+            "ip",
+            ethernet([0x33, 0x33, 0, 1, 0, 2], own, 0x86dd, &ip6(link, all_nodes, udp(546))),
+        ),
+        ("foreign MAC over IPv6", "ip", ethernet(router, neighbour, 0x86dd, &ip6(ipv6(4), ipv6(5), udp(9)))),
+        ("neighbour's IPv6 address", "ip", forged6(ipv6(5))),
+        ("router's IPv6 address", "ip", forged6(ipv6(1))),
+        ("host's IPv6 address", "ip", forged6(HOST_IPV6)),
+        ("outside IPv6 address", "ip", forged6("2001:db8::7".parse().unwrap())),
+        ("link-local address", "ip", forged6(link)),
+        ("first fragment over IPv6", "ip", fragment6(1)),
+        ("later fragment over IPv6", "ip", fragment6(8)),
         ("unknown kind", "kind", ethernet([0xff; 6], own, 0x1234, &good)),
     ]
 }
@@ -372,7 +401,8 @@ fn nothing_forged_reaches_a_neighbour_and_all_of_it_is_counted() {
     on_own_host(|| {
         let mut world = World::new(&[4, 5]);
         // Open to all, so that only the forgery keeps it out.
-        world.set_rules(1, vec![ingress("all 0-0 0.0.0.0/0"), all_out()]);
+        let open = ["0.0.0.0/0", "::/0"].map(|range| ingress(&format!("all 0-0 {range}")));
+        world.set_rules(1, [&open[..], &[all_out(), all_out_ipv6()]].concat());
         world.join(4, &[1]);
         world.join(5, &[1]);
         world.apply();
@@ -397,6 +427,19 @@ fn nothing_forged_reaches_a_neighbour_and_all_of_it_is_counted() {
         for to in [neighbour, [0xff; 6], [1, 0, 0x5e, 0, 0, 1]] {
             let frame = ethernet(to, own, 0x0800, &ipv4(9, good, 999));
             world.taps.get_mut(&at(4)).unwrap().write_frame(&frame);
+            // With its own address: claims for all to hear, and packets for many.
+            for message in [136, 135, 134, 133, 137, 143].map(|kind| Message::Icmpv6 { kind, code: 0 }) {
+                for group in ["ff02::1", "ff02::2", "ff05::2", "ff0e::1"] {
+                    let bytes = ipv6_packet(9, (ipv6(4), group.parse().unwrap()), message, 9);
+                    let frame = ethernet(to, own, 0x86dd, &bytes);
+                    world.taps.get_mut(&at(4)).unwrap().write_frame(&frame);
+                }
+            }
+        }
+        // Sources that the kernel drops before it asks the filter.
+        for source in ["::ffff:172.31.0.4", "::1", "ff02::1"] {
+            let bytes = ipv6_packet(9, (source.parse().unwrap(), ipv6(5)), Message::Udp { port: 9 }, 9);
+            world.taps.get_mut(&at(4)).unwrap().write_frame(&ethernet(neighbour, own, 0x86dd, &bytes));
         }
         // Runts, and a frame of nothing but the virtio header.
         for len in [14, 20, 33] {
@@ -405,6 +448,7 @@ fn nothing_forged_reaches_a_neighbour_and_all_of_it_is_counted() {
         }
         let mut seen = Vec::new();
         assert!(world.passes(at(4), at(5), Message::Udp { port: 10 }), "what is its own still passes");
+        assert!(world.passes(ipv6(4), ipv6(5), Message::Udp { port: 10 }));
         while let Some(frame) = world.taps.get_mut(&at(5)).unwrap().read_frame() {
             seen.push(frame);
         }

@@ -78,8 +78,16 @@ fn populate(world: &mut World, interfaces: u32, addresses: u32) {
         let record = format!("{vpc} {mac} {}\n", addresses[0]);
         std::fs::write(world.dir.path().join("nic").join(id.to_string()), record).unwrap();
         let groups = [group(1)].into();
-        let member =
-            Member { mac, addresses, groups, host: None, source_dest_check: true, connections: 100_000 };
+        let member = Member {
+            mac,
+            addresses,
+            ipv6: Vec::new(),
+            groups,
+            host: None,
+            host_ipv6: None,
+            source_dest_check: true,
+            connections: 100_000,
+        };
         world.policy.interfaces.insert(id, member);
     }
     // Without its note the filter is written anew, for all that have records.

@@ -13,7 +13,9 @@ use smoltcp::wire::{
 };
 
 use crate::address::{ACTIVATION_V4, DNS_V4, IMDS_V4, IMDS_V6, NTP_V4, NTP_V6};
-use crate::testing::{Bench, GUEST_IP, GUEST_IPV6, GUEST_MAC, from_guest, metadata, segment, spec, tcp_of};
+use crate::testing::{
+    Bench, GUEST_IP, GUEST_IPV6, GUEST_MAC, OWN_IPV6, dual_spec, from_guest, metadata, segment, spec, tcp_of,
+};
 use crate::{Counters, Verdict};
 
 /// The counters that moved, by name.
@@ -367,4 +369,111 @@ fn ipv6_neighbours_and_ping_follow_the_options() {
     for frame in [solicit(GUEST_IPV6, IMDS_V6, 64), solicit(GUEST_IPV6, nobody, 255)] {
         assert!(observe(&mut bench, &frame, &[("unserved", 1)]).is_empty());
     }
+}
+
+/// A message of neighbour discovery as the guest sends it.
+fn discovery(from: Ipv6Addr, to: Ipv6Addr, hop_limit: u8, message: &NdiscRepr<'_>) -> Vec<u8> {
+    let repr = Icmpv6Repr::Ndisc(*message);
+    from_guest().ip((from.into(), to.into()), IpProtocol::Icmpv6, hop_limit, repr.buffer_len(), |buffer| {
+        repr.emit(&from, &to, &mut Icmpv6Packet::new_unchecked(buffer), &ChecksumCapabilities::default());
+    })
+}
+
+/// The message of neighbour discovery in a frame for the guest, and whom it is for.
+fn discovered(frame: &[u8]) -> (IpAddr, NdiscRepr<'_>) {
+    assert_eq!(frame[21], 255, "hop limit");
+    let [from, to] = [22, 38].map(|at| Ipv6Addr::from(*frame[at..].first_chunk::<16>().unwrap()));
+    let packet = Icmpv6Packet::new_checked(&frame[54..]).unwrap();
+    match Icmpv6Repr::parse(&from, &to, &packet, &ChecksumCapabilities::default()).unwrap() {
+        Icmpv6Repr::Ndisc(message) => (to.into(), message),
+        other => panic!("{other:?}"),
+    }
+}
+
+const GUEST_LINK: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0x0aff, 0xfe00, 0x010a);
+const ALL_ROUTERS: Ipv6Addr = Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 2);
+
+#[test]
+fn guest_learns_of_its_router_and_that_addresses_come_by_dhcp() {
+    let ask = NdiscRepr::RouterSolicit { lladdr: None };
+    let mut bench = Bench::new(metadata());
+    let frame = discovery(GUEST_LINK, ALL_ROUTERS, 255, &ask);
+    assert!(observe(&mut bench, &frame, &[("unserved", 1)]).is_empty(), "an interface without IPv6");
+    let mut bench = Bench::with(&dual_spec(), metadata());
+    assert_eq!(bench.service.classifier().classify(&frame), Verdict::Ours);
+    for (from, to) in [(GUEST_LINK, GUEST_LINK), (Ipv6Addr::UNSPECIFIED, "ff02::1".parse().unwrap())] {
+        let frame = discovery(from, ALL_ROUTERS, 255, &ask);
+        let reply = observe(&mut bench, &frame, &[("router_advertisements", 1)]).remove(0);
+        let (seen, message) = discovered(&reply);
+        assert_eq!(seen, IpAddr::from(to));
+        assert_eq!(reply[22..38], "fe80::ff:fe00:1".parse::<Ipv6Addr>().unwrap().octets());
+        let NdiscRepr::RouterAdvert { flags, router_lifetime, lladdr, mtu, prefix_info, .. } = message else {
+            panic!("{message:?}")
+        };
+        assert_eq!(flags.bits(), 0xc0, "managed, other");
+        assert_eq!((router_lifetime.secs(), mtu), (1800, Some(1500)));
+        assert_eq!(lladdr.unwrap().as_bytes(), spec().router_mac.octets());
+        let prefix = prefix_info.unwrap();
+        assert_eq!((prefix.prefix.to_string(), prefix.prefix_len), ("2001:db8:1::".to_owned(), 64));
+        assert_eq!(prefix.flags.bits(), 0x80, "on link, not for making addresses");
+    }
+    // Forwarded ones are none.
+    let forwarded = discovery(GUEST_LINK, ALL_ROUTERS, 254, &ask);
+    assert!(observe(&mut bench, &forwarded, &[("unserved", 1)]).is_empty());
+    // Long before what it said is over, the router says it again by itself.
+    let before = bench.service.counters().router_advertisements;
+    bench.run_until(Duration::from_secs(1300), |_| false);
+    assert_eq!(bench.service.counters().router_advertisements - before, 2);
+    assert_eq!(bench.to_guest.last().unwrap()[..6], [0x33, 0x33, 0, 0, 0, 1]);
+}
+
+#[test]
+fn neighbours_and_the_router_have_the_routers_hardware_address() {
+    let mut bench = Bench::with(&dual_spec(), metadata());
+    let router: Ipv6Addr = "fe80::ff:fe00:1".parse().unwrap();
+    let gateway: Ipv6Addr = "2001:db8:1::1".parse().unwrap();
+    let neighbor: Ipv6Addr = "2001:db8:1::99".parse().unwrap();
+    let ask = |from, target| {
+        let message = NdiscRepr::NeighborSolicit { target_addr: target, lladdr: None };
+        discovery(from, "ff02::1:ff00:99".parse().unwrap(), 255, &message)
+    };
+    for (target, is_router) in [(router, true), (gateway, true), (neighbor, false)] {
+        let reply = observe(&mut bench, &ask(OWN_IPV6, target), &[("neighbor_replies", 1)]).remove(0);
+        let (_, message) = discovered(&reply);
+        let NdiscRepr::NeighborAdvert { flags, target_addr, lladdr } = message else { panic!("{message:?}") };
+        assert_eq!((target_addr, flags.bits() & 0x80 != 0), (target, is_router));
+        assert_eq!(lladdr.unwrap().as_bytes(), spec().router_mac.octets());
+    }
+    let elsewhere = "2001:db8:2::99".parse().unwrap();
+    for frame in [
+        ask(OWN_IPV6, OWN_IPV6),
+        ask(OWN_IPV6, elsewhere),
+        ask(Ipv6Addr::UNSPECIFIED, OWN_IPV6),
+        ask(Ipv6Addr::UNSPECIFIED, neighbor),
+    ] {
+        assert!(observe(&mut bench, &frame, &[("unserved", 1)]).is_empty());
+    }
+    // Who takes the router's address learns that it is taken.
+    let probe = ask(Ipv6Addr::UNSPECIFIED, router);
+    assert_eq!(observe(&mut bench, &probe, &[("neighbor_replies", 1)]).len(), 1);
+}
+
+#[test]
+fn dhcpv6_is_answered_to_neighbours_on_the_link() {
+    let mut bench = Bench::with(&dual_spec(), metadata());
+    let servers: IpAddr = "ff02::1:2".parse().unwrap();
+    let router: IpAddr = "fe80::ff:fe00:1".parse().unwrap();
+    // INFORMATION-REQUEST
+    let ask =
+        |from: Ipv6Addr, to: IpAddr, port| from_guest().udp((from.into(), 546), (to, port), &[11, 1, 2, 3]);
+    for to in [servers, router] {
+        let frame = ask(GUEST_LINK, to, 547);
+        assert_eq!(bench.service.classifier().classify(&frame), Verdict::Ours);
+        let reply = observe(&mut bench, &frame, &[("dhcpv6_replies", 1)]).remove(0);
+        assert_eq!(reply[62..66], [7, 1, 2, 3], "reply");
+    }
+    assert!(observe(&mut bench, &ask(OWN_IPV6, servers, 547), &[("foreign_source", 1)]).is_empty());
+    assert!(observe(&mut bench, &ask(GUEST_LINK, servers, 546), &[("unserved", 1)]).is_empty());
+    let mut bench = Bench::new(metadata());
+    assert!(observe(&mut bench, &ask(GUEST_LINK, servers, 547), &[]).is_empty(), "an interface without IPv6");
 }

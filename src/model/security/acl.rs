@@ -5,7 +5,7 @@
 //!               (not between interfaces of one subnet)
 //! ```
 //! Each packet is looked at, also of conversations that go on, and answers as well. The entry with
-//! the lowest number that matches decides; what none matches is denied.
+//! the lowest number that matches decides; what none matches is denied. No entry is about IPv6.
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr};
@@ -13,7 +13,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use serde::{Deserialize, Serialize};
 
 use super::{Direction, Message, NetworkPolicy, Packet, Traffic};
-use crate::{Ipv4Cidr, SubnetId};
+use crate::{Ipv4Cidr, Ipv6Cidr, SubnetId};
 
 /// One entry of a list. Entries are about IPv4.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -35,6 +35,9 @@ pub struct AclEntry {
 pub struct SubnetAcl {
     /// Addresses of the subnet.
     pub cidr: Ipv4Cidr,
+    /// Its IPv6 addresses, if it has such.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ipv6: Option<Ipv6Cidr>,
     /// Entries, in no particular order.
     pub entries: Vec<AclEntry>,
 }
@@ -138,8 +141,10 @@ mod tests {
         let member = |third: u8| Member {
             mac: MacAddr::new([2, 0, 0, 0, 0, third]),
             addresses: vec![Ipv4Addr::new(10, 0, third, 4)],
+            ipv6: vec![[0xfd00, third.into(), 0, 0, 0, 0, 0, 4].into()],
             groups: BTreeSet::new(),
             host: None,
+            host_ipv6: None,
             source_dest_check: true,
             connections: 1,
         };
@@ -147,7 +152,7 @@ mod tests {
         for third in [1, 2] {
             policy.interfaces.insert(InterfaceId::from_bits(third.into()), member(third));
             let cidr = Ipv4Cidr::containing(Ipv4Addr::new(10, 0, third, 0), 24).unwrap();
-            let acl = SubnetAcl { cidr, entries: AclEntry::all_pass() };
+            let acl = SubnetAcl { cidr, ipv6: None, entries: AclEntry::all_pass() };
             policy.subnets.insert(SubnetId::from_bits(third.into()), acl);
         }
         policy
@@ -194,5 +199,14 @@ mod tests {
         let host = policy.acl_decisions(tcp([10, 0, 1, 3], [10, 0, 1, 5], 22));
         assert_eq!(host, [AclDecision::NotAsked, AclDecision::Denied]);
         assert_eq!(policy.acl_decisions(tcp([8, 8, 8, 8], [9, 9, 9, 9], 1)), [AclDecision::NotAsked; 2]);
+    }
+
+    #[test]
+    fn no_entry_lets_ipv6_pass_the_edge() {
+        let policy = policy();
+        let at = |third: u16| std::net::IpAddr::from([0xfd00, third, 0, 0, 0, 0, 0, 4]);
+        let packet = |source, destination| Packet { source, destination, message: Message::Tcp { port: 1 } };
+        assert_eq!(policy.acl_decisions(packet(at(1), at(2))), [AclDecision::Denied; 2]);
+        assert_eq!(policy.acl_decisions(packet(at(1), at(1))), [AclDecision::NotAsked; 2]);
     }
 }

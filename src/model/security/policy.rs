@@ -4,12 +4,14 @@
 //! from the same [`NetworkPolicy`] by other code, and tests hold the two against each other.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use serde::{Deserialize, Serialize};
 
 use super::{AclDecision, Direction, IcmpMatch, Peer, PortRange, Rule, SubnetAcl, Traffic};
-use crate::{InterfaceId, Ipv4Cidr, MacAddr, PrefixListId, SecurityGroupId, SecurityGroupRuleId, SubnetId};
+use crate::{
+    InterfaceId, Ipv4Cidr, Ipv6Cidr, MacAddr, PrefixListId, SecurityGroupId, SecurityGroupRuleId, SubnetId,
+};
 
 /// Everything that decides who may talk to whom in one VPC.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -33,11 +35,17 @@ pub struct Member {
     pub mac: MacAddr,
     /// Its private addresses, the primary first.
     pub addresses: Vec<Ipv4Addr>,
+    /// Its IPv6 addresses.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub ipv6: Vec<Ipv6Addr>,
     /// The groups it is in.
     pub groups: BTreeSet<SecurityGroupId>,
     /// An address that may start any conversation with it besides what the groups say: that of the
     /// host, where a person runs instances for himself.
     pub host: Option<Ipv4Addr>,
+    /// As `host`, over IPv6.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub host_ipv6: Option<Ipv6Addr>,
     /// Whether it may send only from its own addresses.
     pub source_dest_check: bool,
     /// Most conversations that it may have begun, and as many that others may have begun with it, at
@@ -141,7 +149,8 @@ impl NetworkPolicy {
     /// What the end with the address `own` says.
     fn decide(&self, own: IpAddr, direction: Direction, peer: IpAddr, message: Message) -> Decision {
         let Some(member) = self.member_at(own) else { return Decision::Elsewhere };
-        if direction == Direction::Ingress && member.host.is_some_and(|host| peer == host) {
+        let hosts = [member.host.map(IpAddr::V4), member.host_ipv6.map(IpAddr::V6)];
+        if direction == Direction::Ingress && hosts.contains(&Some(peer)) {
             return Decision::Host;
         }
         let matching = self
@@ -186,8 +195,7 @@ impl NetworkPolicy {
 
     /// The interface that has an address.
     pub fn member_at(&self, address: IpAddr) -> Option<&Member> {
-        let IpAddr::V4(address) = address else { return None };
-        self.interfaces.values().find(|member| member.addresses.contains(&address))
+        self.interfaces.values().find(|member| member.has(address))
     }
 
     /// All rules of an interface in one direction.
@@ -198,18 +206,9 @@ impl NetworkPolicy {
             .filter(move |(_, rule)| rule.direction == direction)
     }
 
-    /// Addresses of the interfaces in a group.
-    pub fn members_of(&self, group: SecurityGroupId) -> BTreeSet<Ipv4Addr> {
-        self.interfaces
-            .values()
-            .filter(|member| member.groups.contains(&group))
-            .flat_map(|member| member.addresses.iter().copied())
-            .collect()
-    }
-
     fn peer_contains(&self, peer: &Peer, address: IpAddr) -> bool {
         match (peer, address) {
-            (Peer::Group(group), IpAddr::V4(_)) => {
+            (Peer::Group(group), _) => {
                 self.groups.contains_key(group)
                     && self.member_at(address).is_some_and(|member| member.groups.contains(group))
             }
@@ -218,6 +217,19 @@ impl NetworkPolicy {
             }
             _ => peer.range_contains(address).unwrap_or(false),
         }
+    }
+}
+
+impl Member {
+    /// All its addresses.
+    pub fn all_addresses(&self) -> impl Iterator<Item = IpAddr> {
+        let ipv4 = self.addresses.iter().copied().map(IpAddr::V4);
+        ipv4.chain(self.ipv6.iter().copied().map(IpAddr::V6))
+    }
+
+    /// Whether an address is its own.
+    pub fn has(&self, address: IpAddr) -> bool {
+        self.all_addresses().any(|own| own == address)
     }
 }
 
@@ -244,6 +256,12 @@ impl Rule {
         }
     }
 
+    /// As [`Rule::all_egress`] over IPv6, in a VPC that has it.
+    pub fn all_egress_ipv6(id: SecurityGroupRuleId) -> Self {
+        let anywhere = Ipv6Cidr::containing(Ipv6Addr::UNSPECIFIED, 0).expect("0 is a prefix length");
+        Rule { peer: Peer::Ipv6(anywhere), ..Rule::all_egress(id) }
+    }
+
     /// Everything from the group's own members: what a default group allows.
     pub fn from_itself(id: SecurityGroupRuleId, group: SecurityGroupId) -> Self {
         Rule {
@@ -259,6 +277,8 @@ impl Rule {
 impl Message {
     /// Ping.
     pub const ECHO_REQUEST: Message = Message::Icmp { kind: 8, code: 0 };
+    /// Ping over IPv6.
+    pub const ECHO_REQUEST_V6: Message = Message::Icmpv6 { kind: 128, code: 0 };
 
     /// The narrowest traffic that contains it.
     pub fn traffic(self) -> Traffic {
@@ -295,8 +315,10 @@ mod tests {
         let member = Member {
             mac: MacAddr::new([2, 0, 0, 0, 0, last]),
             addresses: vec![Ipv4Addr::new(10, 50, 2, last)],
+            ipv6: vec![Ipv6Addr::new(0xfd00, 0x50, 0, 0, 0, 0, 0, last.into())],
             groups: groups.iter().map(|n| group(*n)).collect(),
             host: None,
+            host_ipv6: None,
             source_dest_check: true,
             connections: 100,
         };
@@ -387,6 +409,39 @@ mod tests {
         let mut narrow = old.clone();
         narrow.groups.get_mut(&group(1)).unwrap().truncate(1);
         assert!(!narrow.cut_by(&NetworkPolicy::default(), tcp([198, 51, 100, 7], [10, 50, 2, 10], 80)));
+    }
+
+    #[test]
+    fn groups_and_ranges_hold_for_ipv6_as_well_and_for_their_own_family_alone() {
+        let mut policy = examples();
+        let anywhere = Peer::Ipv6("::/0".parse().unwrap());
+        policy.groups.get_mut(&group(1)).unwrap().extend([
+            rule(20, Direction::Ingress, "tcp", 443, anywhere),
+            rule(21, Direction::Ingress, "icmpv6", -1, anywhere),
+        ]);
+        policy
+            .groups
+            .get_mut(&group(2))
+            .unwrap()
+            .push(Rule::all_egress_ipv6(SecurityGroupRuleId::from_bits(22)));
+        let at = |last: u16| IpAddr::from([0xfd00, 0x50, 0, 0, 0, 0, 0, last]);
+        let outside = IpAddr::from([0x2001, 0xdb8, 0, 0, 0, 0, 0, 1]);
+        let passes = |policy: &NetworkPolicy, source, destination, message| {
+            policy.verdict(Packet { source, destination, message }).passes()
+        };
+        let tcp = |port| Message::Tcp { port };
+        assert!(passes(&policy, outside, at(10), tcp(443)));
+        assert!(!passes(&policy, outside, at(10), tcp(80)), "0.0.0.0/0 is IPv4");
+        assert!(passes(&policy, outside, at(10), Message::ECHO_REQUEST_V6));
+        assert!(!passes(&policy, outside, at(12), Message::ECHO_REQUEST_V6));
+        assert!(passes(&policy, at(11), at(12), tcp(22)), "a member by its IPv6 address");
+        assert!(!passes(&policy, at(10), at(12), tcp(22)), "no member, and nothing to anywhere");
+        let member = policy.interfaces.get_mut(&InterfaceId::from_bits(12)).unwrap();
+        member.host_ipv6 = Some(Ipv6Addr::new(0xfd00, 0x50, 0, 0, 0, 0, 0, 3));
+        assert_eq!(
+            policy.verdict(Packet { source: at(3), destination: at(12), message: tcp(1) }).ingress,
+            Decision::Host
+        );
     }
 
     #[test]

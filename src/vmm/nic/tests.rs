@@ -35,6 +35,7 @@ fn spec() -> NicSpec {
             resolver: None,
             host_name: "ip-10-9-0-4".into(),
             domain_name: "internal".into(),
+            ipv6: None,
         },
     }
 }

@@ -6,7 +6,7 @@ pub mod packets;
 
 use std::fs::File;
 use std::io::{Read, Write};
-use std::net::{Ipv4Addr, SocketAddrV4};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddrV4};
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 use std::process::Command;
@@ -15,7 +15,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use kiln_hostnet::{HostNetError, Nic, NicPlan, Rate};
+use kiln_hostnet::{HostNetError, Ipv6Plan, Nic, NicPlan, Rate};
 use kiln_model::security::{Member, NetworkPolicy, Rule};
 use kiln_model::{InterfaceId, MacAddr, SecurityGroupId, SecurityGroupRuleId, VpcId};
 use nix::mount::{MsFlags, mount};
@@ -92,6 +92,9 @@ pub fn host_state() -> String {
         "ip netns list",
         "ip -o link show",
         "ip -4 -o addr show",
+        "ip -6 -o addr show",
+        "ip -6 route show table all",
+        "sysctl -n net.ipv6.conf.all.forwarding",
         "ip route show table all",
         "ip neigh show",
         "nft list ruleset",
@@ -102,7 +105,8 @@ pub fn host_state() -> String {
     .join("--\n")
 }
 
-/// An interface of the VPC 172.31.0.0/16 (or that of `vpc`) at 172.31.0.`last`.
+/// An interface of the VPC 172.31.0.0/16 and fd00:31::/56 (or that of `vpc`) at 172.31.0.`last` and
+/// fd00:31::`last`.
 pub fn plan(vpc: u64, last: u8) -> NicPlan {
     NicPlan {
         interface: InterfaceId::from_bits(vpc << 8 | u64::from(last)),
@@ -112,6 +116,11 @@ pub fn plan(vpc: u64, last: u8) -> NicPlan {
         router_mac: MacAddr::new([2, 0, 0, 0, 0, 1]),
         mac: MacAddr::new([2, 0, 0, 0, 1, last]),
         address: Ipv4Addr::new(172, 31, 0, last),
+        ipv6: Some(Ipv6Plan {
+            vpc_cidr: "fd00:31::/56".parse().unwrap(),
+            router: ipv6(1),
+            address: ipv6(last),
+        }),
         queue_pairs: 1,
         mtu: 1500,
         rate: Rate::default(),
@@ -122,13 +131,23 @@ pub fn plan(vpc: u64, last: u8) -> NicPlan {
 /// Where the host is in the VPC of [`plan`].
 pub const HOST: Ipv4Addr = Ipv4Addr::new(172, 31, 0, 3);
 
+/// As [`HOST`], over IPv6.
+pub const HOST_IPV6: Ipv6Addr = ipv6(3);
+
+/// The address fd00:31::`last`.
+pub const fn ipv6(last: u8) -> Ipv6Addr {
+    Ipv6Addr::new(0xfd00, 0x31, 0, 0, 0, 0, 0, last as u16)
+}
+
 /// The interface of a plan in the given groups, without access for the host.
 pub fn member(plan: &NicPlan, groups: &[SecurityGroupId]) -> Member {
     Member {
         mac: plan.mac,
         addresses: vec![plan.address],
+        ipv6: plan.ipv6.iter().map(|ipv6| ipv6.address).collect(),
         groups: groups.iter().copied().collect(),
         host: None,
+        host_ipv6: None,
         source_dest_check: true,
         connections: 1000,
     }
@@ -138,10 +157,11 @@ pub fn member(plan: &NicPlan, groups: &[SecurityGroupId]) -> Member {
 pub fn host_only(of: &NicPlan) -> NetworkPolicy {
     let group = SecurityGroupId::from_bits(1);
     let mut policy = NetworkPolicy::default();
-    policy.groups.insert(group, vec![Rule::all_egress(SecurityGroupRuleId::from_bits(1))]);
+    let id = SecurityGroupRuleId::from_bits;
+    policy.groups.insert(group, vec![Rule::all_egress(id(1)), Rule::all_egress_ipv6(id(2))]);
     let vpc = u64::from_str_radix(&of.vpc.short(), 16).unwrap();
     for plan in (4..10).map(|last| plan(vpc, last)).chain([of.clone()]) {
-        let member = Member { host: Some(HOST), ..member(&plan, &[group]) };
+        let member = Member { host: Some(HOST), host_ipv6: Some(HOST_IPV6), ..member(&plan, &[group]) };
         policy.interfaces.insert(plan.interface, member);
     }
     policy

@@ -1,7 +1,7 @@
 //! Single packets between interfaces and from outside, and whether they arrive.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddrV6};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::time::Instant;
 
@@ -10,10 +10,10 @@ use kiln_model::security::{Direction, Member, Message, NetworkPolicy, Packet, Pe
 use kiln_model::{InterfaceId, SecurityGroupId, SecurityGroupRuleId};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{
-    AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, SockaddrIn, recv, sendto, socket,
+    AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, SockaddrIn, SockaddrIn6, recv, sendto, socket,
 };
 
-use super::{DEADLINE, TapDevice, inside, member, plan};
+use super::{DEADLINE, TapDevice, inside, ipv6, member, plan};
 
 /// Protocol that the group [`sentinels`] lets pass everywhere ("use for experimentation").
 pub const SENTINEL: u8 = 253;
@@ -40,7 +40,7 @@ pub fn allow(direction: Direction, text: &str) -> Rule {
     let traffic = Traffic::from_fields(words[0], from.parse().ok(), to.parse().ok()).unwrap();
     let peer = match words[2] {
         "group" => Peer::Group(group(words[3].parse().unwrap())),
-        range => Peer::Ipv4(range.parse().unwrap()),
+        range => range.parse().map_or_else(|_| Peer::Ipv6(range.parse().unwrap()), Peer::Ipv4),
     };
     rule(direction, traffic, peer)
 }
@@ -53,6 +53,10 @@ pub fn all_out() -> Rule {
     allow(Direction::Egress, "all 0-0 0.0.0.0/0")
 }
 
+pub fn all_out_ipv6() -> Rule {
+    allow(Direction::Egress, "all 0-0 ::/0")
+}
+
 /// A VPC with interfaces whose taps the test holds.
 pub struct World {
     pub dir: tempfile::TempDir,
@@ -61,6 +65,8 @@ pub struct World {
     pub taps: BTreeMap<Ipv4Addr, TapDevice>,
     /// Packets into the VPC from outside, and all that come out of it.
     outside: (OwnedFd, OwnedFd),
+    /// The same over IPv6.
+    outside6: (OwnedFd, OwnedFd),
     id: u16,
 }
 
@@ -69,9 +75,10 @@ impl World {
     pub fn new(lasts: &[u8]) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let mut policy = NetworkPolicy::default();
-        let everything = [Direction::Ingress, Direction::Egress]
-            .map(|direction| allow(direction, &format!("{SENTINEL} 0-0 0.0.0.0/0")));
-        policy.groups.insert(group(SENTINEL_GROUP), everything.to_vec());
+        let everything = [Direction::Ingress, Direction::Egress].map(|direction| {
+            ["0.0.0.0/0", "::/0"].map(|range| allow(direction, &format!("{SENTINEL} 0-0 {range}")))
+        });
+        policy.groups.insert(group(SENTINEL_GROUP), everything.concat());
         let plans: BTreeMap<_, _> =
             lasts.iter().map(|last| plan(1, *last)).map(|plan| (plan.address, plan)).collect();
         for plan in plans.values() {
@@ -82,13 +89,17 @@ impl World {
             let mut nic = kiln_hostnet::attach(dir.path(), plan, &|| Ok(policy.clone())).unwrap();
             taps.insert(plan.address, TapDevice::new(nic.queues.remove(0)));
         }
-        let outside = inside("kiln-000000000001-gw", || {
-            let flags = SockFlag::SOCK_NONBLOCK | SockFlag::SOCK_CLOEXEC;
-            let raw = socket(AddressFamily::Inet, SockType::Raw, flags, SockProtocol::Raw).unwrap();
-            let all = socket(AddressFamily::Packet, SockType::Raw, flags, SockProtocol::EthIp).unwrap();
-            (raw, all)
-        });
-        World { dir, policy, plans, taps, outside, id: 0 }
+        let sockets = |family, kind| {
+            inside("kiln-000000000001-gw", || {
+                let flags = SockFlag::SOCK_NONBLOCK | SockFlag::SOCK_CLOEXEC;
+                let raw = socket(family, SockType::Raw, flags, SockProtocol::Raw).unwrap();
+                let all = socket(AddressFamily::Packet, SockType::Raw, flags, kind).unwrap();
+                (raw, all)
+            })
+        };
+        let outside = sockets(AddressFamily::Inet, SockProtocol::EthIp);
+        let outside6 = sockets(AddressFamily::Inet6, SockProtocol::EthIpv6);
+        World { dir, policy, plans, taps, outside, outside6, id: 0 }
     }
 
     pub fn address(last: u8) -> Ipv4Addr {
@@ -123,39 +134,64 @@ impl World {
         kiln_hostnet::apply(self.dir.path(), vpc, &|| Ok(self.policy.clone())).unwrap()
     }
 
+    /// The key of the interface that has an address.
+    fn owner(&self, address: IpAddr) -> Option<Ipv4Addr> {
+        let has = |plan: &&NicPlan| match address {
+            IpAddr::V4(address) => plan.address == address,
+            IpAddr::V6(address) => plan.ipv6.is_some_and(|ipv6| ipv6.address == address),
+        };
+        self.plans.values().find(has).map(|plan| plan.address)
+    }
+
     /// Sends one packet as a guest does, or from outside where no interface has its source. Answers
     /// what it can be known by.
     pub fn send(&mut self, packet: Packet, source_port: u16) -> u16 {
         self.id = self.id.wrapping_add(1).max(1);
-        let bytes = ipv4(self.id, packet, source_port);
-        let (IpAddr::V4(source), IpAddr::V4(destination)) = (packet.source, packet.destination) else {
-            unreachable!("IPv4 only")
-        };
-        match self.plans.get(&source) {
-            Some(plan) => {
-                let frame = ethernet(plan.router_mac.octets(), plan.mac.octets(), 0x0800, &bytes);
-                self.taps.get_mut(&source).unwrap().write_frame(&frame);
+        match self.owner(packet.source) {
+            Some(owner) => {
+                let plan = &self.plans[&owner];
+                let kind = if packet.source.is_ipv4() { 0x0800 } else { 0x86dd };
+                let bytes = ip(self.id, packet, source_port);
+                let frame = ethernet(plan.router_mac.octets(), plan.mac.octets(), kind, &bytes);
+                self.taps.get_mut(&owner).unwrap().write_frame(&frame);
             }
-            None => {
-                let [a, b, c, d] = destination.octets();
-                let to = SockaddrIn::new(a, b, c, d, 0);
-                sendto(self.outside.0.as_raw_fd(), &bytes, &to, MsgFlags::empty()).unwrap();
-            }
+            None => self.send_from_outside(packet, source_port),
         }
         self.id
     }
 
+    fn send_from_outside(&self, packet: Packet, source_port: u16) {
+        self.send_bytes_from_outside(packet.destination, &ip(self.id, packet, source_port));
+    }
+
+    /// Sends an IP packet into the VPC.
+    pub fn send_bytes_from_outside(&self, to: impl Into<IpAddr>, bytes: &[u8]) {
+        match to.into() {
+            IpAddr::V4(destination) => {
+                let [a, b, c, d] = destination.octets();
+                let to = SockaddrIn::new(a, b, c, d, 0);
+                sendto(self.outside.0.as_raw_fd(), bytes, &to, MsgFlags::empty()).unwrap();
+            }
+            IpAddr::V6(destination) => {
+                let to = SockaddrIn6::from(SocketAddrV6::new(destination, 0, 0, 0));
+                sendto(self.outside6.0.as_raw_fd(), bytes, &to, MsgFlags::empty()).unwrap();
+            }
+        }
+    }
+
     /// Packets that have arrived at an address, by what they are known by, each with its protocol.
     /// Where no interface has the address: that have come out of the VPC.
-    fn arrived(&mut self, at: Ipv4Addr) -> Vec<(u16, u8, Ipv4Addr)> {
+    fn arrived(&mut self, at: IpAddr) -> Vec<(u16, u8)> {
         let mut arrived = Vec::new();
         let mut note = |frame: &[u8]| {
             if frame.len() >= 34 && frame[12..14] == [8, 0] {
-                let source = Ipv4Addr::new(frame[26], frame[27], frame[28], frame[29]);
-                arrived.push((u16::from_be_bytes([frame[18], frame[19]]), frame[23], source));
+                arrived.push((u16::from_be_bytes([frame[18], frame[19]]), frame[23]));
+            } else if frame.len() >= 54 && frame[12..14] == [0x86, 0xdd] {
+                arrived.push((u16::from_be_bytes([frame[16], frame[17]]), frame[20]));
             }
         };
-        match self.taps.get_mut(&at) {
+        let tap = self.owner(at).map(|owner| self.taps.get_mut(&owner).unwrap());
+        match tap {
             Some(tap) => {
                 while let Some(frame) = tap.read_frame() {
                     note(&frame);
@@ -163,7 +199,8 @@ impl World {
             }
             None => {
                 let mut bytes = vec![0; 70_000];
-                while let Ok(len) = recv(self.outside.1.as_raw_fd(), &mut bytes, MsgFlags::empty()) {
+                let socket = if at.is_ipv4() { &self.outside.1 } else { &self.outside6.1 };
+                while let Ok(len) = recv(socket.as_raw_fd(), &mut bytes, MsgFlags::empty()) {
                     note(&bytes[..len]);
                 }
             }
@@ -173,32 +210,45 @@ impl World {
 
     /// Sends all packets; answers which of them arrive.
     pub fn deliver(&mut self, packets: &[Packet]) -> Vec<bool> {
-        let outside = Ipv4Addr::new(192, 0, 2, 77);
         let ids: Vec<_> = (20_000..).zip(packets).map(|(port, packet)| self.send(*packet, port)).collect();
         // Whatever was sent before a packet that always passes has arrived when that has.
-        let sentinel = |from: Ipv4Addr, to: Ipv4Addr| Packet {
-            source: from.into(),
-            destination: to.into(),
+        let sentinel = |from, to| Packet {
+            source: from,
+            destination: to,
             message: Message::Other { protocol: SENTINEL },
         };
-        let insiders: Vec<_> = self.plans.keys().copied().collect();
         let mut missing = BTreeSet::new();
         let mut seen = BTreeSet::new();
-        for to in insiders.iter().copied().chain([outside]) {
-            let one = *insiders.iter().find(|from| **from != to).unwrap();
-            let senders = if to == outside { vec![one] } else { vec![one, outside] };
-            for from in senders {
-                let id = self.send(sentinel(from, to), 0);
-                missing.insert((to, id));
+        let ipv4: Vec<_> = self.plans.keys().map(|address| IpAddr::V4(*address)).collect();
+        let ipv6 = self.plans.values().filter_map(|plan| Some(IpAddr::V6(plan.ipv6?.address))).collect();
+        let families: [(Vec<IpAddr>, IpAddr); 2] =
+            [(ipv4, [192, 0, 2, 77].into()), (ipv6, [0x2001, 0xdb8, 0, 0, 0, 0, 0, 77].into())];
+        let everywhere: Vec<_> = families
+            .iter()
+            .flat_map(|(insiders, outside)| insiders.iter().chain([outside]))
+            .copied()
+            .collect();
+        for (insiders, outside) in &families {
+            for to in insiders.iter().chain([outside]) {
+                let one = insiders.iter().find(|from| *from != to).unwrap();
+                let senders = if to == outside { vec![one] } else { vec![one, outside] };
+                for from in senders {
+                    let sentinel = sentinel(*from, *to);
+                    // No entry of a network ACL lets IPv6 pass.
+                    if to.is_ipv4() || self.policy.verdict(sentinel).passes() {
+                        let id = self.send(sentinel, 0);
+                        missing.insert((self.owner(*to), id));
+                    }
+                }
             }
         }
         let end = Instant::now() + DEADLINE;
         while !missing.is_empty() {
             assert!(Instant::now() < end, "packets that always pass did not: {missing:?}");
-            for at in insiders.iter().copied().chain([outside]) {
-                for (id, protocol, _) in self.arrived(at) {
+            for at in &everywhere {
+                for (id, protocol) in self.arrived(*at) {
                     if protocol == SENTINEL {
-                        missing.remove(&(at, id));
+                        missing.remove(&(self.owner(*at), id));
                     } else {
                         seen.insert(id);
                     }
@@ -212,25 +262,29 @@ impl World {
     fn wait(&self) {
         let mut fds: Vec<_> =
             self.taps.values().map(|tap| PollFd::new(tap.fd(), PollFlags::POLLIN)).collect();
-        fds.push(PollFd::new(self.outside.1.as_fd(), PollFlags::POLLIN));
+        for socket in [&self.outside.1, &self.outside6.1] {
+            fds.push(PollFd::new(socket.as_fd(), PollFlags::POLLIN));
+        }
         poll(&mut fds, PollTimeout::from(20u8)).unwrap();
     }
 
     /// Whether a packet with the source of an interface arrives that comes from outside.
     pub fn passes_from_outside(&mut self, packet: Packet) -> bool {
-        let IpAddr::V4(destination) = packet.destination else { unreachable!("IPv4 only") };
         self.id = self.id.wrapping_add(1).max(1);
         let id = self.id;
-        let [a, b, c, d] = destination.octets();
-        let to = SockaddrIn::new(a, b, c, d, 0);
-        let bytes = ipv4(id, packet, 1234);
-        sendto(self.outside.0.as_raw_fd(), &bytes, &to, MsgFlags::empty()).unwrap();
-        self.taps[&destination].wait(super::QUIET);
-        self.arrived(destination).iter().any(|(seen, _, _)| *seen == id)
+        self.send_from_outside(packet, 1234);
+        let owner = self.owner(packet.destination).unwrap();
+        self.taps[&owner].wait(super::QUIET);
+        self.arrived(packet.destination).iter().any(|(seen, _)| *seen == id)
     }
 
     /// Whether one packet arrives.
-    pub fn passes(&mut self, source: Ipv4Addr, destination: Ipv4Addr, message: Message) -> bool {
+    pub fn passes(
+        &mut self,
+        source: impl Into<IpAddr>,
+        destination: impl Into<IpAddr>,
+        message: Message,
+    ) -> bool {
         let packet = Packet { source: source.into(), destination: destination.into(), message };
         self.deliver(&[packet])[0]
     }
@@ -238,6 +292,11 @@ impl World {
     /// As [`World::passes`], for TCP between two interfaces.
     pub fn tcp(&mut self, from: u8, to: u8, port: u16) -> bool {
         self.passes(World::address(from), World::address(to), Message::Tcp { port })
+    }
+
+    /// As [`World::tcp`], over IPv6.
+    pub fn tcp_ipv6(&mut self, from: u8, to: u8, port: u16) -> bool {
+        self.passes(ipv6(from), ipv6(to), Message::Tcp { port })
     }
 
     /// A guest with a TCP/IP stack on the tap of an interface.
@@ -279,6 +338,51 @@ pub fn checksum(bytes: &[u8]) -> u16 {
         bytes.chunks(2).map(|pair| u32::from(pair[0]) << 8 | u32::from(*pair.get(1).unwrap_or(&0))).sum();
     let folded = (sum & 0xffff) + (sum >> 16);
     !u16::try_from((folded & 0xffff) + (folded >> 16)).unwrap()
+}
+
+/// A packet of the family of its addresses.
+pub fn ip(id: u16, packet: Packet, source_port: u16) -> Vec<u8> {
+    match (packet.source, packet.destination) {
+        (IpAddr::V4(_), _) => ipv4(id, packet, source_port),
+        (IpAddr::V6(source), IpAddr::V6(destination)) => {
+            ipv6_packet(id, (source, destination), packet.message, source_port)
+        }
+        _ => unreachable!("two families in one packet"),
+    }
+}
+
+/// An IPv6 packet whose flow label is `id`.
+pub fn ipv6_packet(id: u16, ends: (Ipv6Addr, Ipv6Addr), message: Message, source_port: u16) -> Vec<u8> {
+    let ports = |port: u16| [source_port.to_be_bytes(), port.to_be_bytes()].concat();
+    let (protocol, sum_at, mut payload) = match message {
+        Message::Tcp { port } => {
+            let rest = [0, 0, 0, 1, 0, 0, 0, 0, 0x50, 2, 16, 0, 0, 0, 0, 0];
+            (6, Some(16), [ports(port), rest.to_vec()].concat())
+        }
+        Message::Udp { port } => (17, Some(6), [ports(port), vec![0, 8, 0, 0]].concat()),
+        Message::Icmpv6 { kind, code } => {
+            let rest = [source_port.to_be_bytes(), [0, 1]].concat();
+            (58, Some(2), [vec![kind, code, 0, 0], rest].concat())
+        }
+        Message::Other { protocol } => (protocol, None, vec![0; 8]),
+        Message::Icmp { .. } => unreachable!("IPv6 only"),
+    };
+    let len = u16::try_from(payload.len()).unwrap();
+    if let Some(at) = sum_at {
+        let (source, destination) = ends;
+        let length = [&[0, 0][..], &len.to_be_bytes(), &[0, 0, 0, protocol]].concat();
+        let pseudo = [&source.octets()[..], &destination.octets(), &length, &payload].concat();
+        payload[at..at + 2].copy_from_slice(&checksum(&pseudo).to_be_bytes());
+    }
+    ipv6_header(id, ends, protocol, &payload)
+}
+
+/// An IPv6 packet of a header and what follows it.
+pub fn ipv6_header(id: u16, ends: (Ipv6Addr, Ipv6Addr), protocol: u8, payload: &[u8]) -> Vec<u8> {
+    let [high, low] = id.to_be_bytes();
+    let [len_high, len_low] = u16::try_from(payload.len()).unwrap().to_be_bytes();
+    let start = [0x60, 0, high, low, len_high, len_low, protocol, 64];
+    [&start[..], &ends.0.octets(), &ends.1.octets(), payload].concat()
 }
 
 /// An IPv4 packet.

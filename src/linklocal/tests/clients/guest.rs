@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use kiln_linklocal::Counters;
 use kiln_model::MacAddr;
-use kiln_vmspec::{LinkLocalSpec, MetadataSnapshot};
+use kiln_vmspec::{LinkLocalIpv6, LinkLocalSpec, MetadataSnapshot};
 
 use crate::link::{Link, MTU};
 use crate::programs::{ip, report};
@@ -24,6 +24,7 @@ pub fn spec() -> LinkLocalSpec {
         resolver: Some([10, 0, 0, 2].into()),
         host_name: "ip-10-0-1-10".into(),
         domain_name: "ec2.internal".into(),
+        ipv6: None,
     }
 }
 
@@ -43,6 +44,16 @@ pub struct Guest {
 impl Guest {
     /// A guest whose interface is up and has no address; `None`, with a note, where this host cannot.
     pub fn unconfigured(metadata: MetadataSnapshot) -> Option<Self> {
+        Self::on(&spec(), metadata)
+    }
+
+    /// As [`Guest::unconfigured`], with IPv6.
+    pub fn dual_stack(metadata: MetadataSnapshot) -> Option<Self> {
+        let ipv6 = LinkLocalIpv6 { address: [0x2001, 0xdb8, 1, 0, 0, 0, 0, 0x10].into(), prefix_len: 64 };
+        Self::on(&LinkLocalSpec { ipv6: Some(ipv6), ..spec() }, metadata)
+    }
+
+    fn on(spec: &LinkLocalSpec, metadata: MetadataSnapshot) -> Option<Self> {
         static NUMBER: AtomicU32 = AtomicU32::new(0);
         if !Link::is_possible() {
             return None;
@@ -54,7 +65,7 @@ impl Guest {
         std::fs::create_dir_all(&etc).unwrap();
         std::fs::write(format!("{etc}/resolv.conf"), "nameserver 10.0.0.2\nsearch ec2.internal\n").unwrap();
         let mut guest = Guest { namespace, link: None };
-        guest.link = Some(Link::start(&guest.namespace, &spec(), MAC, metadata));
+        guest.link = Some(Link::start(&guest.namespace, spec, MAC, metadata));
         guest.ip(&["link", "set", "lo", "up"]);
         guest.ip(&["link", "set", "eth0", "address", &MAC.to_string(), "mtu", &MTU.to_string(), "up"]);
         Some(guest)

@@ -13,6 +13,7 @@ mod programs;
 use std::net::IpAddr;
 use std::path::Path;
 use std::process::Command;
+use std::time::{Duration, Instant};
 
 use guest::{Guest, IMDS, MAC, metadata};
 use kiln_vmspec::{HttpTokens, InterfaceFacts};
@@ -189,6 +190,53 @@ fn dhclient_gets_a_lease() {
     ] {
         assert!(lease.lines().any(|l| l == line), "no {line} in\n{lease}\n{}", report(&run));
     }
+}
+
+#[test]
+fn kernel_hears_its_router_and_dhclient_gets_an_ipv6_lease() {
+    let Some(guest) = Guest::dual_stack(metadata()) else { return };
+    if !has(&guest, "dhclient", &["--version"]) {
+        return;
+    }
+    let end = Instant::now() + Duration::from_secs(30);
+    let wait_for = |arguments: &[&str], text: &str| {
+        loop {
+            let said = guest.run("ip", arguments);
+            if said.contains(text) {
+                break;
+            }
+            assert!(Instant::now() < end, "no {text} in {said}");
+        }
+    };
+    wait_for(&["-6", "route", "show", "default"], "via fe80::ff:fe00:1 dev eth0 proto ra");
+    wait_for(&["-6", "route"], "2001:db8:1::/64 dev eth0 proto kernel");
+    wait_for(&["-6", "address", "show", "dev", "eth0", "scope", "link", "-tentative"], "fe80::");
+    let own = guest.run("ip", &["-6", "address", "show", "dev", "eth0", "scope", "global"]);
+    assert_eq!(own, "", "none is made of the prefix");
+
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
+    let (leases, pid, script, lease) = (at("leases"), at("pid"), at("script"), at("out"));
+    write_script(script.as_ref(), &format!("[ \"$reason\" = BOUND6 ] && env > {lease} && kill $PPID"));
+    let arguments = ["20", "dhclient", "-6", "-1", "-d", "-sf", &script, "-lf", &leases, "-pf", &pid, "eth0"];
+    let run = guest.command("timeout").args(arguments).output().unwrap();
+    let lease = std::fs::read_to_string(&lease).unwrap_or_default();
+    for line in [
+        "new_ip6_address=2001:db8:1::10",
+        "new_max_life=3600",
+        "new_preferred_life=1800",
+        "new_dhcp6_name_servers=fd00:ec2::253",
+        "new_dhcp6_domain_search=ec2.internal.",
+    ] {
+        assert!(lease.lines().any(|l| l == line), "no {line} in\n{lease}\n{}", report(&run));
+    }
+    // The services, by the kernel's own way to them.
+    guest.ip(&["-6", "address", "add", "2001:db8:1::10/128", "dev", "eth0", "nodad"]);
+    for host in ["fd00:ec2::253", "fd00:ec2::123"] {
+        guest.run("ping", &["-6", "-c", "1", "-W", "5", host]);
+    }
+    assert!(guest.counters().router_advertisements >= 1);
+    guest.assert_nothing_leaked();
 }
 
 #[test]
