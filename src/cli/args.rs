@@ -14,6 +14,7 @@ use kiln_vmspec::DiskFormat;
 use crate::instance_args::{
     EventsArgs, InstanceArg, LogsArgs, PsArgs, SshArgs, StartArgs, StopArgs, TerminateArgs, TypeArgs,
 };
+use crate::interface_arg::InterfaceArg;
 use crate::metadata_args::{
     IdentityCommand, MetadataArgs, PasswordArgs, RoleCommand, TagArgs, role_name, tag,
 };
@@ -188,6 +189,10 @@ pub struct RunArgs {
     /// Give the instance an IPv6 address: this one, or one of its subnet (see `kiln subnet create --ipv6`).
     #[arg(long, value_name = "ADDRESS", num_args = 0..=1, require_equals = true)]
     pub ipv6: Option<Option<Ipv6Addr>>,
+    /// Another network interface, of KEY=VALUE pairs: subnet=SUBNET (that of the first if not said),
+    /// ip=ADDRESS, group=NAME (again for several), ipv6 or ipv6=ADDRESS; may be given several times.
+    #[arg(long, value_name = "PARTS")]
+    pub interface: Vec<InterfaceArg>,
     /// Port of this host that leads to a port of the instance, HOST_PORT:PORT or HOST_PORT:PORT/udp; may be
     /// given several times. Who may use it is up to --allow and the security groups.
     #[arg(long, value_name = "PORTS")]
@@ -196,7 +201,7 @@ pub struct RunArgs {
     #[arg(long)]
     pub public_ip: bool,
     /// No way to other machines; DHCP, metadata, DNS and time still answer.
-    #[arg(long, conflicts_with_all = ["security_group", "allow", "subnet", "private_ip", "ipv6", "publish", "public_ip"])]
+    #[arg(long, conflicts_with_all = ["security_group", "allow", "subnet", "private_ip", "ipv6", "interface", "publish", "public_ip"])]
     pub no_network: bool,
     /// Take the memory from the host's pool of 2 MiB pages.
     #[arg(long)]

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use kiln_controlplane::instances::{BaseImage, ControlPlane, Instance, NetworkMode};
-use kiln_controlplane::network::Membership;
+use kiln_controlplane::network::{Interface, Membership};
 use kiln_controlplane::state::StoreError;
 use kiln_model::InstanceState;
 use serde::Serialize;
@@ -43,6 +43,7 @@ struct Shown<'a> {
     subnet_id: String,
     vpc_id: String,
     security_groups: Vec<String>,
+    interfaces: Vec<ShownInterface>,
     keep: bool,
     /// It belongs to kilnd.
     supervised: bool,
@@ -53,6 +54,17 @@ struct Shown<'a> {
     pid: Option<u32>,
     control_socket: String,
     console_log: String,
+}
+
+/// One of its network interfaces, the primary one first.
+#[derive(Debug, Serialize)]
+struct ShownInterface {
+    id: String,
+    mac: String,
+    private_ip: String,
+    ipv6: Option<String>,
+    subnet_id: String,
+    security_groups: Vec<String>,
 }
 
 fn image(instance: &Instance) -> String {
@@ -68,8 +80,18 @@ fn address(instance: &Instance) -> Option<String> {
 
 fn shown<'a>(plane: &ControlPlane, memberships: &[Membership], instance: &'a Instance) -> Shown<'a> {
     let dir = plane.instance_dir(instance.id);
-    let membership = memberships.iter().find(|row| row.interface.id == instance.interface.id);
-    let groups = membership.map_or_else(Vec::new, |row| row.groups.iter().map(ToString::to_string).collect());
+    let groups = |interface: &Interface| -> Vec<String> {
+        let membership = memberships.iter().find(|row| row.interface.id == interface.id);
+        membership.map_or_else(Vec::new, |row| row.groups.iter().map(ToString::to_string).collect())
+    };
+    let interface = |interface: &Interface| ShownInterface {
+        id: interface.id.to_string(),
+        mac: interface.mac.to_string(),
+        private_ip: interface.address.to_string(),
+        ipv6: interface.ipv6.map(|address| address.to_string()),
+        subnet_id: interface.subnet.id.to_string(),
+        security_groups: groups(interface),
+    };
     Shown {
         id: instance.id.to_string(),
         name: instance.name(),
@@ -87,7 +109,8 @@ fn shown<'a>(plane: &ControlPlane, memberships: &[Membership], instance: &'a Ins
         public_ip: instance.public_address.map(|address| address.to_string()),
         subnet_id: instance.interface.subnet.id.to_string(),
         vpc_id: instance.interface.subnet.vpc.to_string(),
-        security_groups: groups,
+        security_groups: groups(&instance.interface),
+        interfaces: instance.interfaces().map(interface).collect(),
         keep: instance.keep,
         supervised: instance.supervised,
         reason: instance.reason.as_ref().map(|reason| reason.message.as_str()),

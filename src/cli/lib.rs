@@ -16,6 +16,7 @@ mod identity;
 mod images;
 mod instance_args;
 mod instances;
+mod interface_arg;
 mod interfaces;
 mod lifecycle;
 mod metadata;

@@ -91,6 +91,7 @@ pub fn request(args: &RunArgs) -> Result<LaunchRequest, Failure> {
             public_ip: args.public_ip,
             publish: args.publish.clone(),
         },
+        more_interfaces: args.interface.iter().map(|interface| interface.0.clone()).collect(),
         user_data: args.user_data.as_deref().map(user_data).transpose()?,
         ssh_key: args.ssh_key.as_deref().map(ssh_key).transpose()?,
         metadata_options: parse_options(options, &args.metadata_options)?,

@@ -97,7 +97,9 @@ fn undo_one(parts: &Parts, instance: &Instance, effect: Effect, stays: bool) -> 
         }
         Effect::Network if instance.network == NetworkMode::LinkLocalOnly => Ok(()),
         Effect::Network => {
-            parts.fabric.detach(instance.interface.id).map_err(|e| UndoError::Network(instance.id, e))
+            // All are tried.
+            let undone: Vec<_> = instance.interfaces().map(|own| parts.fabric.detach(own.id)).collect();
+            undone.into_iter().collect::<Result<(), _>>().map_err(|e| UndoError::Network(instance.id, e))
         }
         Effect::Files if stays => Ok(parts.dir.instance(instance.id).remove_run_files()?),
         Effect::Files => {
@@ -123,7 +125,9 @@ fn undo_rows(parts: &Parts, instance: &Instance, stays: bool) -> Result<(), Stor
             // Given back already, and by now perhaps another's.
             Ok(())
         } else {
-            Networks::give_back(tx, &row.interface)?;
+            for interface in row.interfaces() {
+                Networks::give_back(tx, interface)?;
+            }
             detach_all(tx, &row)?;
             if !row.supervised {
                 tx.remove::<Instance>(&row.id);

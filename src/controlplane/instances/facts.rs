@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr};
 
+use kiln_model::InterfaceId;
 use kiln_vmspec::{LeafValue, MetadataSnapshot};
 
 use super::{BaseImage, Instance};
@@ -11,7 +12,7 @@ use crate::metadata::{
     PublicAddress, REGION, SecurityGroupName, ZONE, ZONE_ID, private_domain, private_host_name,
     public_host_name,
 };
-use crate::network::{Membership, SecurityGroup};
+use crate::network::{Interface, Membership, SecurityGroup};
 use crate::state::{Store, StoreError, transact};
 use crate::volumes::{ROOT_DEVICE, attached};
 
@@ -29,18 +30,24 @@ pub(super) struct Live {
     pub role: Option<InstanceRole>,
     /// Credentials of its own.
     pub own: Option<LeafValue>,
-    /// What is around its interface.
+    /// What is around its interfaces.
     pub around: Around,
 }
 
 /// What the network's rows say of an instance and its neighbours.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Around {
+    interfaces: BTreeMap<InterfaceId, AroundInterface>,
+    host_names: BTreeMap<String, Vec<IpAddr>>,
+    data_devices: Vec<String>,
+}
+
+/// As above, of one interface.
+#[derive(Debug, Clone, Default)]
+struct AroundInterface {
     security_groups: Vec<SecurityGroupName>,
     secondary: Vec<Ipv4Addr>,
     forwards: bool,
-    host_names: BTreeMap<String, Vec<IpAddr>>,
-    data_devices: Vec<String>,
 }
 
 impl Around {
@@ -60,14 +67,15 @@ impl Around {
                 let ipv6 = member.interface.ipv6.map(IpAddr::V6);
                 let addresses = [IpAddr::V4(address)].into_iter().chain(ipv6).collect();
                 around.host_names.insert(private_host_name(address, Some(REGION)), addresses);
-                if member.interface.id != interface.id {
+                if member.instance != instance.id {
                     continue;
                 }
-                around.secondary.clone_from(&member.secondary);
-                around.forwards = member.forwards;
+                let own = around.interfaces.entry(member.interface.id).or_default();
+                own.secondary.clone_from(&member.secondary);
+                own.forwards = member.forwards;
                 for id in &member.groups {
                     let group = tx.get::<SecurityGroup>(id)?;
-                    around.security_groups.extend(
+                    own.security_groups.extend(
                         group.map(|group| SecurityGroupName { id: id.to_string(), name: group.name }),
                     );
                 }
@@ -94,14 +102,45 @@ pub(super) fn domain() -> String {
     private_domain(REGION)
 }
 
-fn facts(instance: &Instance, live: Live) -> InstanceFacts {
-    let interface = &instance.interface;
+/// An interface as metadata show it.
+fn described(
+    device_number: u32,
+    interface: &Interface,
+    around: AroundInterface,
+    public: Option<Ipv4Addr>,
+) -> InterfaceDescription {
     let subnet = &interface.subnet;
-    let public = instance.public_address.map(|public| PublicAddress {
+    let public = public.map(|public| PublicAddress {
         public,
         private: interface.address,
         hostname: Some(public_host_name(public, REGION)),
     });
+    InterfaceDescription {
+        id: interface.id,
+        mac: interface.mac,
+        device_number,
+        private_ipv4: [interface.address].into_iter().chain(around.secondary).collect(),
+        ipv6: interface.ipv6.into_iter().collect(),
+        public_ipv4: public.into_iter().collect(),
+        local_hostname: private_host_name(interface.address, Some(REGION)),
+        subnet_id: subnet.id,
+        subnet_cidr: subnet.cidr,
+        subnet_ipv6_cidrs: subnet.ipv6.iter().map(ToString::to_string).collect(),
+        vpc_id: subnet.vpc,
+        vpc_cidrs: vec![subnet.vpc_cidr],
+        vpc_ipv6_cidrs: subnet.vpc_ipv6.iter().map(ToString::to_string).collect(),
+        security_groups: around.security_groups,
+        source_dest_check: !around.forwards,
+    }
+}
+
+fn facts(instance: &Instance, mut live: Live) -> InstanceFacts {
+    let interfaces = (0..).zip(instance.interfaces()).map(|(number, interface)| {
+        let around = live.around.interfaces.remove(&interface.id).unwrap_or_default();
+        let public = instance.public_address.filter(|_| number == 0);
+        described(number, interface, around, public)
+    });
+    let interfaces = interfaces.collect();
     let ami_id = match instance.root.base {
         BaseImage::Imported { image } => Some(image),
         BaseImage::InPlace { .. } => None,
@@ -122,23 +161,7 @@ fn facts(instance: &Instance, live: Live) -> InstanceFacts {
             zone: ZONE.to_owned(),
             zone_id: ZONE_ID.to_owned(),
         },
-        interfaces: vec![InterfaceDescription {
-            id: interface.id,
-            mac: interface.mac,
-            device_number: 0,
-            private_ipv4: [interface.address].into_iter().chain(live.around.secondary).collect(),
-            ipv6: interface.ipv6.into_iter().collect(),
-            public_ipv4: public.into_iter().collect(),
-            local_hostname: private_host_name(interface.address, Some(REGION)),
-            subnet_id: subnet.id,
-            subnet_cidr: subnet.cidr,
-            subnet_ipv6_cidrs: subnet.ipv6.iter().map(ToString::to_string).collect(),
-            vpc_id: subnet.vpc,
-            vpc_cidrs: vec![subnet.vpc_cidr],
-            vpc_ipv6_cidrs: subnet.vpc_ipv6.iter().map(ToString::to_string).collect(),
-            security_groups: live.around.security_groups,
-            source_dest_check: !live.around.forwards,
-        }],
+        interfaces,
         root_device: ROOT_DEVICE.to_owned(),
         data_devices: live.around.data_devices,
         key: instance.ssh_key.clone().map(|public_key| KeyPair {

@@ -7,7 +7,6 @@
 //! ```
 
 use std::fs::{self, File};
-use std::net::Ipv4Addr;
 use std::path::Path;
 
 use kiln_model::{ByteSize, InstanceId, InstanceState, ReservationId, SnapshotId, VolumeId};
@@ -30,7 +29,8 @@ use crate::identity::KeyError;
 use crate::images::{Image, ImageError, Source, SourceError};
 use crate::metadata::BuildError;
 use crate::network::{
-    FabricError, Ipv6Plan, NetworkError, Networks, NicRequest, Public, elastic_of, ensure_default_subnet, policy_source,
+    FabricError, Interface, Ipv6Plan, NetworkError, Networks, NicRequest, Public, elastic_of,
+    ensure_default_subnet, policy_source,
 };
 use crate::state::dir::Lock;
 use crate::state::{StoreError, Transaction, transact};
@@ -309,6 +309,8 @@ fn insert_rows(
         for (launch_index, id) in (0..).zip(ids) {
             let profile =
                 request.profile.as_ref().map(|name| associate(tx, name.as_str(), now)).transpose()?;
+            let (interface, more_interfaces) =
+                Networks::place_all(tx, &subnet, *id, &request.placement, &request.more_interfaces)?;
             let instance = Instance {
                 id: *id,
                 reservation,
@@ -323,7 +325,8 @@ fn insert_rows(
                     size: volume_size,
                     base: base.image.clone(),
                 },
-                interface: Networks::place(tx, &subnet, *id, &request.placement)?,
+                interface,
+                more_interfaces,
                 network: request.network,
                 public_ip: request.placement.public_ip,
                 publish: request.placement.publish.clone(),
@@ -464,9 +467,16 @@ impl Plan<'_> {
             self.done.push(Effect::Network);
             let policy = policy_source(self.parts.store.as_ref(), instance.interface.subnet.vpc);
             let elastic = elastic_of(self.parts.store.as_ref(), &instance.interface)?;
-            let attached = self.parts.fabric.attach(&nic_request(&instance, elastic), &policy)?;
-            opened.taps = attached.taps;
+            let public = (instance.public_ip || elastic.is_some() || !instance.publish.is_empty())
+                .then(|| Public { address: elastic, ports: instance.publish.clone() });
+            let request = nic_request(&instance, &instance.interface, public);
+            let attached = self.parts.fabric.attach(&request, &policy)?;
+            opened.taps.push(attached.taps);
             instance.public_address = attached.public;
+            for interface in &instance.more_interfaces {
+                let attached = self.parts.fabric.attach(&nic_request(&instance, interface, None), &policy)?;
+                opened.taps.push(attached.taps);
+            }
         }
         let bounds = bounds::of(&instance, &self.parts.dir.volumes(), &opened);
         let document = facts::identity_document(&instance);
@@ -495,8 +505,7 @@ impl Plan<'_> {
     }
 }
 
-fn nic_request(instance: &Instance, elastic: Option<Ipv4Addr>) -> NicRequest {
-    let interface = &instance.interface;
+fn nic_request(instance: &Instance, interface: &Interface, public: Option<Public>) -> NicRequest {
     let subnet = &interface.subnet;
     let ipv6 = || {
         let router = subnet.ipv6?.router()?;
@@ -513,8 +522,7 @@ fn nic_request(instance: &Instance, elastic: Option<Ipv4Addr>) -> NicRequest {
         router_mac: spec::ROUTER_MAC,
         queue_pairs: spec::queues(instance),
         mtu: spec::MTU,
-        public: (instance.public_ip || elastic.is_some() || !instance.publish.is_empty())
-            .then(|| Public { address: elastic, ports: instance.publish.clone() }),
+        public,
     }
 }
 

@@ -39,8 +39,10 @@ pub struct LaunchRequest {
     pub volume_size: Option<ByteSize>,
     /// What the interface reaches.
     pub network: NetworkMode,
-    /// Where the interface is and what it is open to.
+    /// Where the primary interface is and what it is open to.
     pub placement: Placement,
+    /// The same of other interfaces: subnet (that of the primary one if not said), addresses and groups.
+    pub more_interfaces: Vec<Placement>,
     /// User data.
     pub user_data: Option<UserData>,
     /// Key that may log in.
@@ -167,6 +169,7 @@ impl LaunchRequest {
             volume_size: None,
             network: NetworkMode::Vpc,
             placement: Placement::default(),
+            more_interfaces: Vec::new(),
             user_data: None,
             ssh_key: None,
             metadata_options: MetadataOptions::default(),

@@ -104,9 +104,12 @@ pub struct Instance {
     pub hugepages: bool,
     /// Its root volume.
     pub root: RootVolume,
-    /// Its network interface.
+    /// Its primary network interface.
     pub interface: Interface,
-    /// What the interface reaches.
+    /// Its other network interfaces, in device order.
+    #[serde(default)]
+    pub more_interfaces: Vec<Interface>,
+    /// What the interfaces reach.
     pub network: NetworkMode,
     /// Whether it gets a public address at each start.
     #[serde(default)]
@@ -174,6 +177,11 @@ pub struct Instance {
 }
 
 impl Instance {
+    /// Its network interfaces, the primary first: their places are their device numbers.
+    pub fn interfaces(&self) -> impl Iterator<Item = &Interface> {
+        std::iter::once(&self.interface).chain(&self.more_interfaces)
+    }
+
     /// Its `Name` tag.
     pub fn name(&self) -> Option<&str> {
         self.tags.iter().find(|t| t.key() == Tag::NAME).map(Tag::value)

@@ -9,14 +9,14 @@ use std::path::{Path, PathBuf};
 
 use kiln_model::MacAddr;
 use kiln_vmspec::{
-    BootSource, ConsoleSpec, DiskFormat, DiskSpec, FdIndex, ImageLayer, LinkLocalIpv6, LinkLocalSpec, MemorySpec,
-    NicSpec,
-    VmSpec,
+    BootSource, ConsoleSpec, DiskFormat, DiskSpec, FdIndex, ImageLayer, LinkLocalIpv6, LinkLocalSpec,
+    MemorySpec, NicSpec, VmSpec,
 };
 
 use super::{Instance, NetworkMode, facts, rates, smbios};
 use crate::host::host_nameservers;
 use crate::metadata::private_host_name;
+use crate::network::Interface;
 use crate::state::dir::InstanceDir;
 use crate::volumes::Volume;
 
@@ -50,7 +50,8 @@ pub(super) struct Opened {
     pub(super) initrd: Option<File>,
     pub(super) console_log: File,
     pub(super) ending: Option<File>,
-    pub(super) taps: Vec<OwnedFd>,
+    /// Of each interface, if they reach more than the link.
+    pub(super) taps: Vec<Vec<OwnedFd>>,
 }
 
 /// A volume with its files, top first.
@@ -132,7 +133,12 @@ pub(super) fn build(
         },
         None => BootSource::RootVolume { cmdline },
     };
-    let tap_queues = opened.taps.into_iter().map(|tap| fds.add(tap)).collect();
+    let taps = opened.taps.into_iter().chain(std::iter::repeat_with(Vec::new));
+    let nics = instance.interfaces().zip(taps).map(|(interface, taps)| {
+        let queues = taps.into_iter().map(|tap| fds.add(tap)).collect();
+        nic(instance, interface, queues)
+    });
+    let nics = nics.collect();
     let log = fds.add(opened.console_log);
     let ending = opened.ending.map(|file| fds.add(file));
     let spec = VmSpec {
@@ -143,7 +149,7 @@ pub(super) fn build(
         memory: MemorySpec { size_mib: instance.memory.as_mib(), hugepages: instance.hugepages },
         boot,
         disks,
-        nics: vec![nic(instance, tap_queues)],
+        nics,
         smbios: smbios::ec2_profile(instance),
         console: ConsoleSpec { log: Some(log), log_limit_bytes: log_limit(instance) },
         metadata,
@@ -159,8 +165,7 @@ fn nameservers(instance: &Instance, resolver: Option<Ipv4Addr>) -> Vec<Ipv4Addr>
     resolver.into_iter().chain(others).collect()
 }
 
-fn nic(instance: &Instance, tap_queues: Vec<FdIndex>) -> NicSpec {
-    let interface = &instance.interface;
+fn nic(instance: &Instance, interface: &Interface, tap_queues: Vec<FdIndex>) -> NicSpec {
     let subnet = &interface.subnet;
     let resolver = subnet.vpc_cidr.resolver();
     NicSpec {
@@ -177,10 +182,10 @@ fn nic(instance: &Instance, tap_queues: Vec<FdIndex>) -> NicSpec {
             resolver,
             host_name: private_host_name(interface.address, None),
             domain_name: facts::domain(),
-            ipv6: interface.ipv6.zip(subnet.ipv6).map(|(address, range)| LinkLocalIpv6 {
-                address,
-                prefix_len: range.prefix_len(),
-            }),
+            ipv6: interface
+                .ipv6
+                .zip(subnet.ipv6)
+                .map(|(address, range)| LinkLocalIpv6 { address, prefix_len: range.prefix_len() }),
         },
     }
 }

@@ -4,8 +4,8 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use kiln_model::security::InvalidTraffic;
 use kiln_model::{
-    InterfaceId, Ipv4Cidr, Ipv6Cidr, NetworkAclId, ParseCidrError, PrefixListId, SecurityGroupId, SecurityGroupRuleId,
-    SubnetId, VpcId,
+    InterfaceId, Ipv4Cidr, Ipv6Cidr, NetworkAclId, ParseCidrError, PrefixListId, SecurityGroupId,
+    SecurityGroupRuleId, SubnetId, VpcId,
 };
 
 use super::FabricError;
@@ -37,7 +37,9 @@ pub enum NetworkError {
         cidr: Ipv4Cidr,
     },
     /// Not in the subnet, or one of its first four.
-    #[error("{address} cannot be the IPv6 address of an interface in subnet {subnet} (expected one of {range}, but for its first four)")]
+    #[error(
+        "{address} cannot be the IPv6 address of an interface in subnet {subnet} (expected one of {range}, but for its first four)"
+    )]
     Ipv6Outside {
         /// Asked for.
         address: Ipv6Addr,
@@ -45,6 +47,14 @@ pub enum NetworkError {
         subnet: SubnetId,
         /// Its range.
         range: Ipv6Cidr,
+    },
+    /// All interfaces of an instance are in one VPC.
+    #[error("subnet {subnet} is not of {vpc}, where the instance's other interfaces are")]
+    OtherVpc {
+        /// Which subnet.
+        subnet: SubnetId,
+        /// Where the others are.
+        vpc: VpcId,
     },
     /// It has no IPv6 range.
     #[error("{what} has no IPv6 range (see `kiln vpc add-ipv6` and `kiln subnet add-ipv6`)")]
@@ -318,6 +328,7 @@ impl NetworkError {
             E::SubnetRange { .. } | E::SubnetIpv6Range { .. } => "InvalidSubnet.Range",
             E::SubnetConflict { .. } | E::SubnetIpv6Conflict { .. } => "InvalidSubnet.Conflict",
             E::NoIpv6 { .. } | E::HasIpv6 { .. } | E::Ipv6Outside { .. } => "InvalidParameterValue",
+            E::OtherVpc { .. } => "InvalidParameterCombination",
             E::NoIpv6Range => "InsufficientFreeAddressesInSubnet",
             E::InUse { .. } => "DependencyViolation",
             E::NoGroup { .. } | E::GroupGone(_) => "InvalidGroup.NotFound",
@@ -345,6 +356,7 @@ impl NetworkError {
             E::TooManyGroups { .. } => "SecurityGroupsPerInterfaceLimitExceeded",
             E::Limit { what: "security groups", .. } => "SecurityGroupLimitExceeded",
             E::Limit { what: "Elastic addresses", .. } => "AddressLimitExceeded",
+            E::Limit { what: "interfaces of an instance", .. } => "AttachmentLimitExceeded",
             E::Limit { what: "VPCs", .. } => "VpcLimitExceeded",
             E::Limit { what: "subnets", .. } => "SubnetLimitExceeded",
             E::Limit { .. } => "ResourceLimitExceeded",

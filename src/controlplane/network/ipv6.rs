@@ -132,7 +132,9 @@ pub(super) fn take(
         };
     }
     let random = std::iter::repeat_with(|| u128::from(rand::random::<u64>()).max(RESERVED));
-    for offset in std::iter::once(u128::from(number)).chain(random).take(1 + usize::try_from(TRIES).unwrap_or(0)) {
+    for offset in
+        std::iter::once(u128::from(number)).chain(random).take(1 + usize::try_from(TRIES).unwrap_or(0))
+    {
         if let Some(address) = range.nth(offset)
             && insert(address)?
         {
@@ -178,11 +180,7 @@ impl Networks<'_> {
 
     /// Gives a subnet without IPv6 a range of its VPC's: this one, or the next that is free. Interfaces that
     /// it has stay as they are.
-    pub fn add_ipv6_to_subnet(
-        &self,
-        wanted: &str,
-        range: Option<Ipv6Cidr>,
-    ) -> Result<Subnet, NetworkError> {
+    pub fn add_ipv6_to_subnet(&self, wanted: &str, range: Option<Ipv6Cidr>) -> Result<Subnet, NetworkError> {
         transact(self.store, |tx| {
             let mut subnet = super::service::find_subnet(tx, wanted)?;
             if subnet.ipv6.is_some() {
@@ -217,9 +215,16 @@ mod tests {
         for range in ["2001:db8:31::/48", "fd00:1:2:3300::/56", "2600::/60"] {
             assert!(vpc_range(Some(range.parse().unwrap())).is_ok(), "{range}");
         }
-        for range in
-            ["2001:db8::/32", "2001:db8::/61", "fd00:ec2::/48", "fd00:ec2:1::/56", "fe80::/56", "ff00::/56", "fc00::/56", "::/56"]
-        {
+        for range in [
+            "2001:db8::/32",
+            "2001:db8::/61",
+            "fd00:ec2::/48",
+            "fd00:ec2:1::/56",
+            "fe80::/56",
+            "ff00::/56",
+            "fc00::/56",
+            "::/56",
+        ] {
             assert!(vpc_range(Some(range.parse().unwrap())).is_err(), "{range}");
         }
     }

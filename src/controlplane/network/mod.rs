@@ -31,7 +31,7 @@ pub use kiln_hostnet::{Count, Counters, InterfaceCounters, Ipv6Plan, PolicySourc
 pub use prefix_lists::PrefixList;
 pub use rule_spec::{PeerSpec, RuleSpec};
 pub(crate) use service::policy_source;
-pub use service::{Explanation, Networks, Placement, Reason};
+pub use service::{Explanation, MAX_INTERFACES, Networks, Placement, Reason};
 
 #[cfg(test)]
 mod tests;

@@ -11,7 +11,9 @@ use std::net::{IpAddr, Ipv4Addr};
 
 use kiln_hostnet::{Counters, Published};
 use kiln_model::security::{AclDecision, Decision, Direction, Member, Message, NetworkPolicy, Packet, Rule};
-use kiln_model::{InstanceId, InterfaceId, Ipv4Cidr, Ipv6Cidr, SecurityGroupId, SecurityGroupRuleId, SubnetId, VpcId};
+use kiln_model::{
+    InstanceId, InterfaceId, Ipv4Cidr, Ipv6Cidr, SecurityGroupId, SecurityGroupRuleId, SubnetId, VpcId,
+};
 
 use super::addresses::{DEFAULT_NAME, DefaultSubnet, ensure_default_subnet, release, reserve};
 use super::groups::{self, Membership, SecurityGroup, touch, touch_last};
@@ -23,6 +25,8 @@ use crate::state::{Store, StoreError, Transaction, transact};
 pub const MAX_VPCS: usize = 100;
 /// Subnets in one VPC.
 pub const MAX_SUBNETS: usize = 200;
+/// Network interfaces of one instance: as many as EC2 gives to large ones.
+pub const MAX_INTERFACES: usize = 8;
 /// Conversations that an interface may have begun, and as many that others may have begun with it.
 /// An eighth of what the host's kernel tracks by default.
 const CONNECTIONS: u32 = 32_768;
@@ -352,12 +356,41 @@ impl<'a> Networks<'a> {
         self.apply(vpc)
     }
 
-    /// Reserves an interface for a new instance, as part of `tx`.
-    pub(crate) fn place(
+    /// Reserves the interfaces of a new instance, the primary one and others, as part of `tx`.
+    pub(crate) fn place_all(
+        tx: &mut Transaction<'_>,
+        default: &Subnet,
+        instance: InstanceId,
+        primary: &Placement,
+        more: &[Placement],
+    ) -> Result<(Interface, Vec<Interface>), NetworkError> {
+        if more.len() >= MAX_INTERFACES {
+            return Err(NetworkError::Limit { what: "interfaces of an instance", limit: MAX_INTERFACES });
+        }
+        // Who says nothing of groups means a machine of his own that he can reach.
+        let silent = |placement: &Placement| placement.groups.is_empty() && placement.allow.is_empty();
+        let host_access = silent(primary) && more.iter().all(silent);
+        let first = Self::place(tx, default, instance, primary, host_access)?;
+        let mut others = Vec::new();
+        for placement in more {
+            let other = Self::place(tx, &first.subnet, instance, placement, host_access)?;
+            if other.subnet.vpc != first.subnet.vpc {
+                let (subnet, vpc) = (other.subnet.id, first.subnet.vpc);
+                return Err(NetworkError::OtherVpc { subnet, vpc });
+            }
+            others.push(other);
+        }
+        Ok((first, others))
+    }
+
+    /// Reserves an interface of a new instance, as part of `tx`. `host_access`: the host may connect to it
+    /// whatever its groups say.
+    pub(super) fn place(
         tx: &mut Transaction<'_>,
         default: &Subnet,
         instance: InstanceId,
         placement: &Placement,
+        host_access: bool,
     ) -> Result<Interface, NetworkError> {
         let subnet = match &placement.subnet {
             Some(wanted) => find_subnet(tx, wanted)?,
@@ -379,8 +412,6 @@ impl<'a> Networks<'a> {
         }
         groups::check_count(groups.len())?;
         let interface = reserve(tx, &subnet, placement.address, placement.ipv6)?;
-        // Who says nothing of groups means a machine of his own that he can reach.
-        let host_access = placement.groups.is_empty() && placement.allow.is_empty();
         tx.put(&Membership {
             interface: interface.clone(),
             instance,

@@ -72,7 +72,8 @@ impl Bench {
             ..Placement::default()
         };
         let id = InstanceId::from_bits(instance);
-        transact(&self.store, |tx| Networks::place(tx, &subnet, id, &placement))
+        transact(&self.store, |tx| Networks::place_all(tx, &subnet, id, &placement, &[]))
+            .map(|(first, _)| first)
     }
 
     fn policy(&self) -> NetworkPolicy {
@@ -247,7 +248,7 @@ fn ranges_of_networks_are_checked() {
         Placement { subnet: Some("blue-2".into()), groups: vec!["web".into()], ..Placement::default() };
     let default = networks.default_subnet().unwrap();
     let place = |placement: &Placement| {
-        transact(&bench.store, |tx| Networks::place(tx, &default, InstanceId::from_bits(1), placement))
+        transact(&bench.store, |tx| Networks::place(tx, &default, InstanceId::from_bits(1), placement, false))
     };
     assert_eq!(code(place(&placement)), "InvalidGroup.NotFound");
     let address = Some([10, 50, 2, 133].into());
@@ -259,6 +260,41 @@ fn ranges_of_networks_are_checked() {
     networks.delete_subnet("blue-2").unwrap();
     networks.delete_vpc(vpc.id).unwrap();
     assert_eq!(networks.vpcs().unwrap().len(), 2);
+}
+
+#[test]
+fn interfaces_of_one_instance_are_in_one_vpc_each_with_its_own_groups() {
+    let bench = Bench::new();
+    let networks = bench.networks();
+    let subnet = networks.default_subnet().unwrap();
+    let second = networks.create_subnet(subnet.vpc, "10.50.99.0/24".parse().unwrap(), None, None).unwrap();
+    let web = bench.group("web");
+    let place = |more: &[Placement]| {
+        let (id, primary) = (InstanceId::from_bits(1), Placement::default());
+        transact(&bench.store, |tx| Networks::place_all(tx, &subnet, id, &primary, more))
+    };
+    let there = Placement {
+        subnet: Some(second.id.to_string()),
+        address: Some([10, 50, 99, 9].into()),
+        groups: vec!["web".into()],
+        ..Placement::default()
+    };
+    let (first, others) = place(&[Placement::default(), there.clone()]).unwrap();
+    let addresses: Vec<_> = others.iter().map(|own| (own.subnet.id, own.address)).collect();
+    assert_eq!(addresses[0].0, first.subnet.id);
+    assert_eq!(addresses[1], (second.id, [10, 50, 99, 9].into()));
+    let rows = networks.memberships().unwrap();
+    let row = rows.iter().find(|row| row.interface.id == others[1].id).unwrap();
+    assert_eq!(row.groups, [web.id].into());
+    // Something was said, so that is what holds for all of them.
+    assert!(rows.iter().all(|row| !row.host_access));
+    assert_eq!(code(place(&[there])), "InvalidIPAddress.InUse");
+    assert_eq!(code(place(&vec![Placement::default(); 8])), "AttachmentLimitExceeded");
+    assert_eq!(networks.memberships().unwrap().len(), 3, "all of them or none");
+    let vpc = networks.create_vpc("10.51.0.0/16".parse().unwrap(), None, None).unwrap();
+    let foreign = networks.create_subnet(vpc.id, "10.51.0.0/24".parse().unwrap(), None, None).unwrap();
+    let foreign = Placement { subnet: Some(foreign.id.to_string()), ..Placement::default() };
+    assert_eq!(code(place(&[foreign])), "InvalidParameterCombination");
 }
 
 #[test]
@@ -289,7 +325,7 @@ fn ipv6_ranges_and_addresses_are_chosen_or_checked() {
     let default = networks.default_subnet().unwrap();
     let place = |subnet: &Subnet, ipv6| {
         let placement = Placement { subnet: Some(subnet.id.to_string()), ipv6, ..Placement::default() };
-        transact(&bench.store, |tx| Networks::place(tx, &default, InstanceId::from_bits(1), &placement))
+        transact(&bench.store, |tx| Networks::place(tx, &default, InstanceId::from_bits(1), &placement, true))
     };
     let at = |address: &str| Ipv6Wish::Address(address.parse().unwrap());
     let first = place(&subnet, Ipv6Wish::Any).unwrap();
@@ -319,7 +355,10 @@ fn ipv6_that_comes_later_lets_out_what_ipv4_does_unless_somebody_has_changed_tha
     let (open, narrow) = (bench.group("open"), bench.group("narrow"));
     let all_out = "all:0.0.0.0/0".parse().unwrap();
     networks.revoke(narrow.id, Direction::Egress, &[all_out]).unwrap();
-    assert_eq!(code(networks.add_ipv6_to_subnet(&networks.default_subnet().unwrap().id.to_string(), None)), "InvalidParameterValue");
+    assert_eq!(
+        code(networks.add_ipv6_to_subnet(&networks.default_subnet().unwrap().id.to_string(), None)),
+        "InvalidParameterValue"
+    );
     networks.add_ipv6_to_vpc(vpc, None).unwrap();
     assert_eq!(code(networks.add_ipv6_to_vpc(vpc, None)), "InvalidParameterValue");
     let egress = |id| {
@@ -334,7 +373,7 @@ fn ipv6_that_comes_later_lets_out_what_ipv4_does_unless_somebody_has_changed_tha
     let subnet = networks.add_ipv6_to_subnet(&subnet.id.to_string(), None).unwrap();
     let placement = Placement { ipv6: Ipv6Wish::Any, ..Placement::default() };
     let placed = transact(&bench.store, |tx| {
-        Networks::place(tx, &networks.default_subnet()?, InstanceId::from_bits(1), &placement)
+        Networks::place(tx, &networks.default_subnet()?, InstanceId::from_bits(1), &placement, true)
     });
     assert!(subnet.ipv6.unwrap().contains(placed.unwrap().ipv6.unwrap()));
 }

@@ -365,8 +365,8 @@ mod tests {
         for _ in 0..20 {
             let instance = kiln_model::InstanceId::from_bits(rand::random());
             let placement = crate::network::Placement::default();
-            let interface = crate::state::transact(&store, |tx| {
-                crate::network::Networks::place(tx, &subnet, instance, &placement)
+            let (interface, _) = crate::state::transact(&store, |tx| {
+                crate::network::Networks::place_all(tx, &subnet, instance, &placement, &[])
             })
             .unwrap();
             println!("got {}", interface.address);
