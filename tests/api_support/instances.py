@@ -47,7 +47,9 @@ for change, expected in [
     ({"Placement": {"AvailabilityZone": "us-east-1f"}}, "InvalidParameterValue"),
     ({"Placement": {"Tenancy": "dedicated"}}, "UnsupportedOperation"),
     ({"UserData": "x" * 30000}, "InvalidParameterValue"),
-    ({"NetworkInterfaces": [{"DeviceIndex": 1}]}, "UnsupportedOperation"),
+    ({"NetworkInterfaces": [{"DeviceIndex": 1}]}, "InvalidParameterValue"),
+    ({"NetworkInterfaces": [{"DeviceIndex": 0, "Ipv6AddressCount": 2}]}, "UnsupportedOperation"),
+    ({"NetworkInterfaces": [{"DeviceIndex": 0, "Ipv6AddressCount": 1}]}, "InvalidParameterValue"),
     ({"BlockDeviceMappings": [{"DeviceName": "/dev/xvda", "Ebs": {"VolumeSize": 1 << 30}}]}, "InvalidBlockDeviceMapping"),
     ({"TagSpecifications": [{"ResourceType": "vpc", "Tags": [{"Key": "a", "Value": "b"}]}]}, "InvalidParameterValue"),
     ({"InstanceType": "r7i.4xlarge", "MinCount": 50, "MaxCount": 50}, "InsufficientInstanceCapacity"),
@@ -194,4 +196,25 @@ same(code(ec2.start_instances, InstanceIds=[one]), "IncorrectInstanceState")
 ec2.terminate_instances(InstanceIds=[one])
 ec2.release_address(AllocationId=address["AllocationId"])
 ec2.delete_security_group(GroupId=group)
+# Two interfaces, in a VPC with IPv6.
+vpc = ec2.create_vpc(CidrBlock="10.88.0.0/16", AmazonProvidedIpv6CidrBlock=True)["Vpc"]
+block = vpc["Ipv6CidrBlockAssociationSet"][0]["Ipv6CidrBlock"]
+same(code(ec2.create_subnet, VpcId=vpc["VpcId"], CidrBlock="10.88.1.0/24", Ipv6CidrBlock="2001:db8::/64"), "InvalidSubnet.Range")
+subnet = ec2.create_subnet(VpcId=vpc["VpcId"], CidrBlock="10.88.1.0/24", Ipv6CidrBlock=block.replace("/56", "/64"))["Subnet"]
+same(subnet["Ipv6CidrBlockAssociationSet"][0]["Ipv6CidrBlockState"]["State"], "associated")
+inner = ec2.create_security_group(GroupName="inner", Description="x", VpcId=vpc["VpcId"])["GroupId"]
+two = ec2.run_instances(**wish, NetworkInterfaces=[
+    {"DeviceIndex": 1, "SubnetId": subnet["SubnetId"], "PrivateIpAddress": "10.88.1.9", "Groups": [inner]},
+    {"DeviceIndex": 0, "SubnetId": subnet["SubnetId"], "Ipv6AddressCount": 1},
+])["Instances"][0]["InstanceId"]
+ec2.get_waiter("instance_running").wait(InstanceIds=[two], WaiterConfig={"Delay": 1, "MaxAttempts": 60})
+own = ec2.describe_instances(InstanceIds=[two])["Reservations"][0]["Instances"][0]["NetworkInterfaces"]
+same([(i["Attachment"]["DeviceIndex"], i["PrivateIpAddress"], len(i["Ipv6Addresses"])) for i in own],
+     [(0, "10.88.1.4", 1), (1, "10.88.1.9", 0)])
+same([[g["GroupName"] for g in i["Groups"]] for i in own], [["default"], ["inner"]])
+second = ec2.describe_network_interfaces(Filters=[{"Name": "attachment.device-index", "Values": ["1"]}])["NetworkInterfaces"]
+same([i["NetworkInterfaceId"] for i in second], [own[1]["NetworkInterfaceId"]])
+ec2.terminate_instances(InstanceIds=[two])
+ec2.get_waiter("instance_terminated").wait(InstanceIds=[two], WaiterConfig={"Delay": 1, "MaxAttempts": 60})
+ec2.delete_subnet(SubnetId=subnet["SubnetId"])
 print("done")

@@ -3,7 +3,7 @@
 use kiln_controlplane::credentials::InstanceProfile;
 use kiln_controlplane::instances::{BaseImage, Health, Instance};
 use kiln_controlplane::metadata::{ACCOUNT, REGION, ZONE, ZONE_ID, private_host_name, public_host_name};
-use kiln_controlplane::network::{ElasticAddress, Membership, SecurityGroup};
+use kiln_controlplane::network::{ElasticAddress, Interface, Membership, SecurityGroup};
 use kiln_controlplane::volumes::{Attachment, Volume};
 use kiln_model::InstanceState;
 use serde_json::{Value, json};
@@ -104,7 +104,7 @@ impl World {
 
     /// Groups of an instance, while it has an interface.
     pub(super) fn groups_of(&self, instance: &Instance) -> Vec<Value> {
-        let member = self.members.iter().find(|member| member.instance == instance.id);
+        let member = self.members.iter().find(|member| member.interface.id == instance.interface.id);
         groups::identifiers(member.into_iter().flat_map(|member| member.groups.iter()), &self.groups)
     }
 
@@ -156,8 +156,8 @@ impl World {
     fn show_network(&self, instance: &Instance, shown: &mut Value) {
         let interface = &instance.interface;
         let name = private_host_name(interface.address, Some(REGION));
-        let association =
-            interfaces::association(interface.id, instance.public_address, &self.elastic).map(|mut a| {
+        let mut association = interfaces::association(interface.id, instance.public_address, &self.elastic)
+            .map(|mut a| {
                 // Here without the ids of an Elastic address.
                 if let Some(members) = a.as_object_mut() {
                     members.retain(|name, _| !matches!(name.as_str(), "AllocationId" | "AssociationId"));
@@ -175,19 +175,40 @@ impl World {
         shown["SubnetId"] = subnet.as_str().into();
         shown["VpcId"] = vpc.as_str().into();
         shown["SourceDestCheck"] = true.into();
-        shown["NetworkInterfaces"] = json!([{
-            "NetworkInterfaceId": interface.id.to_string(), "SubnetId": subnet, "VpcId": vpc, "Description": "",
+        let interfaces = (0u32..).zip(instance.interfaces());
+        shown["NetworkInterfaces"] = interfaces
+            .map(|(device, interface)| self.interface(instance, device, interface, association.take()))
+            .collect();
+    }
+
+    /// One of an instance's interfaces, as the instance shows it.
+    fn interface(
+        &self,
+        instance: &Instance,
+        device: u32,
+        interface: &Interface,
+        association: Option<Value>,
+    ) -> Value {
+        let (address, name) =
+            (interface.address.to_string(), private_host_name(interface.address, Some(REGION)));
+        let member = self.members.iter().find(|member| member.interface.id == interface.id);
+        let groups =
+            groups::identifiers(member.into_iter().flat_map(|member| member.groups.iter()), &self.groups);
+        json!({
+            "NetworkInterfaceId": interface.id.to_string(), "SubnetId": interface.subnet.id.to_string(),
+            "VpcId": interface.subnet.vpc.to_string(), "Description": "",
             "OwnerId": ACCOUNT, "Status": "in-use", "InterfaceType": "interface", "SourceDestCheck": true,
             "MacAddress": interface.mac.to_string(), "PrivateIpAddress": address, "PrivateDnsName": name,
-            "Association": association, "Groups": self.groups_of(instance), "Ipv6Addresses": [],
+            "Association": association, "Groups": groups, "Ipv6Addresses": interfaces::ipv6_addresses(interface),
             "PrivateIpAddresses": [{
                 "PrivateIpAddress": address, "PrivateDnsName": name, "Primary": true, "Association": association,
             }],
             "Attachment": {
-                "AttachmentId": interfaces::attachment_id(interface.id), "DeviceIndex": 0, "NetworkCardIndex": 0,
-                "Status": "attached", "DeleteOnTermination": true, "AttachTime": instance.created,
+                "AttachmentId": interfaces::attachment_id(interface.id), "DeviceIndex": device,
+                "NetworkCardIndex": 0, "Status": "attached", "DeleteOnTermination": true,
+                "AttachTime": instance.created,
             },
-        }]);
+        })
     }
 
     /// Instances by reservation.

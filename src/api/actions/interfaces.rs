@@ -1,10 +1,10 @@
-//! Network interfaces: each instance has one, from its launch to its end.
+//! Network interfaces: each instance has its own, from its launch to its end.
 
 use std::net::Ipv4Addr;
 
 use kiln_controlplane::instances::Instance;
 use kiln_controlplane::metadata::{ACCOUNT, REGION, ZONE, ZONE_ID, private_host_name, public_host_name};
-use kiln_controlplane::network::{ElasticAddress, Membership, SecurityGroup};
+use kiln_controlplane::network::{ElasticAddress, Interface, Membership, SecurityGroup};
 use kiln_model::InterfaceId;
 use serde_json::{Value, json};
 
@@ -72,6 +72,11 @@ pub(super) fn attachment_id(interface: InterfaceId) -> String {
     interface.to_string().replacen(InterfaceId::PREFIX, "eni-attach-", 1)
 }
 
+/// The IPv6 address of an interface, if it has one.
+pub(super) fn ipv6_addresses(interface: &Interface) -> Vec<Value> {
+    interface.ipv6.iter().map(|address| json!({"Ipv6Address": address.to_string()})).collect()
+}
+
 fn shown(
     member: &Membership,
     instance: Option<&Instance>,
@@ -82,21 +87,22 @@ fn shown(
     let interface = &member.interface;
     let id = interface.id.to_string();
     let name = private_host_name(interface.address, Some(REGION));
-    let public = association(interface.id, instance.and_then(|i| i.public_address), elastic);
+    let public = instance.filter(|_| member.device == 0).and_then(|i| i.public_address);
+    let public = association(interface.id, public, elastic);
     json!({
         "NetworkInterfaceId": id, "SubnetId": interface.subnet.id.to_string(),
         "VpcId": interface.subnet.vpc.to_string(), "AvailabilityZone": ZONE, "AvailabilityZoneId": ZONE_ID,
         "Description": "", "OwnerId": ACCOUNT, "InterfaceType": "interface", "MacAddress": interface.mac.to_string(),
         "PrivateIpAddress": interface.address.to_string(), "PrivateDnsName": name, "Status": "in-use",
         "SourceDestCheck": true, "RequesterManaged": false, "Association": public,
-        "Groups": groups::identifiers(member.groups.iter(), all),
+        "Groups": groups::identifiers(member.groups.iter(), all), "Ipv6Addresses": ipv6_addresses(interface),
         "PrivateIpAddresses": [{
             "PrivateIpAddress": interface.address.to_string(), "Primary": true, "PrivateDnsName": name,
             "Association": public,
         }],
         "Attachment": {
             "AttachmentId": attachment_id(interface.id), "InstanceId": member.instance.to_string(),
-            "InstanceOwnerId": ACCOUNT, "DeviceIndex": 0, "NetworkCardIndex": 0, "Status": "attached",
+            "InstanceOwnerId": ACCOUNT, "DeviceIndex": member.device, "NetworkCardIndex": 0, "Status": "attached",
             "DeleteOnTermination": true, "AttachTime": instance.map(|i| i.created),
         },
         "TagSet": tagging::shown_with_name(tags, &id, None),

@@ -1,12 +1,14 @@
 //! `RunInstances`: a wish in the words of EC2 to a wish of ours.
 
+use std::net::Ipv4Addr;
+
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use kiln_controlplane::images::ImageError;
 use kiln_controlplane::instances::{
     Instance, LaunchError, LaunchRequest, RequestError, ShutdownBehavior, SupervisorError,
 };
-use kiln_controlplane::network::{DEFAULT_GROUP, Placement};
+use kiln_controlplane::network::{DEFAULT_GROUP, Ipv6Wish, Placement};
 use kiln_controlplane::state::StoreError;
 use kiln_controlplane::tags;
 use kiln_model::{ByteSize, ImageId, InstanceId, InstanceType, SubnetId, Tag, UserData, VpcId};
@@ -31,13 +33,16 @@ input!(Enabled { enabled: bool });
 input!(Configured { configured: bool });
 input!(Interface { device_index: i64, subnet_id: Option<String>, groups: Vec<String>,
     associate_public_ip_address: Option<bool>, delete_on_termination: Option<bool>, private_ip_address: Option<String>,
-    description: Option<String>, network_card_index: Option<i64>, interface_type: Option<String> });
+    description: Option<String>, network_card_index: Option<i64>, interface_type: Option<String>,
+    ipv6_address_count: Option<i64>, ipv6_addresses: Vec<Ipv6Address> });
+input!(Ipv6Address { ipv6_address: String });
 input!(Ebs { volume_size: Option<u64>, delete_on_termination: Option<bool>, volume_type: Option<String>,
     encrypted: bool, iops: Option<i64>, throughput: Option<i64> });
 input!(Mapping { device_name: String, ebs: Option<Ebs> });
 input!(RunInstances { image_id: Option<String>, instance_type: Option<String>, min_count: i64, max_count: i64,
     key_name: Option<String>, security_group_ids: Vec<String>, security_groups: Vec<String>,
     subnet_id: Option<String>, private_ip_address: Option<String>, user_data: Option<String>,
+    ipv6_address_count: Option<i64>, ipv6_addresses: Vec<Ipv6Address>,
     iam_instance_profile: Option<profiles::ProfileReference>, metadata_options: MetadataOptionsRequest,
     instance_initiated_shutdown_behavior: Option<String>, ebs_optimized: bool, placement: PlacementRequest,
     network_interfaces: Vec<Interface>, tag_specifications: Vec<TagSpecification>,
@@ -46,47 +51,85 @@ input!(RunInstances { image_id: Option<String>, instance_type: Option<String>, m
     credit_specification: Option<Value>, maintenance_options: Option<Value>,
     private_dns_name_options: Option<Value>, additional_info: Option<String> });
 
-/// Where the interface shall be, from either of the two forms.
+/// Where an interface shall be, from either of the two forms.
 struct Where {
     subnet: Option<String>,
     address: Option<String>,
     groups: Vec<String>,
+    ipv6: Ipv6Wish,
     /// As the subnet says where this does not.
     public: Option<bool>,
 }
 
+/// An interface has one IPv6 address, or none.
+fn ipv6(count: Option<i64>, addresses: &[Ipv6Address]) -> Result<Ipv6Wish, ApiError> {
+    match (count.unwrap_or(0), addresses) {
+        (0, []) => Ok(Ipv6Wish::None),
+        (1, []) => Ok(Ipv6Wish::Any),
+        (0, [one]) => one.ipv6_address.parse().map(Ipv6Wish::Address).map_err(|_| {
+            let text = &one.ipv6_address;
+            ApiError::value(format!("Value ({text}) for parameter ipv6Address is invalid"))
+        }),
+        _ => Err(ApiError::unsupported("A network interface has at most one IPv6 address")),
+    }
+}
+
 impl RunInstances {
-    fn place(&mut self) -> Result<Where, ApiError> {
+    /// The primary interface, and the others.
+    fn place(&mut self) -> Result<(Where, Vec<Where>), ApiError> {
         let top = Where {
             subnet: self.subnet_id.take(),
             address: self.private_ip_address.take(),
             groups: std::mem::take(&mut self.security_group_ids),
+            ipv6: ipv6(self.ipv6_address_count, &self.ipv6_addresses)?,
             public: None,
         };
         let mut interfaces = std::mem::take(&mut self.network_interfaces);
-        let Some(own) = interfaces.pop() else { return Ok(top) };
-        if !interfaces.is_empty() || own.device_index != 0 || own.network_card_index.is_some_and(|n| n != 0) {
-            return Err(ApiError::unsupported("An instance has one network interface, of device index 0"));
+        if interfaces.is_empty() {
+            return Ok((top, Vec::new()));
         }
-        if own.interface_type.is_some_and(|kind| kind != "interface")
-            || own.delete_on_termination == Some(false)
-        {
-            return Err(ApiError::unsupported(
-                "The interface of an instance is a plain one and goes with it",
+        interfaces.sort_by_key(|own| own.device_index);
+        if (0..).zip(&interfaces).any(|(device, own)| own.device_index != device) {
+            return Err(ApiError::value(
+                "Network interfaces have the device indexes 0, 1, 2 and so on, each once",
             ));
+        }
+        for own in &interfaces {
+            if own.network_card_index.is_some_and(|card| card != 0)
+                || own.interface_type.as_ref().is_some_and(|kind| kind != "interface")
+                || own.delete_on_termination == Some(false)
+            {
+                return Err(ApiError::unsupported(
+                    "The interface of an instance is a plain one and goes with it",
+                ));
+            }
+            if own.device_index != 0 && own.associate_public_ip_address == Some(true) {
+                return Err(ApiError::unsupported("The primary interface alone has a public address"));
+            }
         }
         if top.subnet.is_some()
             || top.address.is_some()
             || !top.groups.is_empty()
             || !self.security_groups.is_empty()
+            || top.ipv6 != Ipv6Wish::None
         {
             return Err(ApiError::combination(
                 "Network interfaces and an instance-level subnet, address or security groups may not be \
                  specified on the same request",
             ));
         }
-        let (subnet, address, groups) = (own.subnet_id, own.private_ip_address, own.groups);
-        Ok(Where { subnet, address, groups, public: own.associate_public_ip_address })
+        let place = |own: Interface| {
+            Ok(Where {
+                ipv6: ipv6(own.ipv6_address_count, &own.ipv6_addresses)?,
+                subnet: own.subnet_id,
+                address: own.private_ip_address,
+                groups: own.groups,
+                public: own.associate_public_ip_address,
+            })
+        };
+        let mut all = interfaces.into_iter().map(place).collect::<Result<Vec<_>, ApiError>>()?;
+        let first = all.remove(0);
+        Ok((first, all))
     }
 
     /// Refuses what would be a promise that is not kept.
@@ -162,6 +205,11 @@ fn groups(
     Ok(found)
 }
 
+fn address(text: Option<&str>) -> Result<Option<Ipv4Addr>, ApiError> {
+    let invalid = |text| ApiError::value(format!("Value ({text}) for parameter privateIpAddress is invalid"));
+    text.map(|text| text.parse().map_err(|_| invalid(text))).transpose()
+}
+
 fn user_data(text: &str) -> Result<UserData, ApiError> {
     let malformed = || ApiError::new("InvalidUserData.Malformed", "Invalid BASE64 encoding of user data.");
     let bytes = STANDARD.decode(text.trim()).map_err(|_| malformed())?;
@@ -177,7 +225,7 @@ pub(super) fn run(context: &Context<'_>, mut input: Value) -> Answer {
     let mut wish: RunInstances = parse(input)?;
     wish.check_unsupported()?;
     let counts = wish.counts()?;
-    let place = wish.place()?;
+    let (place, others) = wish.place()?;
     subnets::check_zone(
         wish.placement.availability_zone.as_deref(),
         wish.placement.availability_zone_id.as_deref(),
@@ -206,13 +254,22 @@ pub(super) fn run(context: &Context<'_>, mut input: Value) -> Answer {
         }
         None => default.clone(),
     };
-    let address = place.address.as_ref().map(|text| {
-        text.parse()
-            .map_err(|_| ApiError::value(format!("Value ({text}) for parameter privateIpAddress is invalid")))
-    });
+    for other in others {
+        request.more_interfaces.push(Placement {
+            address: address(other.address.as_deref())?,
+            subnet: other
+                .subnet
+                .map(|id| SUBNET.parse(&id).map(|id: SubnetId| id.to_string()))
+                .transpose()?,
+            ipv6: other.ipv6,
+            groups: groups(context, subnet.vpc, other.groups, Vec::new())?,
+            ..Placement::default()
+        });
+    }
     request.placement = Placement {
+        address: address(place.address.as_deref())?,
         subnet: place.subnet,
-        address: address.transpose()?,
+        ipv6: place.ipv6,
         groups: groups(context, subnet.vpc, place.groups, std::mem::take(&mut wish.security_groups))?,
         public_ip: place.public.unwrap_or(subnets::maps_public(subnet.id, default.id)),
         ..Placement::default()
@@ -237,7 +294,9 @@ pub(super) fn run(context: &Context<'_>, mut input: Value) -> Answer {
     let launched = context.supervisor.launch(&request, counts, &mut |tx, instances| {
         for instance in instances {
             tag(tx, &instance.root.id.to_string(), volume.as_deref())?;
-            tag(tx, &instance.interface.id.to_string(), interface.as_deref())?;
+            for own in instance.interfaces() {
+                tag(tx, &own.id.to_string(), interface.as_deref())?;
+            }
         }
         token.note(tx, instances.iter().map(|instance| instance.id.to_string()).collect())
     });

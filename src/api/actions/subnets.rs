@@ -14,7 +14,7 @@ use super::tagging::{self, TagMap, TagSpecification};
 use super::{Answer, Context, arn, done, input, vpcs};
 use crate::error::ApiError;
 
-input!(CreateSubnet { vpc_id: String, cidr_block: String, availability_zone: Option<String>,
+input!(CreateSubnet { vpc_id: String, cidr_block: String, ipv6_cidr_block: Option<String>, availability_zone: Option<String>,
     availability_zone_id: Option<String>, tag_specifications: Vec<TagSpecification> });
 input!(DeleteSubnet { subnet_id: String });
 listing!(DescribeSubnets { subnet_ids: Vec<String> });
@@ -53,7 +53,11 @@ fn shown(subnet: &Subnet, default: SubnetId, taken: usize, tags: &TagMap) -> Val
         "DefaultForAz": subnet.id == default,
         "MapPublicIpOnLaunch": maps_public(subnet.id, default),
         "AssignIpv6AddressOnCreation": false, "MapCustomerOwnedIpOnLaunch": false, "EnableDns64": false,
-        "Ipv6Native": false, "Ipv6CidrBlockAssociationSet": [],
+        "Ipv6Native": false,
+        "Ipv6CidrBlockAssociationSet": subnet.ipv6.iter().map(|range| json!({
+            "AssociationId": id.replacen(SubnetId::PREFIX, "subnet-cidr-assoc-", 1),
+            "Ipv6CidrBlock": range.to_string(), "Ipv6CidrBlockState": {"State": "associated"},
+        })).collect::<Vec<_>>(),
         "PrivateDnsNameOptionsOnLaunch": {
             "HostnameType": "ip-name", "EnableResourceNameDnsARecord": false,
             "EnableResourceNameDnsAAAARecord": false,
@@ -86,8 +90,9 @@ pub(super) fn create(context: &Context<'_>, request: CreateSubnet) -> Answer {
         ApiError::value(format!("Value ({}) for parameter cidrBlock is invalid: {e}", request.cidr_block))
     })?;
     let name = tags.iter().find(|tag| tag.key() == Tag::NAME).map(Tag::value);
+    let ipv6 = request.ipv6_cidr_block.as_deref().map(vpcs::ipv6_range).transpose()?.map(Some);
     let default = context.plane.networks().default_subnet()?.id;
-    let subnet = context.plane.networks().create_subnet(vpc.id, cidr, None, name)?;
+    let subnet = context.plane.networks().create_subnet(vpc.id, cidr, ipv6, name)?;
     tags::set(context.plane.store(), &[subnet.id.to_string()], &tags)?;
     Ok(json!({"Subnet": shown(&subnet, default, 0, &tagging::read(context)?)}))
 }

@@ -3,7 +3,7 @@
 use kiln_controlplane::metadata::ACCOUNT;
 use kiln_controlplane::network::Vpc;
 use kiln_controlplane::tags;
-use kiln_model::{Tag, VpcId};
+use kiln_model::{Ipv6Cidr, Tag, VpcId};
 use serde_json::{Value, json};
 
 use super::ids::{self, VPC};
@@ -13,7 +13,7 @@ use super::{Answer, Context, done, input};
 use crate::error::ApiError;
 
 input!(CreateVpc { cidr_block: String, instance_tenancy: Option<String>, tag_specifications: Vec<TagSpecification>,
-    amazon_provided_ipv6_cidr_block: bool });
+    amazon_provided_ipv6_cidr_block: bool, ipv6_cidr_block: Option<String> });
 input!(DeleteVpc { vpc_id: String });
 input!(DescribeVpcAttribute { vpc_id: String, attribute: String });
 input!(Switch { value: Option<bool> });
@@ -54,7 +54,7 @@ pub(super) fn derived(prefix: &str, vpc: VpcId) -> String {
 
 fn shown(vpc: &Vpc, default: VpcId, tags: &TagMap) -> Value {
     let id = vpc.id.to_string();
-    json!({
+    let mut shown = json!({
         "VpcId": id, "CidrBlock": vpc.cidr.to_string(), "State": "available", "OwnerId": ACCOUNT,
         "InstanceTenancy": "default", "IsDefault": vpc.id == default, "DhcpOptionsId": DHCP_OPTIONS,
         "CidrBlockAssociationSet": [{
@@ -62,7 +62,20 @@ fn shown(vpc: &Vpc, default: VpcId, tags: &TagMap) -> Value {
             "CidrBlockState": {"State": "associated"},
         }],
         "Tags": tagging::shown_with_name(tags, &id, vpc.name.as_deref()),
-    })
+    });
+    if let Some(range) = vpc.ipv6 {
+        shown["Ipv6CidrBlockAssociationSet"] = json!([{
+            "AssociationId": derived("vpc-cidr-assoc-", vpc.id), "Ipv6CidrBlock": range.to_string(),
+            "Ipv6CidrBlockState": {"State": "associated"},
+        }]);
+    }
+    shown
+}
+
+/// The range that a request names.
+pub(super) fn ipv6_range(text: &str) -> Result<Ipv6Cidr, ApiError> {
+    text.parse()
+        .map_err(|e| ApiError::value(format!("Value ({text}) for parameter ipv6CidrBlock is invalid: {e}")))
 }
 
 /// `CreateVpc`.
@@ -70,16 +83,18 @@ pub(super) fn create(context: &Context<'_>, request: CreateVpc) -> Answer {
     if request.cidr_block.is_empty() {
         return Err(ApiError::missing("CidrBlock"));
     }
-    if request.amazon_provided_ipv6_cidr_block || request.instance_tenancy.is_some_and(|t| t != "default") {
-        return Err(ApiError::unsupported("A VPC has default tenancy and IPv4 only"));
+    if request.instance_tenancy.is_some_and(|t| t != "default") {
+        return Err(ApiError::unsupported("A VPC has default tenancy"));
     }
+    let ipv6 = request.ipv6_cidr_block.as_deref().map(ipv6_range).transpose()?.map(Some);
+    let ipv6 = ipv6.or(request.amazon_provided_ipv6_cidr_block.then_some(None));
     let tags = tagging::specified(request.tag_specifications, "vpc")?;
     let cidr = request.cidr_block.parse().map_err(|e| {
         ApiError::value(format!("Value ({}) for parameter cidrBlock is invalid: {e}", request.cidr_block))
     })?;
     let default = default_id(context)?;
     let name = tags.iter().find(|tag| tag.key() == Tag::NAME).map(Tag::value);
-    let vpc = context.plane.networks().create_vpc(cidr, None, name)?;
+    let vpc = context.plane.networks().create_vpc(cidr, ipv6, name)?;
     tags::set(context.plane.store(), &[vpc.id.to_string()], &tags)?;
     Ok(json!({"Vpc": shown(&vpc, default, &tagging::read(context)?)}))
 }

@@ -108,6 +108,9 @@ impl Networks<'_> {
         let (association, before) = transact(self.store, |tx| {
             let mut row = get(tx, address)?;
             let member = tx.get::<Membership>(&interface)?.ok_or(NetworkError::NoInterface(interface))?;
+            if member.device != 0 {
+                return Err(NetworkError::NotPrimary(interface));
+            }
             let before = row.association.filter(|other| other.interface != interface);
             if let Some(other) = before
                 && !reassociate

@@ -48,6 +48,9 @@ pub enum NetworkError {
         /// Its range.
         range: Ipv6Cidr,
     },
+    /// Public addresses are of primary interfaces.
+    #[error("{0} is not the primary network interface of its instance, which alone has a public address")]
+    NotPrimary(InterfaceId),
     /// All interfaces of an instance are in one VPC.
     #[error("subnet {subnet} is not of {vpc}, where the instance's other interfaces are")]
     OtherVpc {
@@ -328,6 +331,7 @@ impl NetworkError {
             E::SubnetRange { .. } | E::SubnetIpv6Range { .. } => "InvalidSubnet.Range",
             E::SubnetConflict { .. } | E::SubnetIpv6Conflict { .. } => "InvalidSubnet.Conflict",
             E::NoIpv6 { .. } | E::HasIpv6 { .. } | E::Ipv6Outside { .. } => "InvalidParameterValue",
+            E::NotPrimary(_) => "UnsupportedOperation",
             E::OtherVpc { .. } => "InvalidParameterCombination",
             E::NoIpv6Range => "InsufficientFreeAddressesInSubnet",
             E::InUse { .. } => "DependencyViolation",

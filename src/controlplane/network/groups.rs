@@ -79,6 +79,9 @@ pub struct Membership {
     pub interface: Interface,
     /// Its instance.
     pub instance: InstanceId,
+    /// Its place among the instance's interfaces, 0 for the primary one.
+    #[serde(default)]
+    pub device: u32,
     /// Its groups.
     pub groups: BTreeSet<SecurityGroupId>,
     /// Whether the host may start conversations with it besides what the groups say.

@@ -370,10 +370,10 @@ impl<'a> Networks<'a> {
         // Who says nothing of groups means a machine of his own that he can reach.
         let silent = |placement: &Placement| placement.groups.is_empty() && placement.allow.is_empty();
         let host_access = silent(primary) && more.iter().all(silent);
-        let first = Self::place(tx, default, instance, primary, host_access)?;
+        let first = Self::place(tx, default, (instance, 0), primary, host_access)?;
         let mut others = Vec::new();
-        for placement in more {
-            let other = Self::place(tx, &first.subnet, instance, placement, host_access)?;
+        for (device, placement) in (1..).zip(more) {
+            let other = Self::place(tx, &first.subnet, (instance, device), placement, host_access)?;
             if other.subnet.vpc != first.subnet.vpc {
                 let (subnet, vpc) = (other.subnet.id, first.subnet.vpc);
                 return Err(NetworkError::OtherVpc { subnet, vpc });
@@ -383,12 +383,12 @@ impl<'a> Networks<'a> {
         Ok((first, others))
     }
 
-    /// Reserves an interface of a new instance, as part of `tx`. `host_access`: the host may connect to it
-    /// whatever its groups say.
+    /// Reserves an interface of a new instance, by its device number, as part of `tx`. `host_access`: the host
+    /// may connect to it whatever its groups say.
     pub(super) fn place(
         tx: &mut Transaction<'_>,
         default: &Subnet,
-        instance: InstanceId,
+        (instance, device): (InstanceId, u32),
         placement: &Placement,
         host_access: bool,
     ) -> Result<Interface, NetworkError> {
@@ -415,6 +415,7 @@ impl<'a> Networks<'a> {
         tx.put(&Membership {
             interface: interface.clone(),
             instance,
+            device,
             groups,
             host_access,
             secondary: Vec::new(),

@@ -248,7 +248,9 @@ fn ranges_of_networks_are_checked() {
         Placement { subnet: Some("blue-2".into()), groups: vec!["web".into()], ..Placement::default() };
     let default = networks.default_subnet().unwrap();
     let place = |placement: &Placement| {
-        transact(&bench.store, |tx| Networks::place(tx, &default, InstanceId::from_bits(1), placement, false))
+        transact(&bench.store, |tx| {
+            Networks::place(tx, &default, (InstanceId::from_bits(1), 0), placement, false)
+        })
     };
     assert_eq!(code(place(&placement)), "InvalidGroup.NotFound");
     let address = Some([10, 50, 2, 133].into());
@@ -288,6 +290,10 @@ fn interfaces_of_one_instance_are_in_one_vpc_each_with_its_own_groups() {
     assert_eq!(row.groups, [web.id].into());
     // Something was said, so that is what holds for all of them.
     assert!(rows.iter().all(|row| !row.host_access));
+    assert_eq!((row.device, rows.iter().map(|row| row.device).sum::<u32>()), (2, 3));
+    let elastic = networks.allocate_address().unwrap().address;
+    assert_eq!(code(networks.associate_address(elastic, others[1].id, false)), "UnsupportedOperation");
+    networks.associate_address(elastic, first.id, false).unwrap();
     assert_eq!(code(place(&[there])), "InvalidIPAddress.InUse");
     assert_eq!(code(place(&vec![Placement::default(); 8])), "AttachmentLimitExceeded");
     assert_eq!(networks.memberships().unwrap().len(), 3, "all of them or none");
@@ -325,7 +331,9 @@ fn ipv6_ranges_and_addresses_are_chosen_or_checked() {
     let default = networks.default_subnet().unwrap();
     let place = |subnet: &Subnet, ipv6| {
         let placement = Placement { subnet: Some(subnet.id.to_string()), ipv6, ..Placement::default() };
-        transact(&bench.store, |tx| Networks::place(tx, &default, InstanceId::from_bits(1), &placement, true))
+        transact(&bench.store, |tx| {
+            Networks::place(tx, &default, (InstanceId::from_bits(1), 0), &placement, true)
+        })
     };
     let at = |address: &str| Ipv6Wish::Address(address.parse().unwrap());
     let first = place(&subnet, Ipv6Wish::Any).unwrap();
@@ -373,7 +381,7 @@ fn ipv6_that_comes_later_lets_out_what_ipv4_does_unless_somebody_has_changed_tha
     let subnet = networks.add_ipv6_to_subnet(&subnet.id.to_string(), None).unwrap();
     let placement = Placement { ipv6: Ipv6Wish::Any, ..Placement::default() };
     let placed = transact(&bench.store, |tx| {
-        Networks::place(tx, &networks.default_subnet()?, InstanceId::from_bits(1), &placement, true)
+        Networks::place(tx, &networks.default_subnet()?, (InstanceId::from_bits(1), 0), &placement, true)
     });
     assert!(subnet.ipv6.unwrap().contains(placed.unwrap().ipv6.unwrap()));
 }
