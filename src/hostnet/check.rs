@@ -69,7 +69,7 @@ pub fn check() -> Vec<Finding> {
             finding("filter on taps", port_filter()),
             finding("connection tracking", tracking()),
             finding("IPv4 forwarding", forwarding()),
-            finding("IPv6 forwarding", forwarding_ipv6()),
+            finding("IPv6", ipv6()),
         ],
         Err(error) => vec![finding(
             "network namespaces",
@@ -101,10 +101,8 @@ fn filter() -> State {
         filter.script(&nothing),
         FLUSH.to_owned(),
         nft::gateway_base(host),
-        nft::gateway_base_ipv6(HOST_IPV6, false),
         FLUSH.to_owned(),
         nft::host_base(true),
-        nft::host_base_ipv6(true),
     ];
     for script in &scripts {
         match nft::run(None, script, "a namespace for trying") {
@@ -189,14 +187,25 @@ fn forwarding() -> State {
     }
 }
 
-fn forwarding_ipv6() -> State {
-    match sysctl::set("ipv6/conf/all/forwarding", "1") {
-        Ok(()) => State::Good,
-        Err(error) => State::Doubtful(format!(
-            "{}; instances get no IPv6 (boot the host without ipv6.disable=1)",
-            told(&error)
-        )),
+/// What instances with IPv6 need besides; those without run where there is none.
+fn ipv6() -> State {
+    let missing = |what: String| {
+        State::Doubtful(format!(
+            "{what}; instances get no IPv6 (needed are a kernel with IPv6 and its NAT, booted without ipv6.disable=1)"
+        ))
+    };
+    if let Err(error) = sysctl::set("ipv6/conf/all/forwarding", "1") {
+        return missing(told(&error));
     }
+    // The tables of gateway and host are of different namespaces, and tried one after the other.
+    for script in [FLUSH, &nft::gateway_base_ipv6(HOST_IPV6, false), FLUSH, &nft::host_base_ipv6(true)] {
+        match nft::run(None, script, "a namespace for trying") {
+            Ok(Outcome::Done) => {}
+            Ok(Outcome::Exists | Outcome::Missing) => return missing("nft refuses it".to_owned()),
+            Err(error) => return missing(told(&error)),
+        }
+    }
+    State::Good
 }
 
 /// An error with its cause on one line.

@@ -195,6 +195,46 @@ pub const ATTEMPTS: &[Attempt] = &[
     attempt!("attach to a tap", "ioctl", true, |t| call!(SYS_ioctl, t.file.as_raw_fd(), 0x4004_54ca, NULL)),
     attempt!("own a tap", "ioctl", true, |t| call!(SYS_ioctl, t.file.as_raw_fd(), 0x4004_54cc, 0)),
     attempt!("keep a tap", "ioctl", true, |t| call!(SYS_ioctl, t.file.as_raw_fd(), 0x4004_54cb, 1)),
+    // What a tap's descriptor can do to its link: SIOCSIFHWADDR, TUNSETCARRIER, TUNGETDEVNETNS, TUNSETSNDBUF,
+    // TUNSETVNETHDRSZ, TUNATTACHFILTER, TUNSETSTEERINGEBPF, TUNSETFILTEREBPF.
+    attempt!("change a tap's hardware address", "ioctl", true, |t| call!(
+        SYS_ioctl,
+        t.file.as_raw_fd(),
+        0x8924,
+        NULL
+    )),
+    attempt!("take a tap's carrier", "ioctl", true, |t| call!(
+        SYS_ioctl,
+        t.file.as_raw_fd(),
+        0x4004_54e2,
+        NULL
+    )),
+    attempt!("open a tap's namespace", "ioctl", true, |t| call!(SYS_ioctl, t.file.as_raw_fd(), 0x54e3, 0)),
+    attempt!("stop a tap's receiver", "ioctl", true, |t| call!(
+        SYS_ioctl,
+        t.file.as_raw_fd(),
+        0x4004_54d4,
+        NULL
+    )),
+    attempt!("change a tap's header", "ioctl", true, |t| call!(
+        SYS_ioctl,
+        t.file.as_raw_fd(),
+        0x4004_54d8,
+        NULL
+    )),
+    attempt!("filter a tap", "ioctl", true, |t| call!(SYS_ioctl, t.file.as_raw_fd(), 0x4010_54d5, NULL)),
+    attempt!("steer a tap by a program", "ioctl", true, |t| call!(
+        SYS_ioctl,
+        t.file.as_raw_fd(),
+        0x8004_54e0u32,
+        NULL
+    )),
+    attempt!("filter a tap by a program", "ioctl", true, |t| call!(
+        SYS_ioctl,
+        t.file.as_raw_fd(),
+        0x8004_54e1u32,
+        NULL
+    )),
     attempt!("type into a terminal", "ioctl", true, |_| call!(SYS_ioctl, 2, libc::TIOCSTI, c"x".as_ptr())),
     attempt!("executable memory", "mmap", false, |_| call!(
         SYS_mmap,
