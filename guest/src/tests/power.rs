@@ -8,12 +8,15 @@ use crate::virtio::blk::{Blk, S_OK, SECTOR, T_IN, T_OUT};
 use crate::{clock, runtime};
 
 const EVENT_POWER_BUTTON: u32 = 1;
+/// Milliseconds that the power button has to be pressed in. Long: the guest is also an instance that somebody
+/// works with.
+const PATIENCE: u64 = 15 * 60_000;
 
 /// Waits for the power button, as the event device's method would. Somebody outside presses it when
 /// `waiting` appears.
 pub fn button() -> Outcome {
     println!("  waiting for the power button");
-    let events = clock::poll(60_000, || Some(runtime::power_events()).filter(|events| *events != 0));
+    let events = clock::poll(PATIENCE, || Some(runtime::power_events()).filter(|events| *events != 0));
     ensure_eq!(events, Some(EVENT_POWER_BUTTON), "pending events");
     ensure_eq!(runtime::power_events(), 0, "events after they were read");
     Ok(())

@@ -1,11 +1,13 @@
 //! Instances as they are shown.
 
+use std::collections::BTreeMap;
+
 use kiln_controlplane::credentials::InstanceProfile;
 use kiln_controlplane::instances::{BaseImage, Health, Instance};
 use kiln_controlplane::metadata::{ACCOUNT, REGION, ZONE, ZONE_ID, private_host_name, public_host_name};
 use kiln_controlplane::network::{ElasticAddress, Interface, Membership, SecurityGroup};
 use kiln_controlplane::volumes::{Attachment, Volume};
-use kiln_model::InstanceState;
+use kiln_model::{InstanceId, InstanceState, InterfaceId};
 use serde_json::{Value, json};
 
 use super::ids::INSTANCE;
@@ -83,35 +85,50 @@ const STATUS_FILTERS: &Filters = &[
 
 /// What an instance shows besides its row.
 pub(super) struct World {
+    /// In the order of their interfaces' ids.
     members: Vec<Membership>,
     groups: Vec<SecurityGroup>,
     elastic: Vec<ElasticAddress>,
     profiles: Vec<InstanceProfile>,
+    /// In the order of the ids of the instances that have them; first those that nobody has.
     volumes: Vec<Volume>,
+}
+
+fn owner(volume: &Volume) -> Option<InstanceId> {
+    volume.attachment.as_ref().map(|attachment| attachment.instance)
 }
 
 impl World {
     pub(super) fn read(context: &Context<'_>) -> Result<Self, ApiError> {
         let networks = context.plane.networks();
+        let (mut members, mut volumes) = (networks.memberships()?, context.plane.volumes().list()?);
+        members.sort_by_key(|member| member.interface.id);
+        volumes.sort_by_key(owner);
         Ok(World {
-            members: networks.memberships()?,
+            members,
             groups: networks.groups()?,
             elastic: networks.elastic_addresses()?,
             profiles: context.plane.roles().profiles()?,
-            volumes: context.plane.volumes().list()?,
+            volumes,
         })
+    }
+
+    fn member(&self, interface: InterfaceId) -> Option<&Membership> {
+        let at = self.members.binary_search_by_key(&interface, |member| member.interface.id).ok()?;
+        self.members.get(at)
     }
 
     /// Groups of an instance, while it has an interface.
     pub(super) fn groups_of(&self, instance: &Instance) -> Vec<Value> {
-        let member = self.members.iter().find(|member| member.interface.id == instance.interface.id);
+        let member = self.member(instance.interface.id);
         groups::identifiers(member.into_iter().flat_map(|member| member.groups.iter()), &self.groups)
     }
 
     /// Volumes of an instance, its root volume first.
     pub(super) fn devices_of(&self, instance: &Instance) -> Vec<Value> {
-        let own = self.volumes.iter().filter_map(|volume| Some((volume, volume.attachment.as_ref()?)));
-        let mut own: Vec<_> = own.filter(|(_, attachment)| attachment.instance == instance.id).collect();
+        let first = self.volumes.partition_point(|volume| owner(volume) < Some(instance.id));
+        let own = self.volumes.iter().skip(first).take_while(|volume| owner(volume) == Some(instance.id));
+        let mut own: Vec<_> = own.filter_map(|volume| Some((volume, volume.attachment.as_ref()?))).collect();
         own.sort_by_key(|(volume, attachment)| (volume.id != instance.root.id, attachment.device.as_str()));
         let one = |(volume, attachment): (&Volume, &Attachment)| {
             json!({
@@ -191,7 +208,7 @@ impl World {
     ) -> Value {
         let (address, name) =
             (interface.address.to_string(), private_host_name(interface.address, Some(REGION)));
-        let member = self.members.iter().find(|member| member.interface.id == interface.id);
+        let member = self.member(interface.id);
         let groups =
             groups::identifiers(member.into_iter().flat_map(|member| member.groups.iter()), &self.groups);
         json!({
@@ -244,9 +261,11 @@ pub(super) fn describe(context: &Context<'_>, mut request: DescribeInstances) ->
     let world = World::read(context)?;
     let all = context.supervisor.instances()?;
     // In the order of their reservations, so that a page cuts few of them.
-    let reservation =
-        |id: &str| all.iter().find(|i| i.id.to_string() == id).map(|i| i.reservation.to_string());
-    let mut items: Vec<_> = all.iter().map(|instance| world.shown(instance)).collect();
+    let named = |id: &String| request.instance_ids.is_empty() || request.instance_ids.contains(id);
+    let known = all.iter().map(|instance| (instance.id.to_string(), instance));
+    let known: BTreeMap<String, &Instance> = known.filter(|(id, _)| named(id)).collect();
+    let reservation = |id: &str| known.get(id).map(|instance| instance.reservation.to_string());
+    let mut items: Vec<_> = known.values().map(|instance| world.shown(instance)).collect();
     let mut wish = request.wish();
     listing::select(&mut items, &request.instance_ids, "InstanceId", INSTANCE)?;
     // Of the reservation, which all instances of the list are in.
