@@ -28,13 +28,20 @@ build_release() {
   cargo build --release --locked --bins
 }
 
-# Runs scripts/lab with these arguments: on the host's own KVM where it is hardware-backed.
+# Runs scripts/lab with these arguments: on the host's own KVM where it is hardware-backed. Status 125 means
+# that the lab itself failed: its Linux died, or the emulator lost a guest, for which no program in it can be to
+# blame. Such a run tells nothing of Kiln and is repeated, at most twice; its logs are kept.
 lab_or_host() {
-  local where=()
+  local where=() status try
   if host_kvm_is_hardware && ((EUID == 0)); then
     where=(--host)
   fi
-  scripts/lab "${where[@]}" "$@"
+  for try in 1 2 3; do
+    status=0
+    scripts/lab "${where[@]}" "$@" || status=$?
+    ((status == 125 && try < 3)) || return "$status"
+    say "THE LAB FAILED (see above); once more"
+  done
 }
 
 host_kvm_is_hardware() { [[ -e /dev/kvm ]] && { [[ -e /sys/module/kvm_intel ]] || [[ -e /sys/module/kvm_amd ]]; }; }

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import tempfile
 
-from job import DIED, TIMED_OUT, Fail, Job, argument_parser, say
+from job import MISUSED, TIMED_OUT, Fail, Job, argument_parser, say
 
 # Only these exist for this run alone; a copy to anywhere else would change the host.
 OWN_FOLDERS = ("/lab", "/var/lib/kiln")
@@ -31,7 +31,7 @@ def place(folder: pathlib.Path, path: str) -> pathlib.Path:
     for own, name in zip(OWN_FOLDERS, ("lab", "state")):
         if path == own or path.startswith(own + "/"):
             return folder / name / path[len(own) :].lstrip("/")
-    raise Fail(DIED, f"--host copies only under {' and '.join(OWN_FOLDERS)}, not {path}")
+    raise Fail(MISUSED, f"--host copies only under {' and '.join(OWN_FOLDERS)}, not {path}")
 
 
 def copy(source: str | pathlib.Path, target: str | pathlib.Path) -> None:

@@ -5,6 +5,7 @@ import pathlib
 import shlex
 import sys
 
+MISUSED = 2
 TIMED_OUT = 124
 DIED = 125
 
@@ -47,13 +48,13 @@ class Job:
         self.images = [(os.path.realpath(path), os.path.basename(path)) for path in arguments.image]
         for path, _ in self.images:
             if not os.path.isfile(path):
-                raise Fail(DIED, f"--image: no such file: {path}")
+                raise Fail(MISUSED, f"--image: no such file: {path}")
         self.interactive = arguments.interactive
         lines = []
         for item in arguments.env:
             name, sep, value = item.partition("=")
             if not sep or not name.isidentifier():
-                raise Fail(DIED, f"--env wants NAME=VALUE, not {item}")
+                raise Fail(MISUSED, f"--env wants NAME=VALUE, not {item}")
             lines.append(f"export {name}={shlex.quote(value)}")
         if self.interactive:
             columns, rows = os.get_terminal_size(sys.stdin.fileno())
@@ -67,7 +68,7 @@ def _put(item: str) -> tuple[str, str]:
     """SRC[:DST] as (path on the host, absolute path in the lab)."""
     source, _, target = item.partition(":")
     if not os.path.exists(source):
-        raise Fail(DIED, f"--put: no such file: {source}")
+        raise Fail(MISUSED, f"--put: no such file: {source}")
     # A link named on the command line stands for its file, under the link's own name.
     name = os.path.basename(os.path.abspath(source))
     target = os.path.join("/lab", target or name)
@@ -80,7 +81,7 @@ def _get(item: str) -> tuple[str, str]:
     """SRC:DST as (absolute path in the lab, path on the host)."""
     source, sep, target = item.partition(":")
     if not sep or not source or not target:
-        raise Fail(DIED, f"--get wants SRC:DST, not {item}")
+        raise Fail(MISUSED, f"--get wants SRC:DST, not {item}")
     source = os.path.normpath(os.path.join("/lab", source))
     if os.path.isdir(target) or target.endswith("/"):
         target = os.path.join(target, os.path.basename(source))
