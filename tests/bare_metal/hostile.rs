@@ -38,6 +38,11 @@ fn requests_and_frames_that_are_none() {
 }
 
 #[test]
+fn flood_of_the_metadata_service_holds_up_nothing_else() {
+    run("hostile-imds,net-imds");
+}
+
+#[test]
 fn bars_that_move_under_a_running_device() {
     run("hostile-bars");
 }

@@ -2,7 +2,10 @@
 
 use super::net::{METADATA, lease, resolve};
 use super::packet::{ACK, FIN, Frame, Ip, Mac, PSH, RST, SYN, Segment, tcp_segment};
+use crate::clock;
+use crate::memory;
 use crate::report::{Outcome, ensure, ensure_eq, fail, println};
+use crate::virtio::blk::{Blk, S_OK, SECTOR, T_IN};
 use crate::virtio::net::Net;
 
 const HTTP: u16 = 80;
@@ -125,5 +128,43 @@ pub fn imds() -> Outcome {
         "status without token is {}",
         without.status()
     );
+    Ok(())
+}
+
+/// Connections that never open, segments of no connection, noise in flags and payload, far above the
+/// allowance. The disk answers after each burst, and the service when the allowance is back.
+pub fn flood() -> Outcome {
+    const BURSTS: u32 = 24;
+    const FRAMES: u32 = 256;
+    const ALLOWANCE_BACK_MS: u64 = 3000;
+    let noise = [0xa5; 1024];
+    let mut blk = Blk::start(0)?;
+    let (first, again) = (memory::allocate(SECTOR), memory::allocate(SECTOR));
+    ensure_eq!(blk.request(T_IN, 0, Some(first))?, S_OK, "reading before");
+    let mut net = Net::start(0)?;
+    let lease = lease(&mut net)?;
+    let mac = resolve(&mut net, lease.ip, METADATA)?;
+    for n in 0..BURSTS * FRAMES {
+        // An odd step visits all ports and numbers in no order.
+        let any = n.wrapping_mul(0x9e37_79b1);
+        let flags = if n % 3 == 0 { (any >> 24) as u8 } else { SYN };
+        let payload = &noise[..any as usize % noise.len()];
+        let segment = Segment { seq: any, ack: !any, flags, payload: if n % 3 == 0 { payload } else { &[] } };
+        let port = 1024 + (any >> 17) as u16;
+        net.send(Frame::tcp((net.mac, lease.ip, port), (mac, METADATA, HTTP), &segment).bytes())?;
+        if n % FRAMES == 0 {
+            ensure_eq!(blk.request(T_IN, 0, Some(again))?, S_OK, "reading after {n} frames");
+            ensure!(first.bytes() == again.bytes(), "the sector holds something else after {n} frames");
+        }
+    }
+    clock::poll(ALLOWANCE_BACK_MS, || None::<()>);
+    let mut peer = Peer { mac, own: lease.ip, next_port: 50_000 };
+    let token = exchange(
+        &mut net,
+        &mut peer,
+        b"PUT /latest/api/token HTTP/1.1\r\nHost: 169.254.169.254\r\nContent-Length: 0\r\n\
+          X-aws-ec2-metadata-token-ttl-seconds: 60\r\nConnection: close\r\n\r\n",
+    )?;
+    ensure_eq!(token.status(), 200, "status of a token request after the flood");
     Ok(())
 }

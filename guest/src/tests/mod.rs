@@ -55,6 +55,7 @@ const TESTS: &[(&str, Test)] = &[
     ("hostile-indirect", hostile::chains::blk_indirect),
     ("hostile-blk", hostile::chains::blk_requests),
     ("hostile-net", hostile::chains::net_frames),
+    ("hostile-imds", imds::flood),
     ("hostile-bars", hostile::hammer::moving_bars),
     ("hostile-hammer", hostile::hammer::hammer),
     ("bench-exit", bench::exit),
