@@ -122,6 +122,24 @@ fn vmm_that_refuses_or_dies_ends_the_run_with_its_reason() {
     }
 }
 
+/// As one that a guest has taken over may, to fill the host.
+#[test]
+fn vmm_that_floods_its_log_gets_a_mebibyte_and_is_not_held_up() {
+    if !have_kvm() {
+        return;
+    }
+    let bench = Bench::new();
+    let running = Running::run(&bench, "flood", &["--keep"]);
+    let id = instances(&bench)[0]["id"].as_str().unwrap().to_owned();
+    bench.succeed(&["stop", &id]);
+    assert_eq!(running.end().0, Some(0));
+    let log = bench.state_dir().join("instances").join(&id).join("vmm.log");
+    let kept = std::fs::metadata(log).unwrap().len();
+    assert!((64 << 10..=1 << 20).contains(&kept), "{kept}");
+    bench.succeed(&["terminate", &id]);
+    bench.assert_no_instance();
+}
+
 #[test]
 fn first_signal_presses_the_button_and_the_second_ends_the_machine() {
     if !have_kvm() {

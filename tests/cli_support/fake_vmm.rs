@@ -3,6 +3,7 @@
 //! The test binary itself is the VMM program. `kiln` starts a script that runs the one ignored test
 //! which calls [`play`]; the harness's own text goes to the VMM's log, where nobody minds.
 
+use std::io::Write;
 use std::os::fd::{FromRawFd, OwnedFd};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixListener;
@@ -55,7 +56,7 @@ impl Guest {
 
 /// Body of the fake. Parts: `poweroff` prints a line and powers off; `serve` echoes input until it
 /// is told to end; `deaf` is the same but ignores its power button; `refuse` refuses the spec;
-/// `crash` dies without a word; `hang` reads nothing at all.
+/// `crash` dies without a word; `hang` reads nothing at all; `flood` prints 64 MiB and then serves.
 pub fn play() {
     let Some(fd) = std::env::var(FD).ok().and_then(|fd| fd.parse().ok()) else { return };
     #[expect(unsafe_code, reason = "an inherited descriptor is known by its number only")]
@@ -93,6 +94,12 @@ fn answer(guest: &Guest, command: &Command, fds: usize) -> Reply {
                 "crash" => {
                     eprintln!("kiln-vmm: out of luck");
                     std::process::exit(3);
+                }
+                "flood" => {
+                    let line = [b"kiln-vmm: ".as_slice(), &[b'x'; 1013], b"\n"].concat();
+                    // Its pipe is full at times, and never blocks.
+                    (0..64 << 10).for_each(|_| drop(std::io::stderr().write_all(&line)));
+                    Reply::Ok
                 }
                 _ => Reply::Ok,
             }
