@@ -12,6 +12,9 @@ const HTTP: u16 = 80;
 const TRIES: usize = 5;
 const WAIT_MS: u64 = 2000;
 const MAX_RESPONSE: usize = 4096;
+const TOKEN_REQUEST: &[u8] =
+    b"PUT /latest/api/token HTTP/1.1\r\nHost: 169.254.169.254\r\nContent-Length: 0\r\n\
+    X-aws-ec2-metadata-token-ttl-seconds: 60\r\nConnection: close\r\n\r\n";
 
 /// Both ends of the connections.
 struct Peer {
@@ -95,12 +98,7 @@ pub fn imds() -> Outcome {
     let mac = resolve(&mut net, lease.ip, METADATA)?;
     let mut peer = Peer { mac, own: lease.ip, next_port: 40_000 };
 
-    let token = exchange(
-        &mut net,
-        &mut peer,
-        b"PUT /latest/api/token HTTP/1.1\r\nHost: 169.254.169.254\r\nContent-Length: 0\r\n\
-          X-aws-ec2-metadata-token-ttl-seconds: 60\r\nConnection: close\r\n\r\n",
-    )?;
+    let token = exchange(&mut net, &mut peer, TOKEN_REQUEST)?;
     ensure_eq!(token.status(), 200, "status of the token request");
     ensure!(!token.body().is_empty(), "the token is empty");
 
@@ -159,12 +157,7 @@ pub fn flood() -> Outcome {
     }
     clock::poll(ALLOWANCE_BACK_MS, || None::<()>);
     let mut peer = Peer { mac, own: lease.ip, next_port: 50_000 };
-    let token = exchange(
-        &mut net,
-        &mut peer,
-        b"PUT /latest/api/token HTTP/1.1\r\nHost: 169.254.169.254\r\nContent-Length: 0\r\n\
-          X-aws-ec2-metadata-token-ttl-seconds: 60\r\nConnection: close\r\n\r\n",
-    )?;
+    let token = exchange(&mut net, &mut peer, TOKEN_REQUEST)?;
     ensure_eq!(token.status(), 200, "status of a token request after the flood");
     Ok(())
 }
