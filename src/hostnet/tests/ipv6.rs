@@ -286,6 +286,12 @@ fn outside() {
         ip -n outside link set eth0 up
         ip -n outside route add fd00:31::/56 via 2001:db8:ff::1
         ip -n outside route add 2001:db8:31::/56 via 2001:db8:ff::1");
+    // The kernel takes even these addresses for tentative until a worker of its own has been at them, and
+    // nobody binds to a tentative one. Tests beside this one hold the lock that the worker waits for.
+    let end = Instant::now() + DEADLINE;
+    while !sh("ip -6 addr show tentative && ip -n outside -6 addr show tentative").is_empty() {
+        assert!(Instant::now() < end, "addresses stay tentative");
+    }
 }
 
 /// Sends a datagram from a guest to a server in the namespace `outside`; answers the source that the server sees.
