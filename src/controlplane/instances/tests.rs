@@ -46,6 +46,8 @@ struct World {
     /// Commands without reply that they were sent.
     told: Vec<(InstanceId, Command)>,
     adopted: usize,
+    /// Machines end when they are adopted, and cannot be reached.
+    leaving: bool,
     /// What a machine's process is said to be.
     process: Option<ProcessIdentity>,
 }
@@ -172,7 +174,11 @@ impl VmmLauncher for Fake {
         Ok(self.connected(id))
     }
 
-    fn adopt(&self, dir: &InstanceDir, _: ProcessIdentity) -> Result<StartedVmm, VmmError> {
+    fn adopt(&self, dir: &InstanceDir, process: ProcessIdentity) -> Result<StartedVmm, VmmError> {
+        if self.world(|w| w.leaving) {
+            process.kill(std::time::Duration::ZERO).ok();
+            return Err(VmmError::NoAnswer);
+        }
         let id = dir.path().file_name().unwrap().to_str().unwrap().parse().unwrap();
         self.world(|w| w.adopted += 1);
         Ok(self.connected(id))

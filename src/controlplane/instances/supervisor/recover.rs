@@ -16,6 +16,9 @@ use crate::state::dir::Lock;
 use crate::state::{Row, StoreError, transact};
 use crate::vmm_process::{VmmEvent, last_ending};
 
+/// How long a process may take to be gone that is not to be reached any more.
+const LEAVING_PATIENCE: Duration = Duration::from_secs(10);
+
 /// The boot of the host in which a daemon last ran.
 #[derive(Debug, Serialize, Deserialize)]
 struct HostBoot {
@@ -87,6 +90,10 @@ fn take_up(
                         shared.order(id, order);
                     }
                     return Ok(());
+                }
+                // A process on its way out takes no more calls but has said why it ends.
+                Err(_) if vmm.wait(LEAVING_PATIENCE) => {
+                    note_ending(shared, id, &left_ending(shared, instance));
                 }
                 Err(e) => {
                     tracing::warn!(instance = %id, "its machine cannot be reached and is ended: {e}");

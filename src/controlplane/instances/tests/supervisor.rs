@@ -504,6 +504,19 @@ fn machine_that_ended_meanwhile_is_told_by_what_it_left() {
 }
 
 #[test]
+fn machine_on_its_way_out_cannot_be_adopted_and_has_left_word() {
+    let f = Fixture::new();
+    let _process = Process::new(&f);
+    let mut d = Daemon::new(&f);
+    let id = d.launch(|_| ()).id;
+    d.leave();
+    std::fs::write(f.plane.instance_dir(id).ending(), r#"{"reason":"power_off"}"#).unwrap();
+    f.fake.world(|w| w.leaving = true);
+    let instance = Daemon::new(&f).supervisor.instance(id).unwrap();
+    assert_eq!((instance.state, code(&instance)), (InstanceState::Stopped, Some(StateReason::INSTANCE)));
+}
+
+#[test]
 fn launch_that_was_cut_off_is_done_again() {
     let f = Fixture::new();
     let d = Daemon::new(&f);
