@@ -1,5 +1,6 @@
 """Starts one VMM process and reads what its guest prints: Kiln's and, beside it, QEMU's."""
 import array
+import contextlib
 import dataclasses
 import json
 import os
@@ -81,6 +82,10 @@ class Vmm:
         data = os.read(self.serial, 65536) if ready else b""
         if not data:
             reason = "ended" if ready else "is silent"
+            if ready:
+                # It says why after it has let go of the serial port.
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    self.process.wait(10)
             raise Died(f"{type(self).__name__} {reason} before {awaited!r}: {self.text[-2000:]} {self.complaints()}")
         if self.first_byte_at is None:
             self.first_byte_at = self.seconds()
@@ -146,6 +151,7 @@ class Kiln(Vmm):
             "instance_id": "i-0123456789abcdef0",
             "kvm": hand_over("/dev/kvm", os.O_RDWR),
             "vcpus": 1,
+            "cpu_template": "host",
             "memory": {"size_mib": guest.memory_mib, "hugepages": False},
             "boot": {
                 "from": "files",
