@@ -3,6 +3,7 @@
 #![allow(dead_code, reason = "each test file uses its own part")]
 
 pub mod own_host;
+pub mod wire;
 
 use std::io::{BufRead, BufReader, Read};
 use std::path::PathBuf;

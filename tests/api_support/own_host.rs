@@ -21,6 +21,11 @@ fn lacks() -> Option<String> {
 /// Runs the ignored test `inside` of this test binary where nothing is but what it makes; answers what it
 /// printed. Says why not, if it cannot be.
 pub fn run_inside() -> String {
+    run_inside_with(&[])
+}
+
+/// The same with more variables.
+pub fn run_inside_with(variables: &[(&str, &str)]) -> String {
     if let Some(lacks) = lacks() {
         println!("SKIPPED: {lacks}");
         return String::new();
@@ -31,6 +36,7 @@ pub fn run_inside() -> String {
         .arg(std::env::current_exe().unwrap())
         .args(["--exact", "inside", "--ignored", "--nocapture"])
         .env(INSIDE, "1")
+        .envs(variables.iter().copied())
         .output()
         .unwrap();
     let text = String::from_utf8_lossy(&output.stdout) + String::from_utf8_lossy(&output.stderr);

@@ -2,6 +2,7 @@
 
 use kiln_controlplane::metadata::ACCOUNT;
 use kiln_controlplane::network::SecurityGroup;
+use kiln_controlplane::state::Rows;
 use kiln_controlplane::tags;
 use kiln_model::SecurityGroupId;
 use kiln_model::security::{Direction, Peer, Rule};
@@ -151,14 +152,14 @@ pub(super) fn describe(context: &Context<'_>, mut request: DescribeSecurityGroup
 /// Groups as `GroupIdentifier`s, in the order of their names.
 pub(super) fn identifiers<'a>(
     ids: impl Iterator<Item = &'a SecurityGroupId>,
-    groups: &[SecurityGroup],
+    groups: &Rows<SecurityGroup>,
 ) -> Vec<Value> {
-    let name = |id| groups.iter().find(|group| group.id == id).map(|group| group.name.as_str());
+    let name = |id| groups.get(id).map(|group| group.name.as_str());
     let mut all: Vec<_> = ids
         .map(|id| {
             let mut one = Map::new();
             one.insert("GroupId".to_owned(), id.to_string().into());
-            one.insert("GroupName".to_owned(), name(*id).unwrap_or_default().into());
+            one.insert("GroupName".to_owned(), name(id).unwrap_or_default().into());
             Value::Object(one)
         })
         .collect();

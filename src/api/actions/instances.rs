@@ -1,17 +1,19 @@
 //! Instances as they are shown.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use kiln_controlplane::credentials::InstanceProfile;
 use kiln_controlplane::instances::{BaseImage, Health, Instance};
 use kiln_controlplane::metadata::{ACCOUNT, REGION, ZONE, ZONE_ID, private_host_name, public_host_name};
 use kiln_controlplane::network::{ElasticAddress, Interface, Membership, SecurityGroup};
+use kiln_controlplane::state::{Rows, rows};
 use kiln_controlplane::volumes::{Attachment, Volume};
 use kiln_model::{InstanceId, InstanceState, InterfaceId};
 use serde_json::{Value, json};
 
 use super::ids::INSTANCE;
-use super::listing::{self, Filters, listing};
+use super::listing::{self, Filters, Sieve, listing};
 use super::{Answer, Context, groups, interfaces, lifecycle, metadata_options, profiles, tagging};
 use crate::error::ApiError;
 
@@ -85,37 +87,27 @@ const STATUS_FILTERS: &Filters = &[
 
 /// What an instance shows besides its row.
 pub(super) struct World {
-    /// In the order of their interfaces' ids.
-    members: Vec<Membership>,
-    groups: Vec<SecurityGroup>,
+    members: Arc<Rows<Membership>>,
+    groups: Arc<Rows<SecurityGroup>>,
     elastic: Vec<ElasticAddress>,
-    profiles: Vec<InstanceProfile>,
-    /// In the order of the ids of the instances that have them; first those that nobody has.
-    volumes: Vec<Volume>,
-}
-
-fn owner(volume: &Volume) -> Option<InstanceId> {
-    volume.attachment.as_ref().map(|attachment| attachment.instance)
+    profiles: Arc<Rows<InstanceProfile>>,
+    volumes: Arc<Rows<Volume>>,
 }
 
 impl World {
     pub(super) fn read(context: &Context<'_>) -> Result<Self, ApiError> {
-        let networks = context.plane.networks();
-        let (mut members, mut volumes) = (networks.memberships()?, context.plane.volumes().list()?);
-        members.sort_by_key(|member| member.interface.id);
-        volumes.sort_by_key(owner);
+        let store = context.plane.store();
         Ok(World {
-            members,
-            groups: networks.groups()?,
-            elastic: networks.elastic_addresses()?,
-            profiles: context.plane.roles().profiles()?,
-            volumes,
+            members: rows(store)?,
+            groups: rows(store)?,
+            elastic: context.plane.networks().elastic_addresses()?,
+            profiles: rows(store)?,
+            volumes: rows(store)?,
         })
     }
 
-    fn member(&self, interface: InterfaceId) -> Option<&Membership> {
-        let at = self.members.binary_search_by_key(&interface, |member| member.interface.id).ok()?;
-        self.members.get(at)
+    fn member(&self, interface: InterfaceId) -> Option<&Arc<Membership>> {
+        self.members.get(&interface)
     }
 
     /// Groups of an instance, while it has an interface.
@@ -126,9 +118,10 @@ impl World {
 
     /// Volumes of an instance, its root volume first.
     pub(super) fn devices_of(&self, instance: &Instance) -> Vec<Value> {
-        let first = self.volumes.partition_point(|volume| owner(volume) < Some(instance.id));
-        let own = self.volumes.iter().skip(first).take_while(|volume| owner(volume) == Some(instance.id));
-        let mut own: Vec<_> = own.filter_map(|volume| Some((volume, volume.attachment.as_ref()?))).collect();
+        let holder = instance.id.to_string();
+        let own = self.volumes.held_by(&holder);
+        let mut own: Vec<_> =
+            own.filter_map(|volume| Some((volume.as_ref(), volume.attachment.as_ref()?))).collect();
         own.sort_by_key(|(volume, attachment)| (volume.id != instance.root.id, attachment.device.as_str()));
         let one = |(volume, attachment): (&Volume, &Attachment)| {
             json!({
@@ -255,49 +248,59 @@ fn no_pages(ids: &[String], max: Option<i64>) -> Result<(), ApiError> {
     }
 }
 
+/// The rows that a request names, or all.
+fn named(all: &Rows<Instance>, ids: &[String]) -> Result<Vec<Arc<Instance>>, ApiError> {
+    if ids.is_empty() {
+        return Ok(all.iter().cloned().collect());
+    }
+    ids.iter().try_for_each(|id| INSTANCE.check(id))?;
+    let mut found = BTreeMap::new();
+    for wanted in ids {
+        let id: InstanceId = INSTANCE.parse(wanted)?;
+        found.insert(id, all.get(&id).cloned().ok_or_else(|| INSTANCE.missing(wanted))?);
+    }
+    Ok(found.into_values().collect())
+}
+
 /// `DescribeInstances`.
 pub(super) fn describe(context: &Context<'_>, mut request: DescribeInstances) -> Answer {
     no_pages(&request.instance_ids, request.max_results)?;
     let world = World::read(context)?;
-    let all = context.supervisor.instances()?;
-    // In the order of their reservations, so that a page cuts few of them.
-    let named = |id: &String| request.instance_ids.is_empty() || request.instance_ids.contains(id);
-    let known = all.iter().map(|instance| (instance.id.to_string(), instance));
-    let known: BTreeMap<String, &Instance> = known.filter(|(id, _)| named(id)).collect();
-    let reservation = |id: &str| known.get(id).map(|instance| instance.reservation.to_string());
-    let mut items: Vec<_> = known.values().map(|instance| world.shown(instance)).collect();
+    let all = context.plane.instance_rows()?;
+    let mut meant = named(&all, &request.instance_ids)?;
     let mut wish = request.wish();
-    listing::select(&mut items, &request.instance_ids, "InstanceId", INSTANCE)?;
     // Of the reservation, which all instances of the list are in.
-    for filter in &mut wish.filters {
-        match filter.name.as_deref() {
-            Some("reservation-id") => {
-                let wanted = std::mem::take(&mut filter.values);
-                let mut own = all.iter().filter(|i| wanted.contains(&i.reservation.to_string()));
-                filter.values = own.by_ref().map(|i| i.id.to_string()).collect();
-                filter.name = Some("instance-id".to_owned());
-            }
-            Some("owner-id") => {
-                let own = filter.values.iter().any(|value| value == ACCOUNT);
-                (filter.name, filter.values) =
-                    (Some("architecture".into()), vec![if own { "*" } else { "" }.into()]);
-            }
-            _ => {}
+    let (own, mut filters): (Vec<_>, Vec<_>) = std::mem::take(&mut wish.filters)
+        .into_iter()
+        .partition(|filter| filter.name.as_deref() == Some("reservation-id"));
+    for filter in own {
+        let wanted: BTreeSet<String> = filter.values.into_iter().collect();
+        meant.retain(|instance| wanted.contains(&instance.reservation.to_string()));
+    }
+    for filter in &mut filters {
+        if filter.name.as_deref() == Some("owner-id") {
+            let own = filter.values.iter().any(|value| value == ACCOUNT);
+            (filter.name, filter.values) =
+                (Some("architecture".into()), vec![if own { "*" } else { "" }.into()]);
         }
     }
-    listing::filter(&mut items, &wish.filters, FILTERS)?;
-    let id = |item: &Value| item["InstanceId"].as_str().unwrap_or_default().to_owned();
-    let key = |item: &Value| format!("{} {}", reservation(&id(item)).unwrap_or_default(), id(item));
-    let (items, token) = listing::page(items, &wish, key)?;
-    let reservations =
-        group(items.into_iter().map(|item| (reservation(&id(&item)).unwrap_or_default(), item)));
+    let sieve = Sieve::new(&filters, FILTERS)?;
+    // In the order of their reservations, so that a page cuts few of them.
+    let meant = meant.into_iter().map(|i| (format!("{} {}", i.reservation, i.id), i)).collect();
+    let (items, token) = listing::page_of(meant, &wish, |instance| {
+        Some(world.shown(instance)).filter(|item| sieve.passes(item))
+    })?;
+    let reservation = |item: &Value| {
+        let id = item["InstanceId"].as_str().and_then(|id| id.parse().ok());
+        id.and_then(|id| all.get(&id)).map(|instance| instance.reservation.to_string()).unwrap_or_default()
+    };
+    let reservations = group(items.into_iter().map(|item| (reservation(&item), item)));
     Ok(json!({"Reservations": reservations, "NextToken": token}))
 }
 
 /// `DescribeInstanceStatus`: of running instances unless all are wanted.
 pub(super) fn describe_status(context: &Context<'_>, mut request: DescribeInstanceStatus) -> Answer {
     no_pages(&request.instance_ids, request.max_results)?;
-    let all = context.supervisor.instances()?;
     let one = |instance: &Instance| {
         let (status, details) = match context.supervisor.health(instance) {
             Health::Ok => ("ok", "passed"),
@@ -312,10 +315,14 @@ pub(super) fn describe_status(context: &Context<'_>, mut request: DescribeInstan
             "InstanceState": lifecycle::state(instance.state), "InstanceStatus": summary, "SystemStatus": summary,
         })
     };
-    let mut items: Vec<_> = all.iter().map(one).collect();
-    listing::select(&mut items, &request.instance_ids, "InstanceId", INSTANCE)?;
-    items.retain(|item| request.include_all_instances || item["InstanceState"]["Name"] == "running");
-    listing::answer(items, request.wish(), STATUS_FILTERS, "InstanceStatuses", "InstanceId")
+    let mut meant = named(&*context.plane.instance_rows()?, &request.instance_ids)?;
+    meant.retain(|i| request.include_all_instances || i.state == InstanceState::Running);
+    let wish = request.wish();
+    let sieve = Sieve::new(&wish.filters, STATUS_FILTERS)?;
+    let meant = meant.into_iter().map(|instance| (instance.id.to_string(), instance)).collect();
+    let (items, token) =
+        listing::page_of(meant, &wish, |instance| Some(one(instance)).filter(|item| sieve.passes(item)))?;
+    Ok(json!({"InstanceStatuses": items, "NextToken": token}))
 }
 
 /// `DescribeInstanceCreditSpecifications`: nothing is metered, so nothing runs out.
@@ -323,11 +330,10 @@ pub(super) fn describe_credits(
     context: &Context<'_>,
     mut request: DescribeInstanceCreditSpecifications,
 ) -> Answer {
-    let all = context.supervisor.instances()?;
-    let burstable = all.iter().filter(|i| i.instance_type.starts_with('t') && !i.is_gone());
-    let one = |i: &Instance| json!({"InstanceId": i.id.to_string(), "CpuCredits": "unlimited"});
-    let mut items: Vec<_> = burstable.map(one).collect();
-    listing::select(&mut items, &request.instance_ids, "InstanceId", INSTANCE)?;
+    let mut meant = named(&*context.plane.instance_rows()?, &request.instance_ids)?;
+    meant.retain(|i| i.instance_type.starts_with('t') && !i.is_gone());
+    let one = |i: &Arc<Instance>| json!({"InstanceId": i.id.to_string(), "CpuCredits": "unlimited"});
+    let items = meant.iter().map(one).collect();
     listing::answer(
         items,
         request.wish(),

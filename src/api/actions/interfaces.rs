@@ -5,6 +5,7 @@ use std::net::Ipv4Addr;
 use kiln_controlplane::instances::Instance;
 use kiln_controlplane::metadata::{ACCOUNT, REGION, ZONE, ZONE_ID, private_host_name, public_host_name};
 use kiln_controlplane::network::{ElasticAddress, Interface, Membership, SecurityGroup};
+use kiln_controlplane::state::{Rows, rows};
 use kiln_model::InterfaceId;
 use serde_json::{Value, json};
 
@@ -80,7 +81,7 @@ pub(super) fn ipv6_addresses(interface: &Interface) -> Vec<Value> {
 fn shown(
     member: &Membership,
     instance: Option<&Instance>,
-    all: &[SecurityGroup],
+    all: &Rows<SecurityGroup>,
     elastic: &[ElasticAddress],
     tags: &TagMap,
 ) -> Value {
@@ -112,10 +113,10 @@ fn shown(
 /// `DescribeNetworkInterfaces`.
 pub(super) fn describe(context: &Context<'_>, mut request: DescribeNetworkInterfaces) -> Answer {
     let networks = context.plane.networks();
-    let (instances, all) = (context.plane.instances()?, networks.groups()?);
+    let (instances, all) = (context.plane.instance_rows()?, rows(context.plane.store())?);
     let (elastic, tags) = (networks.elastic_addresses()?, tagging::read(context)?);
     let one = |member: &Membership| {
-        let instance = instances.iter().find(|instance| instance.id == member.instance);
+        let instance = instances.get(&member.instance).map(AsRef::as_ref);
         shown(member, instance, &all, &elastic, &tags)
     };
     let mut items: Vec<_> = networks.memberships()?.iter().map(one).collect();

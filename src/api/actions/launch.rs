@@ -11,7 +11,7 @@ use kiln_controlplane::instances::{
 use kiln_controlplane::network::{DEFAULT_GROUP, Ipv6Wish, Placement};
 use kiln_controlplane::state::StoreError;
 use kiln_controlplane::tags;
-use kiln_model::{ByteSize, ImageId, InstanceId, InstanceType, SubnetId, Tag, UserData, VpcId};
+use kiln_model::{ByteSize, ImageId, InstanceType, SubnetId, Tag, UserData, VpcId};
 use serde_json::Value;
 
 use super::ids::{GROUP, IMAGE, SUBNET};
@@ -328,9 +328,10 @@ fn tag(
 
 /// The reservation of these instances, as it is now.
 fn answer(context: &Context<'_>, ids: &[String]) -> Answer {
-    let ids: Vec<InstanceId> = ids.iter().filter_map(|id| id.parse().ok()).collect();
-    let all = context.supervisor.instances()?;
-    let own: Vec<&Instance> = all.iter().filter(|instance| ids.contains(&instance.id)).collect();
+    let all = context.plane.instance_rows()?;
+    let own = ids.iter().filter_map(|id| all.get(&id.parse().ok()?));
+    let mut own: Vec<&Instance> = own.map(AsRef::as_ref).collect();
+    own.sort_by_key(|instance| (instance.created, instance.id));
     let mut reservations = World::read(context)?.reservations(&own);
     // All that the token made are gone for long.
     let gone = || ApiError::new("InvalidInstanceID.NotFound", "The instances of this ClientToken are gone");

@@ -25,11 +25,11 @@ pub(super) fn ids(context: &Context<'_>, wanted: &[String]) -> Result<Vec<Instan
         return Err(ApiError::value(format!("A request names at most {MAX_INSTANCES} instances")));
     }
     wanted.iter().try_for_each(|id| INSTANCE.check(id))?;
-    let all = context.supervisor.instances()?;
+    let all = context.plane.instance_rows()?;
     let mut found = Vec::new();
     for wanted in wanted {
         let id = INSTANCE.parse(wanted)?;
-        if !all.iter().any(|instance| instance.id == id) {
+        if all.get(&id).is_none() {
             return Err(INSTANCE.missing(wanted));
         }
         if !found.contains(&id) {

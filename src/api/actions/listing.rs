@@ -4,6 +4,8 @@
 //! list `Groups`), so what is filtered is what is shown. One page goes on behind the last key of the
 //! page before it, whatever came or went meanwhile.
 
+use std::collections::BTreeSet;
+
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use kiln_model::Wildcard;
@@ -66,12 +68,7 @@ pub(super) fn select(
         return Ok(());
     }
     ids.iter().try_for_each(|id| kind.check(id))?;
-    let has = |item: &Value, id: &str| item.get(member).and_then(Value::as_str) == Some(id);
-    if let Some(id) = ids.iter().find(|id| !items.iter().any(|item| has(item, id))) {
-        return Err(kind.missing(id));
-    }
-    items.retain(|item| ids.iter().any(|id| has(item, id)));
-    Ok(())
+    select_names(items, ids, member, |id| kind.missing(id))
 }
 
 /// As [`select`], of names: `missing` makes the error.
@@ -84,11 +81,13 @@ pub(super) fn select_names(
     if names.is_empty() {
         return Ok(());
     }
-    let has = |item: &Value, name: &str| item.get(member).and_then(Value::as_str) == Some(name);
-    if let Some(name) = names.iter().find(|name| !items.iter().any(|item| has(item, name))) {
+    let own = |item: &Value| text(item.get(member));
+    let there: BTreeSet<String> = items.iter().map(own).collect();
+    if let Some(name) = names.iter().find(|name| !there.contains(*name)) {
         return Err(missing(name));
     }
-    items.retain(|item| names.iter().any(|name| has(item, name)));
+    let wanted: BTreeSet<&String> = names.iter().collect();
+    items.retain(|item| wanted.contains(&own(item)));
     Ok(())
 }
 
@@ -116,17 +115,21 @@ fn text(value: Option<&Value>) -> String {
 
 /// Sorts by `key` and takes a page.
 pub(super) fn page(
-    mut items: Vec<Value>,
+    items: Vec<Value>,
     wish: &Wish,
     key: impl Fn(&Value) -> String,
 ) -> Result<(Vec<Value>, Option<String>), ApiError> {
-    items.sort_by_cached_key(&key);
-    if let Some(token) = &wish.next_token {
-        let bad = || ApiError::new("InvalidNextToken", "The NextToken is none that this action gave");
-        let last = URL_SAFE_NO_PAD.decode(token).ok().and_then(|bytes| String::from_utf8(bytes).ok());
-        let last = last.ok_or_else(bad)?;
-        items.retain(|item| key(item) > last);
-    }
+    let rows = items.into_iter().map(|item| (key(&item), item)).collect();
+    page_of(rows, wish, |item| Some(std::mem::take(item)))
+}
+
+/// A page of rows with their keys, which are shown no further than the page needs; those that are not
+/// shown are in none.
+pub(super) fn page_of<T>(
+    mut rows: Vec<(String, T)>,
+    wish: &Wish,
+    mut show: impl FnMut(&mut T) -> Option<Value>,
+) -> Result<(Vec<Value>, Option<String>), ApiError> {
     let most = match wish.max_results {
         None => MAX_ITEMS,
         Some(most) => {
@@ -137,55 +140,93 @@ pub(super) fn page(
             })?
         }
     };
-    let more = items.len() > most;
-    items.truncate(most);
-    let token = items.last().filter(|_| more).map(|item| URL_SAFE_NO_PAD.encode(key(item)));
-    Ok((items, token))
+    rows.sort_by(|(a, _), (b, _)| a.cmp(b));
+    let mut from = 0;
+    if let Some(token) = &wish.next_token {
+        let bad = || ApiError::new("InvalidNextToken", "The NextToken is none that this action gave");
+        let last = URL_SAFE_NO_PAD.decode(token).ok().and_then(|bytes| String::from_utf8(bytes).ok());
+        let last = last.ok_or_else(bad)?;
+        from = rows.partition_point(|(key, _)| *key <= last);
+    }
+    let (mut items, mut last) = (Vec::new(), None);
+    for (key, row) in rows.iter_mut().skip(from) {
+        let Some(item) = show(row) else { continue };
+        if items.len() == most {
+            return Ok((items, last.map(|key: &String| URL_SAFE_NO_PAD.encode(key))));
+        }
+        items.push(item);
+        last = Some(&*key);
+    }
+    Ok((items, None))
 }
 
 /// Finds what a filter looks at in an item.
 type Look = Box<dyn Fn(&Value, &mut Vec<String>)>;
 
-/// Keeps what every filter lets pass.
-pub(super) fn filter(items: &mut Vec<Value>, filters: &[Filter], table: &Filters) -> Result<(), ApiError> {
-    if filters.len() > MAX_FILTERS {
-        return Err(ApiError::new(
-            "FilterLimitExceeded",
-            format!("A request has at most {MAX_FILTERS} filters"),
-        ));
-    }
-    for filter in filters {
-        let name = filter.name.as_deref().ok_or_else(|| ApiError::missing("Filter.Name"))?;
-        if filter.values.len() > MAX_VALUES {
-            let message = format!("A filter has at most {MAX_VALUES} values");
-            return Err(ApiError::new("FilterLimitExceeded", message));
+/// The filters of a request, ready for items.
+pub(super) struct Sieve(Vec<(Look, Vec<Wildcard>)>);
+
+impl Sieve {
+    /// Those of a request; `table` has what can be filtered by.
+    pub(super) fn new(filters: &[Filter], table: &Filters) -> Result<Self, ApiError> {
+        if filters.len() > MAX_FILTERS {
+            return Err(ApiError::new(
+                "FilterLimitExceeded",
+                format!("A request has at most {MAX_FILTERS} filters"),
+            ));
         }
-        let tags = if items.iter().any(|item| item.get("TagSet").is_some()) { "TagSet" } else { "Tags" };
-        let look: Look = match (name.strip_prefix("tag:"), name) {
-            (Some(key), _) => {
-                let key = key.to_owned();
-                Box::new(move |item, found| {
-                    let all = item.get(tags).and_then(Value::as_array).into_iter().flatten();
-                    let own = all.filter(|tag| tag.get("Key").and_then(Value::as_str) == Some(&key));
-                    found.extend(own.map(|tag| text(tag.get("Value"))));
-                })
+        let one = |filter: &Filter| {
+            let name = filter.name.as_deref().ok_or_else(|| ApiError::missing("Filter.Name"))?;
+            if filter.values.len() > MAX_VALUES {
+                let message = format!("A filter has at most {MAX_VALUES} values");
+                return Err(ApiError::new("FilterLimitExceeded", message));
             }
-            (_, "tag-key") => Box::new(move |item, found| collect(item, &[tags, "Key"], found)),
-            (_, "tag-value") => Box::new(move |item, found| collect(item, &[tags, "Value"], found)),
-            _ => {
-                let path = table.iter().find(|(other, _)| *other == name).map(|(_, path)| *path);
-                let path = path.ok_or_else(|| ApiError::value(format!("The filter '{name}' is invalid")))?;
-                let parts: Vec<_> = path.split('.').collect();
-                Box::new(move |item, found| collect(item, &parts, found))
-            }
+            let wanted = filter.values.iter().map(|value| Wildcard::with_escapes(value)).collect();
+            Ok((look(name, table)?, wanted))
         };
-        let wanted: Vec<_> = filter.values.iter().map(|value| Wildcard::with_escapes(value)).collect();
-        items.retain(|item| {
+        Ok(Sieve(filters.iter().map(one).collect::<Result<_, _>>()?))
+    }
+
+    /// Whether every filter lets an item pass.
+    pub(super) fn passes(&self, item: &Value) -> bool {
+        self.0.iter().all(|(look, wanted)| {
             let mut found = Vec::new();
             look(item, &mut found);
             found.iter().any(|value| wanted.iter().any(|pattern| pattern.matches(value)))
-        });
+        })
     }
+}
+
+fn look(name: &str, table: &Filters) -> Result<Look, ApiError> {
+    /// Where items have their tags.
+    const TAGS: [&str; 2] = ["Tags", "TagSet"];
+    let every = |member: &'static str| -> Look {
+        Box::new(move |item, found| TAGS.iter().for_each(|tags| collect(item, &[tags, member], found)))
+    };
+    Ok(match (name.strip_prefix("tag:"), name) {
+        (Some(key), _) => {
+            let key = key.to_owned();
+            Box::new(move |item, found| {
+                let all = TAGS.iter().filter_map(|tags| item.get(tags)?.as_array()).flatten();
+                let own = all.filter(|tag| tag.get("Key").and_then(Value::as_str) == Some(&key));
+                found.extend(own.map(|tag| text(tag.get("Value"))));
+            })
+        }
+        (_, "tag-key") => every("Key"),
+        (_, "tag-value") => every("Value"),
+        _ => {
+            let path = table.iter().find(|(other, _)| *other == name).map(|(_, path)| *path);
+            let path = path.ok_or_else(|| ApiError::value(format!("The filter '{name}' is invalid")))?;
+            let parts: Vec<_> = path.split('.').collect();
+            Box::new(move |item, found| collect(item, &parts, found))
+        }
+    })
+}
+
+/// Keeps what every filter lets pass.
+pub(super) fn filter(items: &mut Vec<Value>, filters: &[Filter], table: &Filters) -> Result<(), ApiError> {
+    let sieve = Sieve::new(filters, table)?;
+    items.retain(|item| sieve.passes(item));
     Ok(())
 }
 

@@ -1,7 +1,10 @@
 //! Instance profiles of instances, as EC2 sees them.
 
+use std::sync::Arc;
+
 use kiln_controlplane::credentials::{Association, InstanceProfile};
 use kiln_controlplane::instances::Instance;
+use kiln_controlplane::state::{Rows, rows};
 use kiln_model::InstanceId;
 use serde_json::{Value, json};
 
@@ -45,12 +48,12 @@ pub(super) fn find(context: &Context<'_>, wanted: &ProfileReference) -> Result<I
 }
 
 /// How an instance shows its profile.
-pub(super) fn specification(profiles: &[InstanceProfile], association: &Association) -> Value {
-    let profile = profiles.iter().find(|profile| profile.name == association.profile);
+pub(super) fn specification(profiles: &Rows<InstanceProfile>, association: &Association) -> Value {
+    let profile = profiles.get(&association.profile.folded());
     json!({"Arn": profile.map(|p| p.arn.as_str()), "Id": profile.map(|p| p.id.as_str())})
 }
 
-fn shown(id: InstanceId, association: &Association, profiles: &[InstanceProfile], state: &str) -> Value {
+fn shown(id: InstanceId, association: &Association, profiles: &Rows<InstanceProfile>, state: &str) -> Value {
     json!({
         "AssociationId": association.id, "InstanceId": id.to_string(), "State": state,
         "IamInstanceProfile": specification(profiles, association),
@@ -58,7 +61,7 @@ fn shown(id: InstanceId, association: &Association, profiles: &[InstanceProfile]
 }
 
 fn answer(context: &Context<'_>, id: InstanceId, association: &Association, state: &str) -> Answer {
-    let profiles = context.plane.roles().profiles()?;
+    let profiles = rows(context.plane.store())?;
     Ok(json!({"IamInstanceProfileAssociation": shown(id, association, &profiles, state)}))
 }
 
@@ -91,9 +94,9 @@ pub(super) fn disassociate(context: &Context<'_>, request: DisassociateIamInstan
 
 /// `DescribeIamInstanceProfileAssociations`.
 pub(super) fn describe(context: &Context<'_>, mut request: DescribeIamInstanceProfileAssociations) -> Answer {
-    let profiles = context.plane.roles().profiles()?;
-    let instances = context.plane.instances()?;
-    let one = |i: &Instance| i.profile.as_ref().map(|there| shown(i.id, there, &profiles, "associated"));
+    let profiles = rows(context.plane.store())?;
+    let instances = context.plane.instance_rows()?;
+    let one = |i: &Arc<Instance>| i.profile.as_ref().map(|there| shown(i.id, there, &profiles, "associated"));
     let mut items: Vec<_> = instances.iter().filter_map(one).collect();
     listing::select_names(&mut items, &request.association_ids, "AssociationId", |id| {
         ApiError::new("InvalidAssociationID.NotFound", format!("The association ID '{id}' does not exist"))

@@ -1,6 +1,6 @@
 //! Tags: with the resources they are made with, and by themselves.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use kiln_controlplane::instances::TagChange;
 use kiln_controlplane::tags::{self, MAX_TAGS};
@@ -116,14 +116,14 @@ fn resources(context: &Context<'_>, wanted: &[String]) -> Result<(Vec<InstanceId
 
 /// What there is.
 struct Known {
-    kinds: Vec<(&'static str, IdKind, Vec<String>)>,
+    kinds: Vec<(&'static str, IdKind, BTreeSet<String>)>,
 }
 
 impl Known {
     fn read(context: &Context<'_>) -> Result<Self, ApiError> {
         let networks = context.plane.networks();
-        let text = |ids: &mut dyn Iterator<Item = String>| ids.collect::<Vec<_>>();
-        let (groups, instances) = (networks.groups()?, context.plane.instances()?);
+        let text = |ids: &mut dyn Iterator<Item = String>| ids.collect::<BTreeSet<_>>();
+        let (groups, instances) = (networks.groups()?, context.plane.instance_rows()?);
         Ok(Known {
             kinds: vec![
                 ("i-", ids::INSTANCE, text(&mut instances.iter().map(|i| i.id.to_string()))),
@@ -197,8 +197,8 @@ pub(super) fn delete(context: &Context<'_>, request: CreateTags) -> Answer {
 /// `DescribeTags`.
 pub(super) fn describe(context: &Context<'_>, mut request: DescribeTags) -> Answer {
     let mut all = read(context)?;
-    for instance in context.plane.instances()? {
-        all.insert(instance.id.to_string(), instance.tags);
+    for instance in context.plane.instance_rows()?.iter() {
+        all.insert(instance.id.to_string(), instance.tags.clone());
     }
     let one = |id: &str, tag: &Tag| json!({"ResourceId": id, "ResourceType": kind_of(id), "Key": tag.key(), "Value": tag.value()});
     // Those of roles and profiles are IAM's.

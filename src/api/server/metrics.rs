@@ -60,6 +60,7 @@ impl Metrics {
             ("failed_machines_total", "counter", "Machines that failed.", counters.failed_machines),
             ("adopted_total", "counter", "Machines of an earlier daemon taken over.", counters.adopted),
             ("credential_failures", "gauge", "Failed fetches of credentials.", counters.credential_failures),
+            ("store_rows_read_total", "counter", "Rows read from the store.", counters.rows_read),
         ] {
             text.push_str(&format!(
                 "# HELP kiln_{name} {help}\n# TYPE kiln_{name} {kind}\nkiln_{name} {value}\n"

@@ -38,8 +38,8 @@ impl RoleName {
         &self.0
     }
 
-    /// What must not occur twice.
-    pub(super) fn folded(&self) -> String {
+    /// What must not occur twice: the key of its row.
+    pub fn folded(&self) -> String {
         self.0.to_ascii_lowercase()
     }
 }

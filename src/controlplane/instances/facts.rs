@@ -59,7 +59,7 @@ impl Around {
             let volumes = attached(tx, instance.id)?;
             let data = volumes.into_iter().filter(|volume| !volume.is_root());
             around.data_devices = data.filter_map(|volume| Some(volume.attachment?.device)).collect();
-            for member in tx.list::<Membership>()? {
+            for member in tx.rows::<Membership>()?.iter() {
                 if member.interface.subnet.vpc != interface.subnet.vpc {
                     continue;
                 }

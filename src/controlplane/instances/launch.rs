@@ -228,7 +228,7 @@ pub(super) fn run(
 fn new_id(parts: &Parts, others: &[InstanceId]) -> Result<InstanceId, StoreError> {
     let uid = |id: InstanceId| jail::uid_of(id.low_bits());
     let taken: std::collections::BTreeSet<u32> = transact(parts.store.as_ref(), |tx| {
-        let rows = tx.list::<Instance>()?;
+        let rows = tx.rows::<Instance>()?;
         Ok::<_, StoreError>(
             rows.iter().map(|instance| instance.id).chain(others.iter().copied()).map(uid).collect(),
         )

@@ -16,7 +16,7 @@ use crate::identity::{InstallationKeys, KeyError};
 use crate::images::Images;
 use crate::network::{Moved, NetworkFabric, Networks, choose_range};
 use crate::state::dir;
-use crate::state::{SqliteStore, StateDir, Store, StoreError, Vault, transact};
+use crate::state::{Rows, SqliteStore, StateDir, Store, StoreError, Vault, rows, transact};
 use crate::vmm_process::{Commands, ControlConnection, ProcessLauncher, VmmError, VmmLauncher};
 use crate::volumes::Volumes;
 
@@ -264,17 +264,24 @@ impl ControlPlane {
         Ok(all)
     }
 
+    /// All instances by their ids, without a copy.
+    pub fn instance_rows(&self) -> Result<Arc<Rows<Instance>>, StoreError> {
+        rows(self.parts.store.as_ref())
+    }
+
     /// The instance that an id or a name stands for.
     pub fn find(&self, wanted: &str) -> Result<Instance, InstanceError> {
-        let all = self.instances()?;
-        let id = wanted.parse::<InstanceId>().ok();
-        let mut found = all.iter().filter(|i| Some(i.id) == id || i.name() == Some(wanted));
+        let all = self.instance_rows()?;
+        if let Some(instance) = wanted.parse::<InstanceId>().ok().and_then(|id| all.get(&id)) {
+            return Ok(Instance::clone(instance));
+        }
+        let mut found = all.iter().filter(|i| i.name() == Some(wanted));
         match (found.next(), found.next()) {
-            (Some(instance), None) => Ok(instance.clone()),
+            (Some(instance), None) => Ok(Instance::clone(instance)),
             (Some(_), Some(_)) => Err(InstanceError::Ambiguous(wanted.to_owned())),
             (None, _) => {
                 let ids: Vec<String> = all.iter().map(|i| i.id.to_string()).collect();
-                let names = all.iter().filter_map(Instance::name).chain(ids.iter().map(String::as_str));
+                let names = all.iter().filter_map(|i| i.name()).chain(ids.iter().map(String::as_str));
                 let suggestions = nearest(wanted, names, 3).into_iter().map(str::to_owned).collect();
                 Err(InstanceError::NotFound { wanted: wanted.to_owned(), suggestions })
             }

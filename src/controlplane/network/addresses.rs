@@ -221,7 +221,7 @@ pub(super) fn take(
         };
     }
     let taken: std::collections::BTreeSet<_> =
-        tx.list::<Address>()?.into_iter().filter(|a| a.subnet == subnet.id).map(|a| a.address).collect();
+        tx.rows::<Address>()?.iter().filter(|a| a.subnet == subnet.id).map(|a| a.address).collect();
     for address in subnet.cidr.assignable().filter(|a| !taken.contains(&IpAddr::V4(*a))) {
         // Usually the first: taken meanwhile is possible, the list was of a moment ago.
         if tx.insert(&Address { subnet: subnet.id, address: address.into(), interface })? {

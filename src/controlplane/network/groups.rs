@@ -108,6 +108,10 @@ impl Row for Membership {
     fn key(&self) -> kiln_model::InterfaceId {
         self.interface.id
     }
+
+    fn holder(&self) -> Option<String> {
+        Some(self.instance.to_string())
+    }
 }
 
 /// See the module.

@@ -14,11 +14,15 @@
 //! sweep finds what a killed process left behind.
 
 pub mod dir;
+mod rows;
 pub mod sealed;
 pub mod sqlite;
 mod store;
 
 pub use dir::StateDir;
+pub use rows::{RowCache, Rows, rows};
 pub use sealed::{SealError, Vault};
 pub use sqlite::SqliteStore;
-pub use store::{Check, Commit, Entry, Outcome, Row, Store, StoreError, Transaction, Write, transact};
+pub use store::{
+    Changes, Check, Commit, Entry, Outcome, Row, Store, StoreError, Transaction, Write, transact,
+};

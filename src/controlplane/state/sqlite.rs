@@ -12,6 +12,7 @@ use std::fs::{File, OpenOptions};
 use std::io::ErrorKind;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -20,7 +21,8 @@ use rusqlite::{
 };
 use rustix::fs::{FallocateFlags, fallocate};
 
-use super::store::{Commit, Entry, Outcome, Store, StoreError};
+use super::rows::RowCache;
+use super::store::{Changes, Commit, Entry, Outcome, Store, StoreError};
 
 /// How long to wait for other processes. Their transactions take milliseconds.
 const BUSY: Duration = Duration::from_secs(20);
@@ -32,7 +34,8 @@ const SWITCH_PAUSE: Duration = Duration::from_millis(5);
 const ROOM: u64 = 8 << 20;
 
 /// One step per schema version, oldest first. Never change a step that was released: add one.
-const MIGRATIONS: [&str; 1] = ["
+const MIGRATIONS: [&str; 2] = [
+    "
     CREATE TABLE document (
         key      TEXT PRIMARY KEY,
         revision INTEGER NOT NULL,
@@ -43,12 +46,31 @@ const MIGRATIONS: [&str; 1] = ["
         revision INTEGER NOT NULL
     ) STRICT;
     INSERT INTO clock VALUES (1, 0);
-"];
+",
+    // What was removed is remembered for a while by everybody who removes: see `changes`.
+    "
+    CREATE INDEX document_by_revision ON document (revision);
+    CREATE TABLE removed (
+        key      TEXT PRIMARY KEY,
+        revision INTEGER NOT NULL
+    ) STRICT, WITHOUT ROWID;
+    CREATE INDEX removed_by_revision ON removed (revision);
+    CREATE TRIGGER document_removed AFTER DELETE ON document BEGIN
+        INSERT INTO removed SELECT old.key, revision FROM clock WHERE true
+            ON CONFLICT (key) DO UPDATE SET revision = excluded.revision;
+        DELETE FROM removed WHERE revision < (SELECT revision FROM clock) - 10000;
+    END;
+",
+];
+/// Revisions for which removals are remembered, as the trigger has it.
+pub(super) const REMEMBERED: u64 = 10_000;
 
 /// See the module.
 #[derive(Debug)]
 pub struct SqliteStore {
     connection: Mutex<Connection>,
+    cache: RowCache,
+    rows_read: AtomicU64,
 }
 
 fn database(action: &'static str) -> impl FnOnce(rusqlite::Error) -> StoreError {
@@ -73,7 +95,15 @@ impl SqliteStore {
         for file in [path.to_owned(), write_ahead_log(path)] {
             keep_room(&file);
         }
-        Ok(SqliteStore { connection: Mutex::new(connection) })
+        Ok(SqliteStore {
+            connection: Mutex::new(connection),
+            cache: RowCache::default(),
+            rows_read: AtomicU64::new(0),
+        })
+    }
+
+    fn count(&self, rows: usize) {
+        self.rows_read.fetch_add(u64::try_from(rows).unwrap_or(u64::MAX), Ordering::Relaxed);
     }
 
     fn connection(&self) -> MutexGuard<'_, Connection> {
@@ -182,40 +212,87 @@ fn apply(tx: &Transaction<'_>, commit: &Commit) -> rusqlite::Result<Outcome> {
     Ok(Outcome::Done(revision))
 }
 
+/// Revision of the last commit.
+fn clock(connection: &Connection) -> rusqlite::Result<u64> {
+    connection.prepare_cached("SELECT revision FROM clock")?.query_row([], |row| row.get(0))
+}
+
+fn entry(row: &rusqlite::Row<'_>) -> rusqlite::Result<Entry> {
+    Ok(Entry { key: row.get(0)?, value: row.get(1)?, revision: row.get(2)? })
+}
+
+fn list(connection: &Connection, prefix: &str) -> rusqlite::Result<Vec<Entry>> {
+    connection
+        .prepare_cached(
+            "SELECT key, value, revision FROM document WHERE key >= ?1 AND key < ?2 ORDER BY key",
+        )?
+        .query_map([prefix, &prefix_end(prefix)], entry)?
+        .collect()
+}
+
+fn changes(tx: &Transaction<'_>, prefix: &str, since: Option<u64>) -> rusqlite::Result<Changes> {
+    let revision = clock(tx)?;
+    let Some(since) = since.filter(|since| since.saturating_add(REMEMBERED) >= revision) else {
+        return Ok(Changes { revision, whole: true, entries: list(tx, prefix)?, removed: Vec::new() });
+    };
+    if since == revision {
+        return Ok(Changes { revision, ..Changes::default() });
+    }
+    // A `+` keeps SQLite from going by the key, over all that did not change.
+    let entries = tx
+        .prepare_cached(
+            "SELECT key, value, revision FROM document WHERE revision > ?3 AND +key >= ?1 AND +key < ?2",
+        )?
+        .query_map(params![prefix, prefix_end(prefix), since], entry)?
+        .collect::<rusqlite::Result<_>>()?;
+    let removed = tx
+        .prepare_cached("SELECT key FROM removed WHERE revision > ?3 AND +key >= ?1 AND +key < ?2")?
+        .query_map(params![prefix, prefix_end(prefix), since], |row| row.get(0))?
+        .collect::<rusqlite::Result<_>>()?;
+    Ok(Changes { revision, whole: false, entries, removed })
+}
+
 impl Store for SqliteStore {
     fn read(&self, key: &str) -> Result<Option<Entry>, StoreError> {
         let connection = self.connection();
         let mut statement = connection
             .prepare_cached("SELECT value, revision FROM document WHERE key = ?1")
             .map_err(database("read"))?;
-        statement
+        let found = statement
             .query_row([key], |row| {
                 Ok(Entry { key: key.to_owned(), value: row.get(0)?, revision: row.get(1)? })
             })
             .optional()
-            .map_err(database("read"))
+            .map_err(database("read"))?;
+        self.count(usize::from(found.is_some()));
+        Ok(found)
     }
 
     fn list(&self, prefix: &str) -> Result<Vec<Entry>, StoreError> {
-        let connection = self.connection();
-        let mut statement = connection
-            .prepare_cached(
-                "SELECT key, value, revision FROM document WHERE key >= ?1 AND key < ?2 ORDER BY key",
-            )
-            .map_err(database("read"))?;
-        statement
-            .query_map([prefix, &prefix_end(prefix)], |row| {
-                Ok(Entry { key: row.get(0)?, value: row.get(1)?, revision: row.get(2)? })
-            })
-            .and_then(Iterator::collect)
-            .map_err(database("read"))
+        let entries = list(&self.connection(), prefix).map_err(database("read"))?;
+        self.count(entries.len());
+        Ok(entries)
+    }
+
+    fn changes(&self, prefix: &str, since: Option<u64>) -> Result<Changes, StoreError> {
+        let mut connection = self.connection();
+        // Deferred: all that is read is of one moment.
+        let tx = connection.transaction().map_err(database("read"))?;
+        let changes = changes(&tx, prefix, since).map_err(database("read"))?;
+        self.count(changes.entries.len());
+        Ok(changes)
+    }
+
+    fn cache(&self) -> &RowCache {
+        &self.cache
+    }
+
+    fn rows_read(&self) -> u64 {
+        self.rows_read.load(Ordering::Relaxed)
     }
 
     fn revision(&self) -> Result<u64, StoreError> {
-        let connection = self.connection();
-        let mut statement =
-            connection.prepare_cached("SELECT revision FROM clock").map_err(database("read"))?;
-        statement.query_row([], |row| row.get(0)).map_err(database("read"))
+        clock(&self.connection()).map_err(database("read"))
     }
 
     fn commit(&self, commit: &Commit) -> Result<Outcome, StoreError> {
@@ -242,6 +319,18 @@ mod tests {
 
     use super::super::store::{Check, Write};
     use super::*;
+
+    impl SqliteStore {
+        /// As if so many commits had been made.
+        pub(in crate::state) fn advance(&self, revisions: u64) {
+            self.connection().execute("UPDATE clock SET revision = revision + ?1", [revisions]).unwrap();
+        }
+
+        /// Removals that are remembered.
+        pub(in crate::state) fn removals(&self) -> u64 {
+            self.connection().query_row("SELECT count(*) FROM removed", [], |row| row.get(0)).unwrap()
+        }
+    }
 
     const CHILD_DB: &str = "KILN_TEST_DB";
 
@@ -305,7 +394,7 @@ mod tests {
         let path = dir.path().join("kiln.db");
         drop(SqliteStore::open(&path).unwrap());
         Connection::open(&path).unwrap().pragma_update(None, "user_version", 99).unwrap();
-        assert!(matches!(SqliteStore::open(&path), Err(StoreError::TooNew { found: 99, known: 1 })));
+        assert!(matches!(SqliteStore::open(&path), Err(StoreError::TooNew { found: 99, known: 2 })));
     }
 
     #[test]

@@ -12,9 +12,12 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Display;
+use std::sync::Arc;
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+
+use super::rows::{RowCache, Rows, rows};
 
 /// How often a transaction is tried before giving up. Each round lets at least one competitor
 /// through, so this many fail only when this many others went first.
@@ -29,6 +32,19 @@ pub struct Entry {
     pub value: String,
     /// Revision of the store at the last change of this document.
     pub revision: u64,
+}
+
+/// What became of some documents since a revision.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Changes {
+    /// Revision of the store at which this was so.
+    pub revision: u64,
+    /// Whether `entries` are all that there are, and not only what changed.
+    pub whole: bool,
+    /// Documents that were made or changed.
+    pub entries: Vec<Entry>,
+    /// Keys of documents that were removed. One of `entries` came back.
+    pub removed: Vec<String>,
 }
 
 /// A condition of a [`Commit`]: the document is still as it was read.
@@ -140,12 +156,22 @@ pub trait Store: Send + Sync {
     /// Revision of the last commit: a cheap way to see that anything changed.
     fn revision(&self) -> Result<u64, StoreError>;
 
+    /// What became of the documents whose key starts with `prefix`, which ends in `/`, after revision
+    /// `since`; all there are, where that is not known or too long ago.
+    fn changes(&self, prefix: &str, since: Option<u64>) -> Result<Changes, StoreError>;
+
+    /// What was decoded of it; see [`rows`].
+    fn cache(&self) -> &RowCache;
+
+    /// Documents that were read from it by this process so far.
+    fn rows_read(&self) -> u64;
+
     /// Makes all writes if all checks hold. Durable when it returns.
     fn commit(&self, commit: &Commit) -> Result<Outcome, StoreError>;
 }
 
 /// A kind of document.
-pub trait Row: Serialize + DeserializeOwned {
+pub trait Row: Serialize + DeserializeOwned + Send + Sync + 'static {
     /// First part of its keys, without slash.
     const KIND: &'static str;
     /// Second part of its keys.
@@ -153,13 +179,18 @@ pub trait Row: Serialize + DeserializeOwned {
 
     /// Its own key.
     fn key(&self) -> Self::Key;
+
+    /// Who has it, where somebody asks for that: see [`Rows::held_by`](super::Rows::held_by).
+    fn holder(&self) -> Option<String> {
+        None
+    }
 }
 
 fn full_key<R: Row>(key: &R::Key) -> String {
     format!("{}/{key}", R::KIND)
 }
 
-fn decode<R: Row>(entry: &Entry) -> Result<R, StoreError> {
+pub(super) fn decode<R: Row>(entry: &Entry) -> Result<R, StoreError> {
     serde_json::from_str(&entry.value)
         .map_err(|source| StoreError::Damaged { key: entry.key.clone(), source })
 }
@@ -196,8 +227,13 @@ impl Transaction<'_> {
     /// Rows of one kind as of now, without this transaction's own writes. Sets no condition: rows
     /// may come and go before the commit. To build a rule on what is *not* there, let both sides
     /// write one common row.
-    pub fn list<R: Row>(&self) -> Result<Vec<R>, StoreError> {
-        self.store.list(&format!("{}/", R::KIND))?.iter().map(decode).collect()
+    pub fn list<R: Row + Clone>(&self) -> Result<Vec<R>, StoreError> {
+        Ok(self.rows::<R>()?.iter().map(|row| R::clone(row)).collect())
+    }
+
+    /// As [`Transaction::list`], without a copy.
+    pub fn rows<R: Row>(&self) -> Result<Arc<Rows<R>>, StoreError> {
+        rows(self.store)
     }
 
     /// Writes a row whatever is there. After [`Transaction::get`] it replaces only what was seen.

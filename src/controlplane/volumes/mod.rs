@@ -94,6 +94,10 @@ impl Row for Volume {
     fn key(&self) -> VolumeId {
         self.id
     }
+
+    fn holder(&self) -> Option<String> {
+        self.attachment.as_ref().map(|attachment| attachment.instance.to_string())
+    }
 }
 
 /// How far a snapshot or an image has come.

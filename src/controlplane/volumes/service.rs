@@ -29,8 +29,8 @@ impl std::fmt::Debug for Volumes<'_> {
 
 /// Volumes that an instance has, its root volume first.
 pub(crate) fn attached(tx: &Transaction<'_>, instance: InstanceId) -> Result<Vec<Volume>, StoreError> {
-    let has = |volume: &Volume| volume.attachment.as_ref().is_some_and(|a| a.instance == instance);
-    let mut volumes: Vec<Volume> = tx.list::<Volume>()?.into_iter().filter(has).collect();
+    let all = tx.rows::<Volume>()?;
+    let mut volumes: Vec<Volume> = all.held_by(&instance.to_string()).map(|v| Volume::clone(v)).collect();
     let device = |volume: &Volume| volume.attachment.as_ref().map(|a| a.device.clone());
     volumes.sort_by_key(|volume| (!volume.is_root(), device(volume), volume.id));
     Ok(volumes)

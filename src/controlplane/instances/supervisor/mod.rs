@@ -190,7 +190,7 @@ impl Supervisor {
     ) -> Result<Vec<Instance>, SupervisorError> {
         let shared = &self.shared;
         let guard = shared.admission.lock().unwrap_or_else(PoisonError::into_inner);
-        let used = Capacity::used(&shared.plane.instances()?);
+        let used = Capacity::used(shared.plane.instance_rows()?.iter().map(AsRef::as_ref));
         let count = shared.settings.capacity.admit(used, request, (least, most)).inspect_err(|_| {
             self::count(&shared.tally.refused);
         })?;
@@ -220,7 +220,7 @@ impl Supervisor {
             next.map_err(SupervisorError::state(instance.id, "be started"))?;
         }
         let stopped: Vec<&Instance> = all.iter().filter(|i| i.state == InstanceState::Stopped).collect();
-        let used = Capacity::used(&shared.plane.instances()?);
+        let used = Capacity::used(shared.plane.instance_rows()?.iter().map(AsRef::as_ref));
         shared.settings.capacity.admit_starts(used, &stopped).inspect_err(|_| {
             self::count(&shared.tally.refused);
         })?;
@@ -405,9 +405,9 @@ impl Supervisor {
 
     /// What there is and what was counted.
     pub fn counters(&self) -> Result<Counters, SupervisorError> {
-        let all = self.plane().instances()?;
+        let all = self.plane().instance_rows()?;
         let of = |state: &InstanceState| all.iter().filter(|i| i.state == *state).count();
-        let used = Capacity::used(&all);
+        let used = Capacity::used(all.iter().map(AsRef::as_ref));
         let tally = &self.shared.tally;
         let get = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         let failures = self.plane().credential_status()?;
@@ -424,6 +424,7 @@ impl Supervisor {
             failed_machines: get(&tally.failed_machines),
             adopted: get(&tally.adopted),
             credential_failures: failures.iter().map(|status| status.failures).sum(),
+            rows_read: self.plane().store().rows_read(),
         })
     }
 
@@ -467,7 +468,7 @@ impl Shared {
         let limit = self.now().saturating_sub(self.settings.show_terminated.as_secs());
         let old =
             |i: &Instance| i.is_gone() && i.reason.as_ref().map_or(i.launched, |reason| reason.since) < limit;
-        for instance in self.plane.instances().unwrap_or_default().iter().filter(|i| old(i)) {
+        for instance in self.plane.instance_rows().unwrap_or_default().iter().filter(|i| old(i)) {
             let removed = transact(self.parts().store.as_ref(), |tx| {
                 tx.remove::<Instance>(&instance.id);
                 Ok::<_, StoreError>(())

@@ -145,6 +145,8 @@ pub struct Counters {
     pub adopted: u64,
     /// Fetches of credentials that failed, of instances that run.
     pub credential_failures: u64,
+    /// Rows read from the store.
+    pub rows_read: u64,
 }
 
 /// Whether an instance works, as far as it can be told from outside (`DescribeInstanceStatus`).
