@@ -14,6 +14,8 @@
 //! sweep finds what a killed process left behind.
 
 pub mod dir;
+#[cfg(test)]
+mod power_cut;
 mod rows;
 pub mod sealed;
 pub mod sqlite;

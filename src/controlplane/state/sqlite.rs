@@ -326,6 +326,26 @@ mod tests {
             self.connection().execute("UPDATE clock SET revision = revision + ?1", [revisions]).unwrap();
         }
 
+        /// Copies the log to the database when it has so many pages.
+        pub(in crate::state) fn copy_log_after(&self, pages: u32) {
+            self.connection().pragma_update(None, "wal_autocheckpoint", pages).unwrap();
+        }
+
+        /// A setting of the connection.
+        pub(in crate::state) fn pragma(&self, name: &str) -> String {
+            let read = |row: &rusqlite::Row<'_>| row.get::<_, rusqlite::types::Value>(0);
+            match self.connection().pragma_query_value(None, name, read).unwrap() {
+                rusqlite::types::Value::Integer(n) => n.to_string(),
+                rusqlite::types::Value::Text(text) => text,
+                other => format!("{other:?}"),
+            }
+        }
+
+        /// What SQLite finds wrong with the whole database; `ok` for nothing.
+        pub(in crate::state) fn damage(&self) -> String {
+            self.pragma("integrity_check")
+        }
+
         /// Removals that are remembered.
         pub(in crate::state) fn removals(&self) -> u64 {
             self.connection().query_row("SELECT count(*) FROM removed", [], |row| row.get(0)).unwrap()
