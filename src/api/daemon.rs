@@ -44,6 +44,9 @@ struct Arguments {
     /// Allow an address that others can reach: what is said there is signed, but not encrypted
     #[arg(long)]
     allow_remote: bool,
+    /// Start the instances again that ran when the host went down; without, they are stopped
+    #[arg(long, env = "KILN_RESTART_AFTER_BOOT")]
+    restart_after_boot: bool,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -107,7 +110,8 @@ fn serve(arguments: &Arguments, sts: Arc<dyn AssumeRole>) -> Result<(), Error> {
     }
     let dir = StateDir::create(&arguments.state_dir)?;
     let plane = ControlPlane::open(dir.root(), Arc::new(HostFabric::default()), sts)?;
-    let api = Arc::new(Api::new(Supervisor::open(plane, Settings::default())?)?);
+    let settings = Settings { restart_after_boot: arguments.restart_after_boot, ..Settings::default() };
+    let api = Arc::new(Api::new(Supervisor::open(plane, settings)?)?);
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
     let runtime = runtime.map_err(io_error("start the event loop"))?;
     let result = runtime.block_on(listen(arguments, &dir, api));

@@ -31,6 +31,12 @@ impl Daemon {
         daemon
     }
 
+    /// Sets one more variable for its next start.
+    pub fn set(&mut self, name: &str, value: &str) {
+        self.variables.retain(|(other, _)| other != name);
+        self.variables.push((name.to_owned(), value.to_owned()));
+    }
+
     pub fn state_dir(&self) -> PathBuf {
         self.temp.path().join("state")
     }

@@ -245,16 +245,19 @@ fn new_id(parts: &Parts, others: &[InstanceId]) -> Result<InstanceId, StoreError
 /// Notes that a stopped instance starts again, in the hands of a daemon or not.
 pub(super) fn note_start(parts: &Parts, id: InstanceId, supervised: bool) -> Result<Instance, StoreError> {
     let now = parts.clock.unix_seconds();
-    parts.update(id, |row| {
-        row.state = InstanceState::Pending;
-        row.launched = now;
-        row.starts += 1;
-        // Signed anew below: it says when the instance was started.
-        row.identity = None;
-        row.reason = None;
-        row.owner = ProcessIdentity::current();
-        row.supervised = supervised;
-    })
+    parts.update(id, |row| begin(row, supervised, now))
+}
+
+/// What a row says of an instance that starts again.
+pub(super) fn begin(row: &mut Instance, supervised: bool, now: u64) {
+    row.state = InstanceState::Pending;
+    row.launched = now;
+    row.starts += 1;
+    // Signed anew below: it says when the instance was started.
+    row.identity = None;
+    row.reason = None;
+    row.owner = ProcessIdentity::current();
+    row.supervised = supervised;
 }
 
 /// What can be found out without starting a stopped instance.

@@ -34,14 +34,29 @@ impl Row for HostBoot {
     }
 }
 
-/// Whether processes that the rows name may still be there. Notes the present boot.
+/// Whether processes that the rows name may still be there. Notes the present boot and, with it, that what
+/// ran in another one starts again, where that is set: whoever is killed behind this does not lose it.
 fn same_boot(shared: &Shared) -> Result<bool, StoreError> {
-    let id = boot_id();
+    let (id, now) = (boot_id(), shared.now());
     transact(shared.parts().store.as_ref(), |tx| {
         let before = tx.get::<HostBoot>(&"boot".to_owned())?;
         tx.put(&HostBoot { id: id.clone() })?;
-        Ok(before.is_none_or(|before| before.id == id))
+        let same = before.is_none_or(|before| before.id == id);
+        if !same && shared.settings.restart_after_boot {
+            for mut row in tx.list::<Instance>()?.into_iter().filter(starts_again) {
+                launch::begin(&mut row, true, now);
+                row.vmm = None;
+                tx.put(&row)?;
+            }
+        }
+        Ok(same)
     })
+}
+
+/// Whether it ran when the host went down, and has what it takes to run again.
+fn starts_again(instance: &Instance) -> bool {
+    let ran = matches!(instance.state, InstanceState::Pending | InstanceState::Running);
+    instance.supervised && ran && instance.vmm.is_some() && instance.stays()
 }
 
 /// Takes up every instance that is not at rest.
@@ -102,12 +117,6 @@ fn take_up(
             }
         }
         Some(_) if same_boot => note_ending(shared, id, &left_ending(shared, instance)),
-        Some(_) if shared.settings.restart_after_boot && instance.stays() && ran(instance) => {
-            undo(parts, instance, &AGAIN, true).map_err(InstanceError::from)?;
-            launch::note_start(parts, id, true)?;
-            Actor::spawn(shared, id, Job::Launch(lock));
-            return Ok(());
-        }
         Some(_) => note_ending(shared, id, &Ending::Failed("the host was restarted".to_owned())),
         None if instance.state == InstanceState::Pending => {
             tracing::info!(instance = %id, "its launch is done again");
@@ -125,11 +134,6 @@ fn take_up(
 
 /// Everything but the rows.
 const AGAIN: [Effect; 3] = [Effect::Files, Effect::Network, Effect::Process];
-
-/// Whether it was meant to run.
-fn ran(instance: &Instance) -> bool {
-    matches!(instance.state, InstanceState::Pending | InstanceState::Running)
-}
 
 fn left_ending(shared: &Shared, instance: &Instance) -> Ending {
     match last_ending(&shared.parts().dir.instance(instance.id)) {
