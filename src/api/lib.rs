@@ -16,6 +16,8 @@ mod actions;
 mod auth;
 pub mod daemon;
 mod error;
+#[cfg(any(test, feature = "test-utils"))]
+pub mod fuzzing;
 pub mod query;
 pub mod schema;
 mod server;
