@@ -21,6 +21,11 @@ fn roles_policies_and_sessions_are_as_boto3_expects() {
 }
 
 #[test]
+fn users_keys_and_managed_policies_are_as_boto3_expects() {
+    Daemon::new().python("users.py");
+}
+
+#[test]
 fn bad_requests_get_the_codes_of_ec2_and_change_nothing() {
     Daemon::new().python("bad_input.py");
 }

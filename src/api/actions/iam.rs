@@ -1,5 +1,4 @@
-//! Roles, their policies, and instance profiles, as IAM has them. There are no paths but `/`, and no
-//! managed policies.
+//! Roles, their policies, and instance profiles, as IAM has them. There are no paths but `/`.
 
 use kiln_controlplane::credentials::{
     InstanceProfile, Lifetime, NewRole, Role, RoleName, SourceSpec, TrustPolicy,
@@ -21,32 +20,35 @@ input!(RolePage { role_name: String, path_prefix: Option<String>, marker: Option
 input!(Pages { path_prefix: Option<String>, marker: Option<String>, max_items: Option<i64> });
 input!(PolicyReference { role_name: String, policy_name: String });
 input!(PutRolePolicy { role_name: String, policy_name: String, policy_document: String });
+input!(UpdateRole { role_name: String, description: Option<String>, max_session_duration: Option<u64> });
+input!(TagRole { role_name: String, tags: Vec<IamTag> });
+input!(UntagRole { role_name: String, tag_keys: Vec<String> });
 input!(UpdateAssumeRolePolicy { role_name: String, policy_document: String });
 input!(CreateInstanceProfile { instance_profile_name: String, path: Option<String>, tags: Vec<IamTag> });
 input!(ProfileReference { instance_profile_name: String });
 input!(Membership { instance_profile_name: String, role_name: String });
 
-fn validation(error: impl std::fmt::Display) -> ApiError {
+pub(super) fn validation(error: impl std::fmt::Display) -> ApiError {
     ApiError::new("ValidationError", error.to_string())
 }
 
-fn name(text: &str) -> Result<RoleName, ApiError> {
+pub(super) fn name(text: &str) -> Result<RoleName, ApiError> {
     text.parse().map_err(validation)
 }
 
-fn only_root_path(path: Option<&str>) -> Result<(), ApiError> {
+pub(super) fn only_root_path(path: Option<&str>) -> Result<(), ApiError> {
     match path {
         None | Some("/") => Ok(()),
-        Some(_) => Err(ApiError::new("UnsupportedOperation", "Roles and instance profiles have the path /")),
+        Some(_) => Err(ApiError::new("UnsupportedOperation", "Kiln has no paths but /")),
     }
 }
 
-fn checked(tags: Vec<IamTag>) -> Result<Vec<Tag>, ApiError> {
+pub(super) fn checked(tags: Vec<IamTag>) -> Result<Vec<Tag>, ApiError> {
     tags.into_iter().map(|tag| Tag::new(tag.key, tag.value).map_err(validation)).collect()
 }
 
 /// JSON in an answer of IAM is percent-encoded (RFC 3986).
-fn encoded(document: &str) -> String {
+pub(super) fn encoded(document: &str) -> String {
     let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~".contains(&byte);
     let one = |byte: u8| if plain(byte) { char::from(byte).to_string() } else { format!("%{byte:02X}") };
     document.bytes().map(one).collect()
@@ -78,14 +80,20 @@ fn shown_profile(context: &Context<'_>, profile: &InstanceProfile, tags: &TagMap
 }
 
 /// A page in the words of IAM.
-fn paged(items: Vec<Value>, member: &str, key: &str, marker: Option<String>, most: Option<i64>) -> Answer {
+pub(super) fn paged(
+    items: Vec<Value>,
+    member: &str,
+    key: &str,
+    marker: Option<String>,
+    most: Option<i64>,
+) -> Answer {
     let wish = Wish { max_results: most.or(Some(100)), next_token: marker, ..Wish::default() };
     let key = |item: &Value| item.get(key).unwrap_or(item).as_str().unwrap_or_default().to_owned();
     let (items, token) = listing::page(items, &wish, key)?;
     Ok(json!({member: items, "IsTruncated": token.is_some(), "Marker": token}))
 }
 
-fn outside(prefix: Option<&str>) -> bool {
+pub(super) fn outside(prefix: Option<&str>) -> bool {
     prefix.is_some_and(|prefix| prefix != "/")
 }
 
@@ -154,7 +162,7 @@ pub(super) fn put_policy(context: &Context<'_>, request: PutRolePolicy) -> Answe
 pub(super) fn get_policy(context: &Context<'_>, request: PolicyReference) -> Answer {
     let role = context.plane.roles().get(&request.role_name)?;
     let policies = context.plane.roles().policies(&request.role_name)?;
-    let document = policies.inline.get(&request.policy_name).ok_or_else(|| {
+    let document = policies.set.inline.get(&request.policy_name).ok_or_else(|| {
         let message = format!("The role policy with name {} cannot be found.", request.policy_name);
         ApiError::new("NoSuchEntity", message)
     })?;
@@ -172,14 +180,42 @@ pub(super) fn delete_policy(context: &Context<'_>, request: PolicyReference) -> 
 /// `ListRolePolicies`.
 pub(super) fn list_policies(context: &Context<'_>, request: RolePage) -> Answer {
     let policies = context.plane.roles().policies(&request.role_name)?;
-    let items = policies.inline.into_keys().map(Value::from).collect();
+    let items = policies.set.inline.into_keys().map(Value::from).collect();
     paged(items, "PolicyNames", "", request.marker, request.max_items)
 }
 
-/// `ListAttachedRolePolicies`: there are no managed policies.
-pub(super) fn list_attached(context: &Context<'_>, request: RolePage) -> Answer {
-    context.plane.roles().get(&request.role_name)?;
-    Ok(json!({"AttachedPolicies": [], "IsTruncated": false}))
+/// `UpdateRole`.
+pub(super) fn update_role(context: &Context<'_>, request: UpdateRole) -> Answer {
+    let lifetime = request.max_session_duration.map(Lifetime::try_from).transpose().map_err(validation)?;
+    context.plane.roles().update(&request.role_name, request.description.as_deref(), lifetime)?;
+    Ok(json!({}))
+}
+
+/// `TagRole`.
+pub(super) fn tag_role(context: &Context<'_>, request: TagRole) -> Answer {
+    let role = context.plane.roles().get(&request.role_name)?;
+    tags::set(context.plane.store(), &[role.arn], &checked(request.tags)?)?;
+    Ok(json!({}))
+}
+
+/// `UntagRole`.
+pub(super) fn untag_role(context: &Context<'_>, request: UntagRole) -> Answer {
+    let role = context.plane.roles().get(&request.role_name)?;
+    tags::remove(context.plane.store(), &[role.arn], |tag| request.tag_keys.iter().any(|k| k == tag.key()))?;
+    Ok(json!({}))
+}
+
+/// `ListRoleTags`.
+pub(super) fn list_role_tags(context: &Context<'_>, request: RolePage) -> Answer {
+    let role = context.plane.roles().get(&request.role_name)?;
+    tags_of(context, &role.arn, request.marker, request.max_items)
+}
+
+/// A page of the tags of an ARN.
+pub(super) fn tags_of(context: &Context<'_>, arn: &str, marker: Option<String>, most: Option<i64>) -> Answer {
+    let all = tagging::read(context)?.remove(arn).unwrap_or_default();
+    let items = all.iter().map(|tag| json!({"Key": tag.key(), "Value": tag.value()})).collect();
+    paged(items, "Tags", "Key", marker, most)
 }
 
 /// `CreateInstanceProfile`.

@@ -17,6 +17,7 @@ mod key_pairs;
 mod launch;
 mod lifecycle;
 mod listing;
+mod managed_policies;
 mod metadata_options;
 mod places;
 mod profiles;
@@ -27,6 +28,7 @@ mod subnets;
 mod tagging;
 mod tokens;
 mod types;
+mod users;
 mod volumes;
 mod vpcs;
 
@@ -171,28 +173,59 @@ static EC2: &[(&str, Action)] = actions! { ec2:
 /// Actions of IAM by name.
 static IAM: &[(&str, Action)] = actions! { iam:
     AddRoleToInstanceProfile => iam::add_role,
+    AttachRolePolicy => managed_policies::attach_to_role,
+    AttachUserPolicy => managed_policies::attach_to_user,
+    CreateAccessKey => users::create_key,
     CreateInstanceProfile => iam::create_profile,
+    CreatePolicy => managed_policies::create,
     CreateRole => iam::create_role,
+    CreateUser => users::create,
+    DeleteAccessKey => users::delete_key,
     DeleteInstanceProfile => iam::delete_profile,
+    DeletePolicy => managed_policies::delete,
     DeleteRole => iam::delete_role,
     DeleteRolePolicy => iam::delete_policy,
+    DeleteUser => users::delete,
+    DeleteUserPolicy => users::delete_policy,
+    DetachRolePolicy => managed_policies::detach_from_role,
+    DetachUserPolicy => managed_policies::detach_from_user,
     GetInstanceProfile => iam::get_profile,
+    GetPolicy => managed_policies::get,
+    GetPolicyVersion => managed_policies::get_version,
     GetRole => iam::get_role,
     GetRolePolicy => iam::get_policy,
-    ListAttachedRolePolicies => iam::list_attached,
+    GetUser => users::get,
+    GetUserPolicy => users::get_policy,
+    ListAccessKeys => users::list_keys,
+    ListAttachedRolePolicies => managed_policies::of_role,
+    ListAttachedUserPolicies => managed_policies::of_user,
     ListInstanceProfiles => iam::list_profiles,
     ListInstanceProfilesForRole => iam::list_profiles_for_role,
+    ListPolicies => managed_policies::list,
+    ListPolicyVersions => managed_policies::list_versions,
     ListRolePolicies => iam::list_policies,
+    ListRoleTags => iam::list_role_tags,
     ListRoles => iam::list_roles,
+    ListUserPolicies => users::list_policies,
+    ListUserTags => users::list_tags,
+    ListUsers => users::list,
     PutRolePolicy => iam::put_policy,
+    PutUserPolicy => users::put_policy,
     RemoveRoleFromInstanceProfile => iam::remove_role,
+    TagRole => iam::tag_role,
+    TagUser => users::tag,
+    UntagRole => iam::untag_role,
+    UntagUser => users::untag,
+    UpdateAccessKey => users::update_key,
     UpdateAssumeRolePolicy => iam::set_trust,
+    UpdateRole => iam::update_role,
 };
 
 /// Actions of STS by name.
 static STS: &[(&str, Action)] = actions! { sts:
     AssumeRole => sts::assume_role,
     GetCallerIdentity => sts::identity,
+    GetSessionToken => sts::session_token,
 };
 
 /// The action of a service by name.

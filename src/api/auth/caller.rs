@@ -1,6 +1,7 @@
 //! From a signature to a principal.
 
-use kiln_controlplane::credentials::{AccessKey, Issuer, VerifyError};
+use kiln_controlplane::credentials::{AccessKey, Issuer, VerifyError, signer};
+use kiln_controlplane::instances::ControlPlane;
 use kiln_controlplane::metadata::ACCOUNT;
 
 use super::{Refusal, Signed};
@@ -25,6 +26,13 @@ pub(crate) enum Kind {
     Root,
     /// A session of a role, of this name.
     Role(String),
+    /// A user.
+    User {
+        /// Its name.
+        name: String,
+        /// By credentials of `GetSessionToken` rather than its own.
+        temporary: bool,
+    },
 }
 
 /// Verifies requests.
@@ -44,9 +52,10 @@ impl Authenticator {
         &self.issuer
     }
 
-    /// Who signed. `now`: Unix seconds.
+    /// Who signed; users are those of `plane`. `now`: Unix seconds.
     pub(crate) fn authenticate(
         &self,
+        plane: &ControlPlane,
         signed: &Signed<'_>,
         service: &Service,
         now: u64,
@@ -58,7 +67,14 @@ impl Authenticator {
                 let arn = format!("arn:aws:iam::{ACCOUNT}:root");
                 Ok(Caller { arn, id: ACCOUNT.to_owned(), kind: Kind::Root })
             }
-            None => Err(unknown_key(service)),
+            None => {
+                let found = signer(plane.store(), plane.state_dir(), signed.access_key_id);
+                let found = found.map_err(|e| ApiError::internal(&e))?;
+                let (user, secret) = found.ok_or_else(|| unknown_key(service))?;
+                signed.verify(secret.expose(), now).map_err(refused)?;
+                let kind = Kind::User { name: user.name.to_string(), temporary: false };
+                Ok(Caller { arn: user.arn, id: user.id, kind })
+            }
             Some(token) => {
                 let session = self.issuer.verify(signed.access_key_id, token, now).map_err(|e| match e {
                     VerifyError::Invalid => unknown_key(service),
@@ -69,6 +85,10 @@ impl Authenticator {
                 })?;
                 signed.verify(session.secret_access_key.expose(), now).map_err(refused)?;
                 let (arn, id) = (session.principal.arn, session.principal.id);
+                if let Some((_, name)) = arn.split_once(":user/") {
+                    let kind = Kind::User { name: name.to_owned(), temporary: true };
+                    return Ok(Caller { arn, id, kind });
+                }
                 // arn:aws:sts::ACCOUNT:assumed-role/ROLE/SESSION
                 let role = arn.split('/').nth(1).unwrap_or_default().to_owned();
                 Ok(Caller { arn, id, kind: Kind::Role(role) })

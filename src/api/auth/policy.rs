@@ -1,9 +1,9 @@
-//! Whether a caller may: the policies of a role against an action and the resources it names.
+//! Whether a caller may: the policies of a role or a user against an action and the resources it names.
 //!
-//! The account may do everything. A session of a role may do what the role's policies allow, on all of
-//! the resources that the request names. Resources are known by their ids in the parameters, roles and
-//! profiles of IAM by their names; an action that names none is on `*`, as the describing actions of
-//! EC2 always are. Who somebody is may be asked by everybody.
+//! The account may do everything. A user, and a session of a role, may do what the policies allow that
+//! the user or role has, on all of the resources that the request names. Resources are known by their
+//! ids in the parameters, those of IAM by their names; an action that names none is on `*`, as the
+//! describing actions of EC2 always are. Who somebody is may be asked by everybody.
 
 use kiln_controlplane::credentials::{Policy, RoleError, Roles, Verdict};
 use kiln_controlplane::metadata::{ACCOUNT, REGION};
@@ -53,20 +53,30 @@ pub(crate) fn kind_of(id: &str) -> Option<&'static str> {
 
 /// Decides; the error is that of the service.
 pub(crate) fn permits(roles: &Roles<'_>, caller: &Caller, request: &Request<'_>) -> Result<(), ApiError> {
-    let Kind::Role(role) = &caller.kind else { return Ok(()) };
-    if request.action == "GetCallerIdentity" {
+    if caller.kind == Kind::Root || request.action == "GetCallerIdentity" {
         return Ok(());
     }
-    let documents = match roles.policies(role) {
-        Ok(policies) => policies.inline,
-        // The role went; its sessions may do nothing any more.
-        Err(RoleError::NoSuchRole { .. }) => Default::default(),
+    let documents = match &caller.kind {
+        Kind::Root => return Ok(()),
+        Kind::Role(role) => roles.documents(role),
+        // Those of GetSessionToken are of no use to IAM, nor to STS but to assume a role.
+        Kind::User { temporary: true, .. } if not_by_session(request) => Ok(Vec::new()),
+        Kind::User { name, .. } => roles.user_documents(name, &caller.id),
+    };
+    let documents = match documents {
+        Ok(documents) => documents,
+        // The role or user went; its sessions may do nothing any more.
+        Err(RoleError::NoSuchRole { .. } | RoleError::NoSuchUser(_)) => Vec::new(),
         Err(e) => return Err(e.into()),
     };
     // Checked when they were set; one that does not parse allows nothing, and must not hide a denial.
-    let policies: Result<Vec<_>, _> = documents.values().map(|document| Policy::parse(document)).collect();
+    let policies: Result<Vec<_>, _> = documents.iter().map(|document| Policy::parse(document)).collect();
+    // A user needs no leave for a session of its own.
+    if request.action == "GetSessionToken" && matches!(caller.kind, Kind::User { temporary: false, .. }) {
+        return Ok(());
+    }
     let action = format!("{}:{}", request.service, request.action);
-    let resources = resources(request);
+    let resources = resources(caller, request);
     let denied =
         resources.iter().find(|resource| !policies.as_ref().is_ok_and(|all| allowed(all, &action, resource)));
     match denied {
@@ -79,12 +89,20 @@ pub(crate) fn permits(roles: &Roles<'_>, caller: &Caller, request: &Request<'_>)
     }
 }
 
+fn not_by_session(request: &Request<'_>) -> bool {
+    request.service == "iam" || request.service == "sts" && request.action != "AssumeRole"
+}
+
 fn allowed(policies: &[Policy], action: &str, resource: &str) -> bool {
     let verdicts = || policies.iter().map(|policy| policy.judge(action, resource));
     verdicts().any(|v| v == Verdict::Allow) && !verdicts().any(|v| v == Verdict::Deny)
 }
 
-fn resources(request: &Request<'_>) -> Vec<String> {
+/// Actions of IAM that are on the caller's own user when they name none.
+const OWN_USER: [&str; 5] =
+    ["GetUser", "CreateAccessKey", "ListAccessKeys", "UpdateAccessKey", "DeleteAccessKey"];
+
+fn resources(caller: &Caller, request: &Request<'_>) -> Vec<String> {
     let mut found = Vec::new();
     match request.service {
         "ec2" if !request.action.starts_with("Describe") => {
@@ -94,9 +112,24 @@ fn resources(request: &Request<'_>) -> Vec<String> {
             }
         }
         "iam" => {
-            for (member, kind) in [("RoleName", "role"), ("InstanceProfileName", "instance-profile")] {
-                if let Some(name) = request.input.get(member).and_then(Value::as_str) {
+            let get = |member: &str| request.input.get(member).and_then(Value::as_str);
+            for (member, kind) in
+                [("RoleName", "role"), ("InstanceProfileName", "instance-profile"), ("UserName", "user")]
+            {
+                if let Some(name) = get(member) {
                     found.push(format!("arn:aws:iam::{ACCOUNT}:{kind}/{name}"));
+                }
+            }
+            if found.is_empty() {
+                // What a policy is attached to is the resource, if there is such a thing.
+                found.extend(get("PolicyArn").map(str::to_owned));
+                if request.action == "CreatePolicy" {
+                    found.extend(
+                        get("PolicyName").map(|name| format!("arn:aws:iam::{ACCOUNT}:policy/{name}")),
+                    );
+                }
+                if OWN_USER.contains(&request.action) {
+                    found.push(caller.arn.clone());
                 }
             }
         }
@@ -133,12 +166,23 @@ mod tests {
     #[test]
     fn resources_are_the_ids_that_a_request_names() {
         let input = json!({"InstanceIds": ["i-0a"], "Nested": [{"GroupId": "sg-01", "Key": "i-am not one"}]});
-        let named = |service, action| resources(&Request { service, action, input: &input });
+        let caller = Caller {
+            arn: "arn:aws:iam::000000000000:user/ann".into(),
+            id: "AIDA".into(),
+            kind: Kind::User { name: "ann".into(), temporary: false },
+        };
+        let named = |service, action| resources(&caller, &Request { service, action, input: &input });
         let arn = |rest: &str| format!("arn:aws:ec2:us-east-1:000000000000:{rest}");
         assert_eq!(named("ec2", "StartInstances"), [arn("instance/i-0a"), arn("security-group/sg-01")]);
         assert_eq!(named("ec2", "DescribeInstances"), ["*"]);
-        let input = json!({"RoleName": "web"});
-        let named = resources(&Request { service: "iam", action: "GetRole", input: &input });
-        assert_eq!(named, ["arn:aws:iam::000000000000:role/web"]);
+        let of_iam =
+            |action, input: Value| resources(&caller, &Request { service: "iam", action, input: &input });
+        let arn = |rest: &str| vec![format!("arn:aws:iam::000000000000:{rest}")];
+        assert_eq!(of_iam("GetRole", json!({"RoleName": "web"})), arn("role/web"));
+        assert_eq!(of_iam("AttachUserPolicy", json!({"UserName": "bob", "PolicyArn": "x"})), arn("user/bob"));
+        assert_eq!(of_iam("GetPolicy", json!({"PolicyArn": "x"})), ["x"]);
+        assert_eq!(of_iam("CreatePolicy", json!({"PolicyName": "p"})), arn("policy/p"));
+        assert_eq!(of_iam("CreateAccessKey", json!({})), arn("user/ann"));
+        assert_eq!(of_iam("ListUsers", json!({})), ["*"]);
     }
 }

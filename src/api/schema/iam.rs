@@ -5,26 +5,72 @@ use super::{Bounds, EMPTY, List, Operation, Service, Shape, member, required};
 pub(super) static SERVICE: Service =
     Service { name: "iam", version: "2010-05-08", namespace: "https://iam.amazonaws.com/doc/2010-05-08/", operations: &OPERATIONS };
 
-static OPERATIONS: [Operation; 17] = [
+static OPERATIONS: [Operation; 47] = [
     Operation { name: "AddRoleToInstanceProfile", input: &ADD_ROLE_TO_INSTANCE_PROFILE_REQUEST, output: &EMPTY, wrapper: None },
+    Operation { name: "AttachRolePolicy", input: &ATTACH_ROLE_POLICY_REQUEST, output: &EMPTY, wrapper: None },
+    Operation { name: "AttachUserPolicy", input: &ATTACH_USER_POLICY_REQUEST, output: &EMPTY, wrapper: None },
+    Operation { name: "CreateAccessKey", input: &CREATE_ACCESS_KEY_REQUEST, output: &CREATE_ACCESS_KEY_RESPONSE, wrapper: Some("CreateAccessKeyResult") },
     Operation { name: "CreateInstanceProfile", input: &CREATE_INSTANCE_PROFILE_REQUEST, output: &CREATE_INSTANCE_PROFILE_RESPONSE, wrapper: Some("CreateInstanceProfileResult") },
+    Operation { name: "CreatePolicy", input: &CREATE_POLICY_REQUEST, output: &CREATE_POLICY_RESPONSE, wrapper: Some("CreatePolicyResult") },
     Operation { name: "CreateRole", input: &CREATE_ROLE_REQUEST, output: &CREATE_ROLE_RESPONSE, wrapper: Some("CreateRoleResult") },
+    Operation { name: "CreateUser", input: &CREATE_USER_REQUEST, output: &CREATE_USER_RESPONSE, wrapper: Some("CreateUserResult") },
+    Operation { name: "DeleteAccessKey", input: &DELETE_ACCESS_KEY_REQUEST, output: &EMPTY, wrapper: None },
     Operation { name: "DeleteInstanceProfile", input: &DELETE_INSTANCE_PROFILE_REQUEST, output: &EMPTY, wrapper: None },
+    Operation { name: "DeletePolicy", input: &DELETE_POLICY_REQUEST, output: &EMPTY, wrapper: None },
     Operation { name: "DeleteRole", input: &DELETE_ROLE_REQUEST, output: &EMPTY, wrapper: None },
     Operation { name: "DeleteRolePolicy", input: &DELETE_ROLE_POLICY_REQUEST, output: &EMPTY, wrapper: None },
+    Operation { name: "DeleteUser", input: &DELETE_USER_REQUEST, output: &EMPTY, wrapper: None },
+    Operation { name: "DeleteUserPolicy", input: &DELETE_USER_POLICY_REQUEST, output: &EMPTY, wrapper: None },
+    Operation { name: "DetachRolePolicy", input: &DETACH_ROLE_POLICY_REQUEST, output: &EMPTY, wrapper: None },
+    Operation { name: "DetachUserPolicy", input: &DETACH_USER_POLICY_REQUEST, output: &EMPTY, wrapper: None },
     Operation { name: "GetInstanceProfile", input: &GET_INSTANCE_PROFILE_REQUEST, output: &GET_INSTANCE_PROFILE_RESPONSE, wrapper: Some("GetInstanceProfileResult") },
+    Operation { name: "GetPolicy", input: &GET_POLICY_REQUEST, output: &GET_POLICY_RESPONSE, wrapper: Some("GetPolicyResult") },
+    Operation { name: "GetPolicyVersion", input: &GET_POLICY_VERSION_REQUEST, output: &GET_POLICY_VERSION_RESPONSE, wrapper: Some("GetPolicyVersionResult") },
     Operation { name: "GetRole", input: &GET_ROLE_REQUEST, output: &GET_ROLE_RESPONSE, wrapper: Some("GetRoleResult") },
     Operation { name: "GetRolePolicy", input: &GET_ROLE_POLICY_REQUEST, output: &GET_ROLE_POLICY_RESPONSE, wrapper: Some("GetRolePolicyResult") },
+    Operation { name: "GetUser", input: &GET_USER_REQUEST, output: &GET_USER_RESPONSE, wrapper: Some("GetUserResult") },
+    Operation { name: "GetUserPolicy", input: &GET_USER_POLICY_REQUEST, output: &GET_USER_POLICY_RESPONSE, wrapper: Some("GetUserPolicyResult") },
+    Operation { name: "ListAccessKeys", input: &LIST_ACCESS_KEYS_REQUEST, output: &LIST_ACCESS_KEYS_RESPONSE, wrapper: Some("ListAccessKeysResult") },
     Operation { name: "ListAttachedRolePolicies", input: &LIST_ATTACHED_ROLE_POLICIES_REQUEST, output: &LIST_ATTACHED_ROLE_POLICIES_RESPONSE, wrapper: Some("ListAttachedRolePoliciesResult") },
+    Operation { name: "ListAttachedUserPolicies", input: &LIST_ATTACHED_USER_POLICIES_REQUEST, output: &LIST_ATTACHED_USER_POLICIES_RESPONSE, wrapper: Some("ListAttachedUserPoliciesResult") },
     Operation { name: "ListInstanceProfiles", input: &LIST_INSTANCE_PROFILES_REQUEST, output: &LIST_INSTANCE_PROFILES_RESPONSE, wrapper: Some("ListInstanceProfilesResult") },
     Operation { name: "ListInstanceProfilesForRole", input: &LIST_INSTANCE_PROFILES_FOR_ROLE_REQUEST, output: &LIST_INSTANCE_PROFILES_FOR_ROLE_RESPONSE, wrapper: Some("ListInstanceProfilesForRoleResult") },
+    Operation { name: "ListPolicies", input: &LIST_POLICIES_REQUEST, output: &LIST_POLICIES_RESPONSE, wrapper: Some("ListPoliciesResult") },
+    Operation { name: "ListPolicyVersions", input: &LIST_POLICY_VERSIONS_REQUEST, output: &LIST_POLICY_VERSIONS_RESPONSE, wrapper: Some("ListPolicyVersionsResult") },
     Operation { name: "ListRolePolicies", input: &LIST_ROLE_POLICIES_REQUEST, output: &LIST_ROLE_POLICIES_RESPONSE, wrapper: Some("ListRolePoliciesResult") },
+    Operation { name: "ListRoleTags", input: &LIST_ROLE_TAGS_REQUEST, output: &LIST_ROLE_TAGS_RESPONSE, wrapper: Some("ListRoleTagsResult") },
     Operation { name: "ListRoles", input: &LIST_ROLES_REQUEST, output: &LIST_ROLES_RESPONSE, wrapper: Some("ListRolesResult") },
+    Operation { name: "ListUserPolicies", input: &LIST_USER_POLICIES_REQUEST, output: &LIST_USER_POLICIES_RESPONSE, wrapper: Some("ListUserPoliciesResult") },
+    Operation { name: "ListUserTags", input: &LIST_USER_TAGS_REQUEST, output: &LIST_USER_TAGS_RESPONSE, wrapper: Some("ListUserTagsResult") },
+    Operation { name: "ListUsers", input: &LIST_USERS_REQUEST, output: &LIST_USERS_RESPONSE, wrapper: Some("ListUsersResult") },
     Operation { name: "PutRolePolicy", input: &PUT_ROLE_POLICY_REQUEST, output: &EMPTY, wrapper: None },
+    Operation { name: "PutUserPolicy", input: &PUT_USER_POLICY_REQUEST, output: &EMPTY, wrapper: None },
     Operation { name: "RemoveRoleFromInstanceProfile", input: &REMOVE_ROLE_FROM_INSTANCE_PROFILE_REQUEST, output: &EMPTY, wrapper: None },
+    Operation { name: "TagRole", input: &TAG_ROLE_REQUEST, output: &EMPTY, wrapper: None },
+    Operation { name: "TagUser", input: &TAG_USER_REQUEST, output: &EMPTY, wrapper: None },
+    Operation { name: "UntagRole", input: &UNTAG_ROLE_REQUEST, output: &EMPTY, wrapper: None },
+    Operation { name: "UntagUser", input: &UNTAG_USER_REQUEST, output: &EMPTY, wrapper: None },
+    Operation { name: "UpdateAccessKey", input: &UPDATE_ACCESS_KEY_REQUEST, output: &EMPTY, wrapper: None },
     Operation { name: "UpdateAssumeRolePolicy", input: &UPDATE_ASSUME_ROLE_POLICY_REQUEST, output: &EMPTY, wrapper: None },
+    Operation { name: "UpdateRole", input: &UPDATE_ROLE_REQUEST, output: &UPDATE_ROLE_RESPONSE, wrapper: Some("UpdateRoleResult") },
 ];
 
+static ACCESS_KEY: Shape = Shape::Structure(&[
+    required("UserName", "UserName", "UserName", &USER_NAME_TYPE),
+    required("AccessKeyId", "AccessKeyId", "AccessKeyId", &ACCESS_KEY_ID_TYPE),
+    required("Status", "Status", "Status", &STATUS_TYPE),
+    required("SecretAccessKey", "SecretAccessKey", "SecretAccessKey", &ACCESS_KEY_SECRET_TYPE),
+    member("CreateDate", "CreateDate", "CreateDate", &DATE_TYPE),
+]);
+static ACCESS_KEY_ID_TYPE: Shape = Shape::Text(Bounds { min: Some(16), max: Some(128) });
+static ACCESS_KEY_METADATA: Shape = Shape::Structure(&[
+    member("UserName", "UserName", "UserName", &USER_NAME_TYPE),
+    member("AccessKeyId", "AccessKeyId", "AccessKeyId", &ACCESS_KEY_ID_TYPE),
+    member("Status", "Status", "Status", &STATUS_TYPE),
+    member("CreateDate", "CreateDate", "CreateDate", &DATE_TYPE),
+]);
+static ACCESS_KEY_METADATA_LIST_TYPE: Shape = Shape::List(List { element: "member", flat: false, bounds: Bounds { min: None, max: None }, shape: &ACCESS_KEY_METADATA });
+static ACCESS_KEY_SECRET_TYPE: Shape = Shape::Text(Bounds { min: None, max: None });
 static ADD_ROLE_TO_INSTANCE_PROFILE_REQUEST: Shape = Shape::Structure(&[
     required("InstanceProfileName", "InstanceProfileName", "InstanceProfileName", &INSTANCE_PROFILE_NAME_TYPE),
     required("RoleName", "RoleName", "RoleName", &ROLE_NAME_TYPE),
@@ -39,7 +85,22 @@ static ATTACHED_POLICY: Shape = Shape::Structure(&[
     member("PolicyName", "PolicyName", "PolicyName", &POLICY_NAME_TYPE),
     member("PolicyArn", "PolicyArn", "PolicyArn", &ARN_TYPE),
 ]);
+static ATTACHMENT_COUNT_TYPE: Shape = Shape::Integer(Bounds { min: None, max: None });
+static ATTACH_ROLE_POLICY_REQUEST: Shape = Shape::Structure(&[
+    required("RoleName", "RoleName", "RoleName", &ROLE_NAME_TYPE),
+    required("PolicyArn", "PolicyArn", "PolicyArn", &ARN_TYPE),
+]);
+static ATTACH_USER_POLICY_REQUEST: Shape = Shape::Structure(&[
+    required("UserName", "UserName", "UserName", &USER_NAME_TYPE),
+    required("PolicyArn", "PolicyArn", "PolicyArn", &ARN_TYPE),
+]);
 static BOOLEAN_TYPE: Shape = Shape::Boolean;
+static CREATE_ACCESS_KEY_REQUEST: Shape = Shape::Structure(&[
+    member("UserName", "UserName", "UserName", &EXISTING_USER_NAME_TYPE),
+]);
+static CREATE_ACCESS_KEY_RESPONSE: Shape = Shape::Structure(&[
+    required("AccessKey", "AccessKey", "AccessKey", &ACCESS_KEY),
+]);
 static CREATE_INSTANCE_PROFILE_REQUEST: Shape = Shape::Structure(&[
     required("InstanceProfileName", "InstanceProfileName", "InstanceProfileName", &INSTANCE_PROFILE_NAME_TYPE),
     member("Path", "Path", "Path", &PATH_TYPE),
@@ -47,6 +108,16 @@ static CREATE_INSTANCE_PROFILE_REQUEST: Shape = Shape::Structure(&[
 ]);
 static CREATE_INSTANCE_PROFILE_RESPONSE: Shape = Shape::Structure(&[
     required("InstanceProfile", "InstanceProfile", "InstanceProfile", &INSTANCE_PROFILE),
+]);
+static CREATE_POLICY_REQUEST: Shape = Shape::Structure(&[
+    required("PolicyName", "PolicyName", "PolicyName", &POLICY_NAME_TYPE),
+    member("Path", "Path", "Path", &POLICY_PATH_TYPE),
+    required("PolicyDocument", "PolicyDocument", "PolicyDocument", &POLICY_DOCUMENT_TYPE),
+    member("Description", "Description", "Description", &POLICY_DESCRIPTION_TYPE),
+    member("Tags", "Tags", "Tags", &TAG_LIST_TYPE),
+]);
+static CREATE_POLICY_RESPONSE: Shape = Shape::Structure(&[
+    member("Policy", "Policy", "Policy", &POLICY),
 ]);
 static CREATE_ROLE_REQUEST: Shape = Shape::Structure(&[
     member("Path", "Path", "Path", &PATH_TYPE),
@@ -60,9 +131,25 @@ static CREATE_ROLE_REQUEST: Shape = Shape::Structure(&[
 static CREATE_ROLE_RESPONSE: Shape = Shape::Structure(&[
     required("Role", "Role", "Role", &ROLE),
 ]);
+static CREATE_USER_REQUEST: Shape = Shape::Structure(&[
+    member("Path", "Path", "Path", &PATH_TYPE),
+    required("UserName", "UserName", "UserName", &USER_NAME_TYPE),
+    member("PermissionsBoundary", "PermissionsBoundary", "PermissionsBoundary", &ARN_TYPE),
+    member("Tags", "Tags", "Tags", &TAG_LIST_TYPE),
+]);
+static CREATE_USER_RESPONSE: Shape = Shape::Structure(&[
+    member("User", "User", "User", &USER),
+]);
 static DATE_TYPE: Shape = Shape::Timestamp;
+static DELETE_ACCESS_KEY_REQUEST: Shape = Shape::Structure(&[
+    member("UserName", "UserName", "UserName", &EXISTING_USER_NAME_TYPE),
+    required("AccessKeyId", "AccessKeyId", "AccessKeyId", &ACCESS_KEY_ID_TYPE),
+]);
 static DELETE_INSTANCE_PROFILE_REQUEST: Shape = Shape::Structure(&[
     required("InstanceProfileName", "InstanceProfileName", "InstanceProfileName", &INSTANCE_PROFILE_NAME_TYPE),
+]);
+static DELETE_POLICY_REQUEST: Shape = Shape::Structure(&[
+    required("PolicyArn", "PolicyArn", "PolicyArn", &ARN_TYPE),
 ]);
 static DELETE_ROLE_POLICY_REQUEST: Shape = Shape::Structure(&[
     required("RoleName", "RoleName", "RoleName", &ROLE_NAME_TYPE),
@@ -71,11 +158,40 @@ static DELETE_ROLE_POLICY_REQUEST: Shape = Shape::Structure(&[
 static DELETE_ROLE_REQUEST: Shape = Shape::Structure(&[
     required("RoleName", "RoleName", "RoleName", &ROLE_NAME_TYPE),
 ]);
+static DELETE_USER_POLICY_REQUEST: Shape = Shape::Structure(&[
+    required("UserName", "UserName", "UserName", &EXISTING_USER_NAME_TYPE),
+    required("PolicyName", "PolicyName", "PolicyName", &POLICY_NAME_TYPE),
+]);
+static DELETE_USER_REQUEST: Shape = Shape::Structure(&[
+    required("UserName", "UserName", "UserName", &EXISTING_USER_NAME_TYPE),
+]);
+static DETACH_ROLE_POLICY_REQUEST: Shape = Shape::Structure(&[
+    required("RoleName", "RoleName", "RoleName", &ROLE_NAME_TYPE),
+    required("PolicyArn", "PolicyArn", "PolicyArn", &ARN_TYPE),
+]);
+static DETACH_USER_POLICY_REQUEST: Shape = Shape::Structure(&[
+    required("UserName", "UserName", "UserName", &USER_NAME_TYPE),
+    required("PolicyArn", "PolicyArn", "PolicyArn", &ARN_TYPE),
+]);
+static EXISTING_USER_NAME_TYPE: Shape = Shape::Text(Bounds { min: Some(1), max: Some(128) });
 static GET_INSTANCE_PROFILE_REQUEST: Shape = Shape::Structure(&[
     required("InstanceProfileName", "InstanceProfileName", "InstanceProfileName", &INSTANCE_PROFILE_NAME_TYPE),
 ]);
 static GET_INSTANCE_PROFILE_RESPONSE: Shape = Shape::Structure(&[
     required("InstanceProfile", "InstanceProfile", "InstanceProfile", &INSTANCE_PROFILE),
+]);
+static GET_POLICY_REQUEST: Shape = Shape::Structure(&[
+    required("PolicyArn", "PolicyArn", "PolicyArn", &ARN_TYPE),
+]);
+static GET_POLICY_RESPONSE: Shape = Shape::Structure(&[
+    member("Policy", "Policy", "Policy", &POLICY),
+]);
+static GET_POLICY_VERSION_REQUEST: Shape = Shape::Structure(&[
+    required("PolicyArn", "PolicyArn", "PolicyArn", &ARN_TYPE),
+    required("VersionId", "VersionId", "VersionId", &POLICY_VERSION_ID_TYPE),
+]);
+static GET_POLICY_VERSION_RESPONSE: Shape = Shape::Structure(&[
+    member("PolicyVersion", "PolicyVersion", "PolicyVersion", &POLICY_VERSION),
 ]);
 static GET_ROLE_POLICY_REQUEST: Shape = Shape::Structure(&[
     required("RoleName", "RoleName", "RoleName", &ROLE_NAME_TYPE),
@@ -92,6 +208,21 @@ static GET_ROLE_REQUEST: Shape = Shape::Structure(&[
 static GET_ROLE_RESPONSE: Shape = Shape::Structure(&[
     required("Role", "Role", "Role", &ROLE),
 ]);
+static GET_USER_POLICY_REQUEST: Shape = Shape::Structure(&[
+    required("UserName", "UserName", "UserName", &EXISTING_USER_NAME_TYPE),
+    required("PolicyName", "PolicyName", "PolicyName", &POLICY_NAME_TYPE),
+]);
+static GET_USER_POLICY_RESPONSE: Shape = Shape::Structure(&[
+    required("UserName", "UserName", "UserName", &EXISTING_USER_NAME_TYPE),
+    required("PolicyName", "PolicyName", "PolicyName", &POLICY_NAME_TYPE),
+    required("PolicyDocument", "PolicyDocument", "PolicyDocument", &POLICY_DOCUMENT_TYPE),
+]);
+static GET_USER_REQUEST: Shape = Shape::Structure(&[
+    member("UserName", "UserName", "UserName", &EXISTING_USER_NAME_TYPE),
+]);
+static GET_USER_RESPONSE: Shape = Shape::Structure(&[
+    required("User", "User", "User", &USER),
+]);
 static ID_TYPE: Shape = Shape::Text(Bounds { min: Some(16), max: Some(128) });
 static INSTANCE_PROFILE: Shape = Shape::Structure(&[
     required("Path", "Path", "Path", &PATH_TYPE),
@@ -105,6 +236,16 @@ static INSTANCE_PROFILE: Shape = Shape::Structure(&[
 static INSTANCE_PROFILE_LIST_TYPE: Shape = Shape::List(List { element: "member", flat: false, bounds: Bounds { min: None, max: None }, shape: &INSTANCE_PROFILE });
 static INSTANCE_PROFILE_NAME_TYPE: Shape = Shape::Text(Bounds { min: Some(1), max: Some(128) });
 static INTEGER_TYPE: Shape = Shape::Integer(Bounds { min: None, max: None });
+static LIST_ACCESS_KEYS_REQUEST: Shape = Shape::Structure(&[
+    member("UserName", "UserName", "UserName", &EXISTING_USER_NAME_TYPE),
+    member("Marker", "Marker", "Marker", &MARKER_TYPE),
+    member("MaxItems", "MaxItems", "MaxItems", &MAX_ITEMS_TYPE),
+]);
+static LIST_ACCESS_KEYS_RESPONSE: Shape = Shape::Structure(&[
+    required("AccessKeyMetadata", "AccessKeyMetadata", "AccessKeyMetadata", &ACCESS_KEY_METADATA_LIST_TYPE),
+    member("IsTruncated", "IsTruncated", "IsTruncated", &BOOLEAN_TYPE),
+    member("Marker", "Marker", "Marker", &RESPONSE_MARKER_TYPE),
+]);
 static LIST_ATTACHED_ROLE_POLICIES_REQUEST: Shape = Shape::Structure(&[
     required("RoleName", "RoleName", "RoleName", &ROLE_NAME_TYPE),
     member("PathPrefix", "PathPrefix", "PathPrefix", &POLICY_PATH_TYPE),
@@ -112,6 +253,17 @@ static LIST_ATTACHED_ROLE_POLICIES_REQUEST: Shape = Shape::Structure(&[
     member("MaxItems", "MaxItems", "MaxItems", &MAX_ITEMS_TYPE),
 ]);
 static LIST_ATTACHED_ROLE_POLICIES_RESPONSE: Shape = Shape::Structure(&[
+    member("AttachedPolicies", "AttachedPolicies", "AttachedPolicies", &ATTACHED_POLICIES_LIST_TYPE),
+    member("IsTruncated", "IsTruncated", "IsTruncated", &BOOLEAN_TYPE),
+    member("Marker", "Marker", "Marker", &RESPONSE_MARKER_TYPE),
+]);
+static LIST_ATTACHED_USER_POLICIES_REQUEST: Shape = Shape::Structure(&[
+    required("UserName", "UserName", "UserName", &USER_NAME_TYPE),
+    member("PathPrefix", "PathPrefix", "PathPrefix", &POLICY_PATH_TYPE),
+    member("Marker", "Marker", "Marker", &MARKER_TYPE),
+    member("MaxItems", "MaxItems", "MaxItems", &MAX_ITEMS_TYPE),
+]);
+static LIST_ATTACHED_USER_POLICIES_RESPONSE: Shape = Shape::Structure(&[
     member("AttachedPolicies", "AttachedPolicies", "AttachedPolicies", &ATTACHED_POLICIES_LIST_TYPE),
     member("IsTruncated", "IsTruncated", "IsTruncated", &BOOLEAN_TYPE),
     member("Marker", "Marker", "Marker", &RESPONSE_MARKER_TYPE),
@@ -136,6 +288,29 @@ static LIST_INSTANCE_PROFILES_RESPONSE: Shape = Shape::Structure(&[
     member("IsTruncated", "IsTruncated", "IsTruncated", &BOOLEAN_TYPE),
     member("Marker", "Marker", "Marker", &RESPONSE_MARKER_TYPE),
 ]);
+static LIST_POLICIES_REQUEST: Shape = Shape::Structure(&[
+    member("Scope", "Scope", "Scope", &POLICY_SCOPE_TYPE),
+    member("OnlyAttached", "OnlyAttached", "OnlyAttached", &BOOLEAN_TYPE),
+    member("PathPrefix", "PathPrefix", "PathPrefix", &POLICY_PATH_TYPE),
+    member("PolicyUsageFilter", "PolicyUsageFilter", "PolicyUsageFilter", &POLICY_USAGE_TYPE),
+    member("Marker", "Marker", "Marker", &MARKER_TYPE),
+    member("MaxItems", "MaxItems", "MaxItems", &MAX_ITEMS_TYPE),
+]);
+static LIST_POLICIES_RESPONSE: Shape = Shape::Structure(&[
+    member("Policies", "Policies", "Policies", &POLICY_LIST_TYPE),
+    member("IsTruncated", "IsTruncated", "IsTruncated", &BOOLEAN_TYPE),
+    member("Marker", "Marker", "Marker", &RESPONSE_MARKER_TYPE),
+]);
+static LIST_POLICY_VERSIONS_REQUEST: Shape = Shape::Structure(&[
+    required("PolicyArn", "PolicyArn", "PolicyArn", &ARN_TYPE),
+    member("Marker", "Marker", "Marker", &MARKER_TYPE),
+    member("MaxItems", "MaxItems", "MaxItems", &MAX_ITEMS_TYPE),
+]);
+static LIST_POLICY_VERSIONS_RESPONSE: Shape = Shape::Structure(&[
+    member("Versions", "Versions", "Versions", &POLICY_DOCUMENT_VERSION_LIST_TYPE),
+    member("IsTruncated", "IsTruncated", "IsTruncated", &BOOLEAN_TYPE),
+    member("Marker", "Marker", "Marker", &RESPONSE_MARKER_TYPE),
+]);
 static LIST_ROLES_REQUEST: Shape = Shape::Structure(&[
     member("PathPrefix", "PathPrefix", "PathPrefix", &PATH_PREFIX_TYPE),
     member("Marker", "Marker", "Marker", &MARKER_TYPE),
@@ -156,17 +331,88 @@ static LIST_ROLE_POLICIES_RESPONSE: Shape = Shape::Structure(&[
     member("IsTruncated", "IsTruncated", "IsTruncated", &BOOLEAN_TYPE),
     member("Marker", "Marker", "Marker", &RESPONSE_MARKER_TYPE),
 ]);
+static LIST_ROLE_TAGS_REQUEST: Shape = Shape::Structure(&[
+    required("RoleName", "RoleName", "RoleName", &ROLE_NAME_TYPE),
+    member("Marker", "Marker", "Marker", &MARKER_TYPE),
+    member("MaxItems", "MaxItems", "MaxItems", &MAX_ITEMS_TYPE),
+]);
+static LIST_ROLE_TAGS_RESPONSE: Shape = Shape::Structure(&[
+    required("Tags", "Tags", "Tags", &TAG_LIST_TYPE),
+    member("IsTruncated", "IsTruncated", "IsTruncated", &BOOLEAN_TYPE),
+    member("Marker", "Marker", "Marker", &RESPONSE_MARKER_TYPE),
+]);
+static LIST_USERS_REQUEST: Shape = Shape::Structure(&[
+    member("PathPrefix", "PathPrefix", "PathPrefix", &PATH_PREFIX_TYPE),
+    member("Marker", "Marker", "Marker", &MARKER_TYPE),
+    member("MaxItems", "MaxItems", "MaxItems", &MAX_ITEMS_TYPE),
+]);
+static LIST_USERS_RESPONSE: Shape = Shape::Structure(&[
+    required("Users", "Users", "Users", &USER_LIST_TYPE),
+    member("IsTruncated", "IsTruncated", "IsTruncated", &BOOLEAN_TYPE),
+    member("Marker", "Marker", "Marker", &RESPONSE_MARKER_TYPE),
+]);
+static LIST_USER_POLICIES_REQUEST: Shape = Shape::Structure(&[
+    required("UserName", "UserName", "UserName", &EXISTING_USER_NAME_TYPE),
+    member("Marker", "Marker", "Marker", &MARKER_TYPE),
+    member("MaxItems", "MaxItems", "MaxItems", &MAX_ITEMS_TYPE),
+]);
+static LIST_USER_POLICIES_RESPONSE: Shape = Shape::Structure(&[
+    required("PolicyNames", "PolicyNames", "PolicyNames", &POLICY_NAME_LIST_TYPE),
+    member("IsTruncated", "IsTruncated", "IsTruncated", &BOOLEAN_TYPE),
+    member("Marker", "Marker", "Marker", &RESPONSE_MARKER_TYPE),
+]);
+static LIST_USER_TAGS_REQUEST: Shape = Shape::Structure(&[
+    required("UserName", "UserName", "UserName", &EXISTING_USER_NAME_TYPE),
+    member("Marker", "Marker", "Marker", &MARKER_TYPE),
+    member("MaxItems", "MaxItems", "MaxItems", &MAX_ITEMS_TYPE),
+]);
+static LIST_USER_TAGS_RESPONSE: Shape = Shape::Structure(&[
+    required("Tags", "Tags", "Tags", &TAG_LIST_TYPE),
+    member("IsTruncated", "IsTruncated", "IsTruncated", &BOOLEAN_TYPE),
+    member("Marker", "Marker", "Marker", &RESPONSE_MARKER_TYPE),
+]);
 static MARKER_TYPE: Shape = Shape::Text(Bounds { min: Some(1), max: Some(320) });
 static MAX_ITEMS_TYPE: Shape = Shape::Integer(Bounds { min: Some(1), max: Some(1000) });
 static PATH_PREFIX_TYPE: Shape = Shape::Text(Bounds { min: Some(1), max: Some(512) });
 static PATH_TYPE: Shape = Shape::Text(Bounds { min: Some(1), max: Some(512) });
 static PERMISSIONS_BOUNDARY_ATTACHMENT_TYPE: Shape = Shape::Choice(&["PermissionsBoundaryPolicy"]);
+static POLICY: Shape = Shape::Structure(&[
+    member("PolicyName", "PolicyName", "PolicyName", &POLICY_NAME_TYPE),
+    member("PolicyId", "PolicyId", "PolicyId", &ID_TYPE),
+    member("Arn", "Arn", "Arn", &ARN_TYPE),
+    member("Path", "Path", "Path", &POLICY_PATH_TYPE),
+    member("DefaultVersionId", "DefaultVersionId", "DefaultVersionId", &POLICY_VERSION_ID_TYPE),
+    member("AttachmentCount", "AttachmentCount", "AttachmentCount", &ATTACHMENT_COUNT_TYPE),
+    member("PermissionsBoundaryUsageCount", "PermissionsBoundaryUsageCount", "PermissionsBoundaryUsageCount", &ATTACHMENT_COUNT_TYPE),
+    member("IsAttachable", "IsAttachable", "IsAttachable", &BOOLEAN_TYPE),
+    member("Description", "Description", "Description", &POLICY_DESCRIPTION_TYPE),
+    member("CreateDate", "CreateDate", "CreateDate", &DATE_TYPE),
+    member("UpdateDate", "UpdateDate", "UpdateDate", &DATE_TYPE),
+    member("Tags", "Tags", "Tags", &TAG_LIST_TYPE),
+]);
+static POLICY_DESCRIPTION_TYPE: Shape = Shape::Text(Bounds { min: None, max: Some(1000) });
 static POLICY_DOCUMENT_TYPE: Shape = Shape::Text(Bounds { min: Some(1), max: Some(131072) });
+static POLICY_DOCUMENT_VERSION_LIST_TYPE: Shape = Shape::List(List { element: "member", flat: false, bounds: Bounds { min: None, max: None }, shape: &POLICY_VERSION });
+static POLICY_LIST_TYPE: Shape = Shape::List(List { element: "member", flat: false, bounds: Bounds { min: None, max: None }, shape: &POLICY });
 static POLICY_NAME_LIST_TYPE: Shape = Shape::List(List { element: "member", flat: false, bounds: Bounds { min: None, max: None }, shape: &POLICY_NAME_TYPE });
 static POLICY_NAME_TYPE: Shape = Shape::Text(Bounds { min: Some(1), max: Some(128) });
 static POLICY_PATH_TYPE: Shape = Shape::Text(Bounds { min: Some(1), max: Some(512) });
+static POLICY_SCOPE_TYPE: Shape = Shape::Choice(&["All", "AWS", "Local"]);
+static POLICY_USAGE_TYPE: Shape = Shape::Choice(&["PermissionsPolicy", "PermissionsBoundary"]);
+static POLICY_VERSION: Shape = Shape::Structure(&[
+    member("Document", "Document", "Document", &POLICY_DOCUMENT_TYPE),
+    member("VersionId", "VersionId", "VersionId", &POLICY_VERSION_ID_TYPE),
+    member("IsDefaultVersion", "IsDefaultVersion", "IsDefaultVersion", &BOOLEAN_TYPE),
+    member("CreateDate", "CreateDate", "CreateDate", &DATE_TYPE),
+]);
+static POLICY_VERSION_ID_TYPE: Shape = Shape::Text(Bounds { min: None, max: None });
 static PUT_ROLE_POLICY_REQUEST: Shape = Shape::Structure(&[
     required("RoleName", "RoleName", "RoleName", &ROLE_NAME_TYPE),
+    required("PolicyName", "PolicyName", "PolicyName", &POLICY_NAME_TYPE),
+    required("PolicyDocument", "PolicyDocument", "PolicyDocument", &POLICY_DOCUMENT_TYPE),
+]);
+static PUT_USER_POLICY_REQUEST: Shape = Shape::Structure(&[
+    required("UserName", "UserName", "UserName", &EXISTING_USER_NAME_TYPE),
     required("PolicyName", "PolicyName", "PolicyName", &POLICY_NAME_TYPE),
     required("PolicyDocument", "PolicyDocument", "PolicyDocument", &POLICY_DOCUMENT_TYPE),
 ]);
@@ -201,15 +447,56 @@ static SOURCE_ROLE_TEMPLATE: Shape = Shape::Structure(&[
     required("TemplateArn", "TemplateArn", "TemplateArn", &ARN_TYPE),
     required("TemplateMinorVersion", "TemplateMinorVersion", "TemplateMinorVersion", &INTEGER_TYPE),
 ]);
+static STATUS_TYPE: Shape = Shape::Choice(&["Active", "Inactive", "Expired"]);
 static STRING_TYPE: Shape = Shape::Text(Bounds { min: None, max: None });
 static TAG: Shape = Shape::Structure(&[
     required("Key", "Key", "Key", &TAG_KEY_TYPE),
     required("Value", "Value", "Value", &TAG_VALUE_TYPE),
 ]);
+static TAG_KEY_LIST_TYPE: Shape = Shape::List(List { element: "member", flat: false, bounds: Bounds { min: None, max: Some(50) }, shape: &TAG_KEY_TYPE });
 static TAG_KEY_TYPE: Shape = Shape::Text(Bounds { min: Some(1), max: Some(128) });
 static TAG_LIST_TYPE: Shape = Shape::List(List { element: "member", flat: false, bounds: Bounds { min: None, max: Some(50) }, shape: &TAG });
+static TAG_ROLE_REQUEST: Shape = Shape::Structure(&[
+    required("RoleName", "RoleName", "RoleName", &ROLE_NAME_TYPE),
+    required("Tags", "Tags", "Tags", &TAG_LIST_TYPE),
+]);
+static TAG_USER_REQUEST: Shape = Shape::Structure(&[
+    required("UserName", "UserName", "UserName", &EXISTING_USER_NAME_TYPE),
+    required("Tags", "Tags", "Tags", &TAG_LIST_TYPE),
+]);
 static TAG_VALUE_TYPE: Shape = Shape::Text(Bounds { min: Some(0), max: Some(256) });
+static UNTAG_ROLE_REQUEST: Shape = Shape::Structure(&[
+    required("RoleName", "RoleName", "RoleName", &ROLE_NAME_TYPE),
+    required("TagKeys", "TagKeys", "TagKeys", &TAG_KEY_LIST_TYPE),
+]);
+static UNTAG_USER_REQUEST: Shape = Shape::Structure(&[
+    required("UserName", "UserName", "UserName", &EXISTING_USER_NAME_TYPE),
+    required("TagKeys", "TagKeys", "TagKeys", &TAG_KEY_LIST_TYPE),
+]);
+static UPDATE_ACCESS_KEY_REQUEST: Shape = Shape::Structure(&[
+    member("UserName", "UserName", "UserName", &EXISTING_USER_NAME_TYPE),
+    required("AccessKeyId", "AccessKeyId", "AccessKeyId", &ACCESS_KEY_ID_TYPE),
+    required("Status", "Status", "Status", &STATUS_TYPE),
+]);
 static UPDATE_ASSUME_ROLE_POLICY_REQUEST: Shape = Shape::Structure(&[
     required("RoleName", "RoleName", "RoleName", &ROLE_NAME_TYPE),
     required("PolicyDocument", "PolicyDocument", "PolicyDocument", &POLICY_DOCUMENT_TYPE),
 ]);
+static UPDATE_ROLE_REQUEST: Shape = Shape::Structure(&[
+    required("RoleName", "RoleName", "RoleName", &ROLE_NAME_TYPE),
+    member("Description", "Description", "Description", &ROLE_DESCRIPTION_TYPE),
+    member("MaxSessionDuration", "MaxSessionDuration", "MaxSessionDuration", &ROLE_MAX_SESSION_DURATION_TYPE),
+]);
+static UPDATE_ROLE_RESPONSE: Shape = Shape::Structure(&[]);
+static USER: Shape = Shape::Structure(&[
+    required("Path", "Path", "Path", &PATH_TYPE),
+    required("UserName", "UserName", "UserName", &USER_NAME_TYPE),
+    required("UserId", "UserId", "UserId", &ID_TYPE),
+    required("Arn", "Arn", "Arn", &ARN_TYPE),
+    required("CreateDate", "CreateDate", "CreateDate", &DATE_TYPE),
+    member("PasswordLastUsed", "PasswordLastUsed", "PasswordLastUsed", &DATE_TYPE),
+    member("PermissionsBoundary", "PermissionsBoundary", "PermissionsBoundary", &ATTACHED_PERMISSIONS_BOUNDARY),
+    member("Tags", "Tags", "Tags", &TAG_LIST_TYPE),
+]);
+static USER_LIST_TYPE: Shape = Shape::List(List { element: "member", flat: false, bounds: Bounds { min: None, max: None }, shape: &USER });
+static USER_NAME_TYPE: Shape = Shape::Text(Bounds { min: Some(1), max: Some(64) });

@@ -5,9 +5,10 @@ use super::{Bounds, List, Operation, Service, Shape, member, required};
 pub(super) static SERVICE: Service =
     Service { name: "sts", version: "2011-06-15", namespace: "https://sts.amazonaws.com/doc/2011-06-15/", operations: &OPERATIONS };
 
-static OPERATIONS: [Operation; 2] = [
+static OPERATIONS: [Operation; 3] = [
     Operation { name: "AssumeRole", input: &ASSUME_ROLE_REQUEST, output: &ASSUME_ROLE_RESPONSE, wrapper: Some("AssumeRoleResult") },
     Operation { name: "GetCallerIdentity", input: &GET_CALLER_IDENTITY_REQUEST, output: &GET_CALLER_IDENTITY_RESPONSE, wrapper: Some("GetCallerIdentityResult") },
+    Operation { name: "GetSessionToken", input: &GET_SESSION_TOKEN_REQUEST, output: &GET_SESSION_TOKEN_RESPONSE, wrapper: Some("GetSessionTokenResult") },
 ];
 
 static ACCESS_KEY_ID_TYPE: Shape = Shape::Text(Bounds { min: Some(16), max: Some(128) });
@@ -50,12 +51,24 @@ static CREDENTIALS: Shape = Shape::Structure(&[
     required("Expiration", "Expiration", "Expiration", &DATE_TYPE),
 ]);
 static DATE_TYPE: Shape = Shape::Timestamp;
+static DURATION_SECONDS_TYPE: Shape = Shape::Integer(Bounds { min: Some(900), max: Some(129600) });
 static EXTERNAL_ID_TYPE: Shape = Shape::Text(Bounds { min: Some(2), max: Some(1224) });
 static GET_CALLER_IDENTITY_REQUEST: Shape = Shape::Structure(&[]);
 static GET_CALLER_IDENTITY_RESPONSE: Shape = Shape::Structure(&[
     member("UserId", "UserId", "UserId", &USER_ID_TYPE),
     member("Account", "Account", "Account", &ACCOUNT_TYPE),
     member("Arn", "Arn", "Arn", &ARN_TYPE),
+]);
+static GET_SESSION_TOKEN_REQUEST: Shape = Shape::Structure(&[
+    member("DurationSeconds", "DurationSeconds", "DurationSeconds", &DURATION_SECONDS_TYPE),
+    member("SerialNumber", "SerialNumber", "SerialNumber", &SERIAL_NUMBER_TYPE),
+    member("TokenCode", "TokenCode", "TokenCode", &TOKEN_CODE_TYPE),
+    member("MinimumSessionTokenSize", "MinimumSessionTokenSize", "MinimumSessionTokenSize", &MINIMUM_SESSION_TOKEN_SIZE_TYPE),
+]);
+static GET_SESSION_TOKEN_RESPONSE: Shape = Shape::Structure(&[
+    member("Credentials", "Credentials", "Credentials", &CREDENTIALS),
+    member("SessionTokenUtilization", "SessionTokenUtilization", "SessionTokenUtilization", &SESSION_TOKEN_UTILIZATION_TYPE),
+    member("SessionTokenSize", "SessionTokenSize", "SessionTokenSize", &SESSION_TOKEN_SIZE_TYPE),
 ]);
 static MINIMUM_SESSION_TOKEN_SIZE_TYPE: Shape = Shape::Integer(Bounds { min: Some(0), max: Some(4096) });
 static NON_NEGATIVE_INTEGER_TYPE: Shape = Shape::Integer(Bounds { min: Some(0), max: None });

@@ -113,7 +113,7 @@ impl Api {
         })?;
         known.service = service;
         let now = self.supervisor.plane().clock().unix_seconds();
-        let caller = self.auth.authenticate(&signed, service, now)?;
+        let caller = self.auth.authenticate(self.supervisor.plane(), &signed, service, now)?;
         let name =
             get("Action").ok_or_else(|| ApiError::new("MissingAction", "The request has no Action"))?;
         if version.is_some_and(|version| version != service.version) {

@@ -1,4 +1,4 @@
-//! The access key of the owner of this installation, sealed in the store.
+//! Access keys: that of the owner of this installation, sealed in the store, and new ones.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -13,7 +13,7 @@ const NAME: &str = "root-access-key";
 /// Random bytes of a secret: 40 characters of base64.
 const SECRET: usize = 30;
 
-/// A key that stands for the whole account.
+/// A key that stands for the whole account, or for a user.
 #[derive(Debug, Clone)]
 pub struct AccessKey {
     /// `AKIA…`.
@@ -23,13 +23,19 @@ pub struct AccessKey {
 }
 
 impl AccessKey {
+    /// A new one.
+    pub(super) fn random() -> Result<Self, SealError> {
+        let id = random_digits().ok_or(SealError::Library)?;
+        let mut secret = [0; SECRET];
+        aws_lc_rs::rand::fill(&mut secret).map_err(|_| SealError::Library)?;
+        Ok(AccessKey { id: format!("AKIA{id}"), secret: Secret::new(STANDARD.encode(secret)) })
+    }
+
     /// The key of the account, made at the first use.
     pub fn root(vault: &Vault<'_>) -> Result<Self, KeyError> {
         let row = vault.get_or_make(NAME, || {
-            let id = random_digits().ok_or(SealError::Library)?;
-            let mut secret = [0; SECRET];
-            aws_lc_rs::rand::fill(&mut secret).map_err(|_| SealError::Library)?;
-            Ok(Secret::new(format!("AKIA{id} {}", STANDARD.encode(secret)).into_bytes()))
+            let AccessKey { id, secret } = Self::random()?;
+            Ok(Secret::new(format!("{id} {}", secret.expose()).into_bytes()))
         })?;
         let text = std::str::from_utf8(row.expose()).map_err(|_| KeyError::Damaged(NAME))?;
         let (id, secret) = text.split_once(' ').ok_or(KeyError::Damaged(NAME))?;

@@ -1,4 +1,4 @@
-//! Roles, instance profiles, and the credentials that instances get by them.
+//! Roles, instance profiles and users, and the credentials that instances and users get.
 //!
 //! ```text
 //!   Role ── SourceSpec ──▶ CredentialSource ── fetch ──▶ Credentials ─┐
@@ -17,7 +17,9 @@ mod document;
 mod file;
 mod issuer;
 mod json;
+mod managed;
 mod policy;
+mod policy_set;
 mod process;
 mod role;
 mod role_policies;
@@ -25,11 +27,14 @@ mod rotation;
 pub(crate) mod service;
 mod source;
 mod status;
+mod users;
 
 pub use access_key::AccessKey;
 pub use document::{Credentials, failure_document};
 pub use issuer::{Issuer, Principal, Session, VerifyError};
+pub use managed::ManagedPolicy;
 pub use policy::{InvalidPolicy, Policy, TrustPolicy, Verdict};
+pub use policy_set::PolicySet;
 pub use role::{
     Association, InstanceProfile, InvalidRole, Lifetime, MAX_LIFETIME, MIN_LIFETIME, Role, RoleName,
 };
@@ -41,3 +46,4 @@ pub use source::{
     SourceSpec, StsSource, Subject,
 };
 pub use status::{CredentialStatus, Slot};
+pub use users::{User, UserKey, signer};

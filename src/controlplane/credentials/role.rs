@@ -27,7 +27,7 @@ pub enum InvalidRole {
     Lifetime(u64),
 }
 
-/// Name of a role or an instance profile. Alike in other case is the same to IAM.
+/// Name of a role, an instance profile, a user or a policy. Alike in other case is the same to IAM.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct RoleName(String);

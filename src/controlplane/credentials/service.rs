@@ -3,7 +3,7 @@
 
 use crate::instances::Instance;
 use crate::metadata::ACCOUNT;
-use crate::state::{Store, StoreError, Transaction, transact};
+use crate::state::{SealError, Store, StoreError, Transaction, transact};
 use kiln_model::{InstanceId, nearest};
 
 use super::role_policies;
@@ -58,17 +58,54 @@ pub enum RoleError {
         /// One of its policies.
         policy: String,
     },
-    /// No such policy.
-    #[error("the role {role} has no policy {policy:?}")]
+    /// The role or user does not have that policy.
+    #[error("{holder} has no policy {policy:?}")]
     NoSuchPolicy {
-        /// Which role.
-        role: RoleName,
-        /// As given.
+        /// Which role or user.
+        holder: RoleName,
+        /// Name or ARN, as given.
         policy: String,
     },
+    /// No such managed policy.
+    #[error("there is no policy {0:?}")]
+    NoSuchManaged(String),
+    /// No such user.
+    #[error("The user with name {0} cannot be found.")]
+    NoSuchUser(String),
+    /// The user does not have that access key.
+    #[error("The Access Key with id {0} cannot be found.")]
+    NoSuchKey(String),
+    /// Keys and policies must go before their user.
+    #[error("the user {user} has {held} (delete or detach that first)")]
+    UserHas {
+        /// Which user.
+        user: RoleName,
+        /// A key or a policy.
+        held: String,
+    },
+    /// Still needed by a role or a user.
+    #[error("the policy {0} is attached (detach it first)")]
+    PolicyAttached(String),
+    /// It is not this account's.
+    #[error("the policy {0} is one of AWS's own")]
+    OfAws(String),
     /// More than fits.
-    #[error("the policies of a role have at most 10240 bytes together")]
-    PoliciesTooLong,
+    #[error("these policies have at most {0} bytes together")]
+    PoliciesTooLong(usize),
+    /// More than IAM allows.
+    #[error("a role or user has at most {0} managed policies")]
+    TooManyAttached(usize),
+    /// More than IAM allows.
+    #[error("there are at most {most} {what}")]
+    TooMany {
+        /// Of what.
+        what: &'static str,
+        /// How many.
+        most: usize,
+    },
+    /// A secret cannot be kept.
+    #[error(transparent)]
+    Seal(Box<SealError>),
     /// Not a policy.
     #[error(transparent)]
     Policy(#[from] InvalidPolicy),
@@ -94,6 +131,12 @@ pub enum RoleError {
     Store(#[from] StoreError),
 }
 
+impl From<SealError> for RoleError {
+    fn from(error: SealError) -> Self {
+        RoleError::Seal(Box::new(error))
+    }
+}
+
 fn hint(suggestions: &[String]) -> String {
     match suggestions {
         [] => "see `kiln role ls`, or make it with `kiln role create`".to_owned(),
@@ -105,18 +148,27 @@ impl RoleError {
     /// Error code of the IAM API.
     pub fn code(&self) -> &'static str {
         match self {
-            RoleError::NoSuchRole { .. } | RoleError::NoSuchProfile(_) | RoleError::NoSuchPolicy { .. } => {
-                "NoSuchEntity"
-            }
+            RoleError::NoSuchRole { .. }
+            | RoleError::NoSuchProfile(_)
+            | RoleError::NoSuchPolicy { .. }
+            | RoleError::NoSuchManaged(_)
+            | RoleError::NoSuchUser(_)
+            | RoleError::NoSuchKey(_) => "NoSuchEntity",
             RoleError::Exists { .. } => "EntityAlreadyExists",
-            RoleError::ProfileFull(_) | RoleError::PoliciesTooLong => "LimitExceeded",
+            RoleError::ProfileFull(_)
+            | RoleError::PoliciesTooLong(_)
+            | RoleError::TooManyAttached(_)
+            | RoleError::TooMany { .. } => "LimitExceeded",
+            RoleError::OfAws(_) => "AccessDenied",
             RoleError::Policy(_) => "MalformedPolicyDocument",
             RoleError::RoleHasPolicy { .. }
             | RoleError::RoleInProfile { .. }
             | RoleError::ProfileNotEmpty(_)
+            | RoleError::UserHas { .. }
+            | RoleError::PolicyAttached(_)
             | RoleError::InUse { .. } => "DeleteConflict",
             RoleError::Invalid(_) | RoleError::Source(_) | RoleError::Description => "ValidationError",
-            RoleError::Store(_) => "ServiceFailure",
+            RoleError::Store(_) | RoleError::Seal(_) => "ServiceFailure",
         }
     }
 }
@@ -137,15 +189,20 @@ pub struct NewRole {
 impl NewRole {
     /// Checks what can be checked without state.
     pub fn check(&self) -> Result<(), RoleError> {
-        let text = &self.description;
-        if text.chars().count() > MAX_DESCRIPTION || text.chars().any(char::is_control) {
-            return Err(RoleError::Description);
-        }
+        checked_description(&self.description)?;
         Ok(self.source.check()?)
     }
 }
 
-/// Roles and instance profiles of one store. Methods block.
+/// Refuses a description that IAM refuses.
+pub(super) fn checked_description(text: &str) -> Result<(), RoleError> {
+    match text.chars().count() > MAX_DESCRIPTION || text.chars().any(char::is_control) {
+        true => Err(RoleError::Description),
+        false => Ok(()),
+    }
+}
+
+/// Roles, instance profiles, users and managed policies of one store. Methods block.
 ///
 /// A rule on what is *not* there (no profile holds this role) is kept by letting both sides write one
 /// common row: whoever puts a role into a profile rewrites the role's row.
@@ -185,6 +242,24 @@ impl Roles<'_> {
     pub fn create(&self, wish: &NewRole) -> Result<Role, RoleError> {
         wish.check()?;
         transact(self.store, |tx| self.insert_role(tx, wish))
+    }
+
+    /// `UpdateRole`: what is given replaces what was there.
+    pub fn update(
+        &self,
+        name: &str,
+        description: Option<&str>,
+        lifetime: Option<Lifetime>,
+    ) -> Result<(), RoleError> {
+        description.map_or(Ok(()), checked_description)?;
+        transact(self.store, |tx| {
+            let mut role = role(tx, name)?;
+            if let Some(description) = description {
+                role.description = description.to_owned();
+            }
+            role.lifetime = lifetime.unwrap_or(role.lifetime);
+            Ok(tx.put(&role)?)
+        })
     }
 
     /// `CreateInstanceProfile`.
@@ -313,7 +388,7 @@ impl Roles<'_> {
 }
 
 /// `prefix` and seventeen random characters, as IAM makes unique ids.
-fn unique_id(prefix: &str) -> String {
+pub(super) fn unique_id(prefix: &str) -> String {
     const ALPHABET: &[u8; 32] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZ234567";
     let bits: u128 = rand::random();
     let digits = (0..17).map(|at| {

@@ -21,7 +21,7 @@ use kiln_model::Secret;
 use serde::{Deserialize, Serialize};
 use zeroize::Zeroize;
 
-use super::{Row, StateDir, Store, StoreError, transact};
+use super::{Row, StateDir, Store, StoreError, Transaction, transact};
 
 /// Names the key file where it is not in the state directory.
 pub const KEY_VARIABLE: &str = "KILN_SEALING_KEY";
@@ -124,6 +124,27 @@ impl<'a> Vault<'a> {
             Ok::<_, StoreError>(there)
         })?;
         self.unseal(&kept.unwrap_or(row))
+    }
+
+    /// The secret of that name, if there is one.
+    pub fn get(&self, name: &str) -> Result<Option<Secret<Vec<u8>>>, SealError> {
+        let row = transact(self.store, |tx| tx.get::<Sealed>(&name.to_owned()))?;
+        row.map(|row| self.unseal(&row)).transpose()
+    }
+
+    /// Seals a secret under a name, as part of `tx`.
+    pub fn put(
+        &self,
+        tx: &mut Transaction<'_>,
+        name: &str,
+        secret: &Secret<Vec<u8>>,
+    ) -> Result<(), SealError> {
+        Ok(tx.put(&self.seal(name, secret)?)?)
+    }
+
+    /// Removes the secret of that name, as part of `tx`.
+    pub fn remove(tx: &mut Transaction<'_>, name: &str) {
+        tx.remove::<Sealed>(&name.to_owned());
     }
 
     fn seal(&self, name: &str, secret: &Secret<Vec<u8>>) -> Result<Sealed, SealError> {

@@ -1,0 +1,153 @@
+"""Users, their keys, managed policies and what they allow, with boto3."""
+
+import json
+
+from client import client, code, same
+
+iam, ec2 = client("iam"), client("ec2")
+
+
+def policy(*statements):
+    return json.dumps({"Version": "2012-10-17", "Statement": [
+        {"Effect": effect, "Action": action, "Resource": resource} for effect, action, resource in statements]})
+
+
+def of(key):
+    return {"aws_access_key_id": key["AccessKeyId"], "aws_secret_access_key": key["SecretAccessKey"]}
+
+
+# The account asks who it is.
+same(iam.get_user()["User"]["Arn"], "arn:aws:iam::000000000000:root")
+same(code(iam.create_access_key), "ValidationError")
+same(code(client("sts").get_session_token), "AccessDenied")
+
+user = iam.create_user(UserName="ann", Path="/", Tags=[{"Key": "team", "Value": "<a&b>"}])["User"]
+same(user["Arn"], "arn:aws:iam::000000000000:user/ann")
+same(code(iam.create_user, UserName="Ann"), "EntityAlreadyExists")
+same(code(iam.create_user, UserName="a/b"), "ValidationError")
+same(code(iam.create_user, UserName="bob", Path="/x/"), "UnsupportedOperation")
+same(code(iam.create_user, UserName="bob", PermissionsBoundary="arn:aws:iam::aws:policy/IAMFullAccess"), "UnsupportedOperation")
+iam.get_waiter("user_exists").wait(UserName="ann")
+got = iam.get_user(UserName="ann")["User"]
+same((got["UserId"], got["Tags"]), (user["UserId"], [{"Key": "team", "Value": "<a&b>"}]))
+same(code(iam.get_user, UserName="none"), "NoSuchEntity")
+for name in ["bob", "eve", "joe"]:
+    iam.create_user(UserName=name)
+pages = list(iam.get_paginator("list_users").paginate(PaginationConfig={"PageSize": 3}))
+same([[u["UserName"] for u in page["Users"]] for page in pages], [["ann", "bob", "eve"], ["joe"]])
+iam.tag_user(UserName="bob", Tags=[{"Key": "a", "Value": "1"}, {"Key": "b", "Value": "2"}])
+iam.untag_user(UserName="bob", TagKeys=["a"])
+same(iam.list_user_tags(UserName="bob")["Tags"], [{"Key": "b", "Value": "2"}])
+
+# Keys: the secret once, two of them, switched off and on.
+key = iam.create_access_key(UserName="ann")["AccessKey"]
+second = iam.create_access_key(UserName="ann")["AccessKey"]
+same(code(iam.create_access_key, UserName="ann"), "LimitExceeded")
+keys = iam.list_access_keys(UserName="ann")["AccessKeyMetadata"]
+same([(k["AccessKeyId"], k["Status"]) for k in keys], sorted((k["AccessKeyId"], "Active") for k in [key, second]))
+same("SecretAccessKey" in keys[0], False)
+ann = of(key)
+same(client("sts", **ann).get_caller_identity()["Arn"], user["Arn"])
+same(client("sts", **ann).get_caller_identity()["UserId"], user["UserId"])
+same(code(client("sts", **{**ann, "aws_secret_access_key": "x"}).get_caller_identity), "SignatureDoesNotMatch")
+iam.update_access_key(UserName="ann", AccessKeyId=key["AccessKeyId"], Status="Inactive")
+same(code(client("sts", **ann).get_caller_identity), "InvalidClientTokenId")
+same(code(client("ec2", **ann).describe_vpcs), "AuthFailure")
+iam.update_access_key(UserName="ann", AccessKeyId=key["AccessKeyId"], Status="Active")
+same(code(iam.update_access_key, UserName="bob", AccessKeyId=key["AccessKeyId"], Status="Inactive"), "NoSuchEntity")
+same(code(iam.delete_access_key, UserName="bob", AccessKeyId=key["AccessKeyId"]), "NoSuchEntity")
+
+# Without a policy a user may ask who it is, and nothing else.
+limited, self = client("ec2", **ann), client("iam", **ann)
+same(code(limited.describe_vpcs), "UnauthorizedOperation")
+for refused in [self.get_user, self.list_users, self.create_access_key, self.list_access_keys]:
+    same(code(refused), "AccessDenied")
+same(code(self.put_user_policy, UserName="ann", PolicyName="x", PolicyDocument=policy(("Allow", "*", "*"))), "AccessDenied")
+
+# Its own policy; what it does to itself it need not name.
+iam.put_user_policy(UserName="ann", PolicyName="self", PolicyDocument=policy(
+    ("Allow", ["iam:GetUser", "iam:*AccessKey*"], user["Arn"])))
+same(iam.list_user_policies(UserName="ann")["PolicyNames"], ["self"])
+same(iam.get_user_policy(UserName="ann", PolicyName="self")["PolicyDocument"]["Statement"][0]["Resource"], user["Arn"])
+same(code(iam.get_user_policy, UserName="ann", PolicyName="none"), "NoSuchEntity")
+same(code(iam.put_user_policy, UserName="ann", PolicyName="x", PolicyDocument="[]"), "MalformedPolicyDocument")
+same(self.get_user()["User"]["UserName"], "ann")
+same(code(self.get_user, UserName="bob"), "AccessDenied")
+same(code(self.create_access_key, UserName="bob"), "AccessDenied")
+same(len(self.list_access_keys()["AccessKeyMetadata"]), 2)
+self.delete_access_key(AccessKeyId=second["AccessKeyId"])
+same(code(client("sts", **of(second)).get_caller_identity), "InvalidClientTokenId")
+
+# Managed policies: AWS's own, and those of the account.
+own = iam.create_policy(PolicyName="look", Description="of a test", PolicyDocument=policy(
+    ("Allow", "ec2:Describe*", "*"), ("Deny", "ec2:DescribeRegions", "*")))["Policy"]
+same((own["Arn"], own["AttachmentCount"], own["DefaultVersionId"]), ("arn:aws:iam::000000000000:policy/look", 0, "v1"))
+same(code(iam.create_policy, PolicyName="Look", PolicyDocument=policy(("Allow", "*", "*"))), "EntityAlreadyExists")
+same(code(iam.create_policy, PolicyName="bad", PolicyDocument="{}"), "MalformedPolicyDocument")
+read_only = "arn:aws:iam::aws:policy/AmazonEC2ReadOnlyAccess"
+same(code(iam.attach_user_policy, UserName="ann", PolicyArn="arn:aws:iam::aws:policy/AmazonS3FullAccess"), "NoSuchEntity")
+iam.attach_user_policy(UserName="ann", PolicyArn=read_only)
+limited.describe_regions()
+iam.attach_user_policy(UserName="ann", PolicyArn=own["Arn"])
+limited.describe_vpcs()
+same(code(limited.describe_regions), "UnauthorizedOperation")
+same(code(limited.create_vpc, CidrBlock="10.0.0.0/16", DryRun=True), "UnauthorizedOperation")
+same([p["PolicyName"] for p in iam.list_attached_user_policies(UserName="ann")["AttachedPolicies"]],
+     ["look", "AmazonEC2ReadOnlyAccess"])
+got = iam.get_policy(PolicyArn=own["Arn"])["Policy"]
+same((got["Description"], got["AttachmentCount"]), ("of a test", 1))
+same([p["PolicyName"] for p in iam.list_policies(Scope="Local")["Policies"]], ["look"])
+same({p["Arn"] for p in iam.list_policies(OnlyAttached=True)["Policies"]}, {own["Arn"], read_only})
+version = iam.get_policy_version(PolicyArn=own["Arn"], VersionId="v1")["PolicyVersion"]
+same(version["Document"]["Statement"][1]["Effect"], "Deny")
+same(code(iam.get_policy_version, PolicyArn=own["Arn"], VersionId="v2"), "NoSuchEntity")
+same([v["VersionId"] for v in iam.list_policy_versions(PolicyArn=read_only)["Versions"]], ["v1"])
+for arn, why in [(own["Arn"], "DeleteConflict"), (read_only, "AccessDenied"), (own["Arn"] + "x", "NoSuchEntity")]:
+    same(code(iam.delete_policy, PolicyArn=arn), why)
+
+# A role has them too.
+trust = json.dumps({"Statement": [{"Effect": "Allow", "Principal": {"AWS": user["Arn"]}, "Action": "sts:AssumeRole"}]})
+role = iam.create_role(RoleName="app", AssumeRolePolicyDocument=trust)["Role"]
+iam.attach_role_policy(RoleName="app", PolicyArn=own["Arn"])
+same([p["PolicyArn"] for p in iam.list_attached_role_policies(RoleName="app")["AttachedPolicies"]], [own["Arn"]])
+iam.update_role(RoleName="app", Description="of ann", MaxSessionDuration=7200)
+got = iam.get_role(RoleName="app")["Role"]
+same((got["Description"], got["MaxSessionDuration"]), ("of ann", 7200))
+iam.tag_role(RoleName="app", Tags=[{"Key": "a", "Value": "1"}, {"Key": "b", "Value": "2"}])
+iam.untag_role(RoleName="app", TagKeys=["b"])
+same(iam.list_role_tags(RoleName="app")["Tags"], [{"Key": "a", "Value": "1"}])
+
+# The user assumes the role, if both agree; and has sessions of its own, which IAM does not take.
+sts = client("sts", **ann)
+same(code(sts.assume_role, RoleArn=role["Arn"], RoleSessionName="me"), "AccessDenied")
+iam.put_user_policy(UserName="ann", PolicyName="go", PolicyDocument=policy(("Allow", "sts:AssumeRole", role["Arn"])))
+same(sts.assume_role(RoleArn=role["Arn"], RoleSessionName="me")["AssumedRoleUser"]["Arn"],
+     "arn:aws:sts::000000000000:assumed-role/app/me")
+keys = sts.get_session_token(DurationSeconds=900)["Credentials"]
+session = {**of(keys), "aws_session_token": keys["SessionToken"]}
+same(client("sts", **session).get_caller_identity()["Arn"], user["Arn"])
+client("ec2", **session).describe_vpcs()
+same(code(client("iam", **session).get_user), "AccessDenied")
+same(code(client("sts", **session).get_session_token), "AccessDenied")
+client("sts", **session).assume_role(RoleArn=role["Arn"], RoleSessionName="me")
+same(code(sts.get_session_token, DurationSeconds=200_000), "InvalidParameterValue")
+
+# What is made is taken away; one of the same name is another user.
+iam.detach_role_policy(RoleName="app", PolicyArn=own["Arn"])
+same(code(iam.detach_role_policy, RoleName="app", PolicyArn=own["Arn"]), "NoSuchEntity")
+iam.delete_role(RoleName="app")
+iam.detach_user_policy(UserName="ann", PolicyArn=own["Arn"])
+iam.delete_policy(PolicyArn=own["Arn"])
+limited.describe_regions()
+same(code(iam.delete_user, UserName="ann"), "DeleteConflict")
+iam.detach_user_policy(UserName="ann", PolicyArn=read_only)
+for name in ["self", "go"]:
+    iam.delete_user_policy(UserName="ann", PolicyName=name)
+same(code(iam.delete_user, UserName="ann"), "DeleteConflict")
+iam.delete_access_key(UserName="ann", AccessKeyId=key["AccessKeyId"])
+iam.delete_user(UserName="ann")
+iam.create_user(UserName="ann")
+iam.attach_user_policy(UserName="ann", PolicyArn=read_only)
+same(code(limited.describe_vpcs), "AuthFailure")
+same(code(client("ec2", **session).describe_vpcs), "UnauthorizedOperation")
+print("done")
