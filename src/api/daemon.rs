@@ -138,7 +138,8 @@ async fn listen(arguments: &Arguments, dir: &StateDir, api: Arc<Api>) -> Result<
         let _ = stopped.wait_for(|stop| *stop).await;
     };
     tracing::info!(%address, socket = %path.display(), state = %dir.root().display(), "serving");
-    let tcp = axum::serve(tcp, router(Arc::clone(&api))).with_graceful_shutdown(until(stopped.clone()));
+    let remote = router(Arc::clone(&api)).into_make_service_with_connect_info::<SocketAddr>();
+    let tcp = axum::serve(tcp, remote).with_graceful_shutdown(until(stopped.clone()));
     let unix = axum::serve(unix, local_router(api, stopped.clone())).with_graceful_shutdown(until(stopped));
     let wait = async {
         tokio::select! {

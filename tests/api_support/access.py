@@ -85,6 +85,12 @@ same(client("sts", **keys).assume_role(RoleArn=other, RoleSessionName="me")["Ass
      "arn:aws:sts::000000000000:assumed-role/other/me")
 iam.update_assume_role_policy(RoleName="other", PolicyDocument=trust(AWS="arn:aws:iam::000000000000:role/else"))
 same(code(client("sts", **keys).assume_role, RoleArn=other, RoleSessionName="me"), "AccessDenied")
+named = json.dumps({"Statement": [{"Effect": "Allow", "Action": "sts:AssumeRole", "Principal": {"AWS": role["Arn"]},
+                                   "Condition": {"StringEquals": {"sts:ExternalId": "seven"}}}]})
+iam.update_assume_role_policy(RoleName="other", PolicyDocument=named)
+same(code(client("sts", **keys).assume_role, RoleArn=other, RoleSessionName="me"), "AccessDenied")
+same(code(client("sts", **keys).assume_role, RoleArn=other, RoleSessionName="me", ExternalId="six"), "AccessDenied")
+client("sts", **keys).assume_role(RoleArn=other, RoleSessionName="me", ExternalId="seven")
 same(code(sts.assume_role, RoleArn=role["Arn"].replace("app", "none"), RoleSessionName="me"), "AccessDenied")
 same(code(sts.assume_role, RoleArn=role["Arn"], RoleSessionName="me", DurationSeconds=43200), "ValidationError")
 

@@ -105,6 +105,32 @@ same([v["VersionId"] for v in iam.list_policy_versions(PolicyArn=read_only)["Ver
 for arn, why in [(own["Arn"], "DeleteConflict"), (read_only, "AccessDenied"), (own["Arn"] + "x", "NoSuchEntity")]:
     same(code(iam.delete_policy, PolicyArn=arn), why)
 
+# Conditions and variables, on what the request is; what is not understood is refused.
+def conditional(**condition):
+    return json.dumps({"Version": "2012-10-17", "Statement": [
+        {"Effect": "Allow", "Action": "iam:ListUserTags", "Resource": "arn:aws:iam::*:user/${aws:username}"},
+        {"Effect": "Deny", "Action": "ec2:DescribeVpcs", "Resource": "*", "Condition": condition}]})
+
+
+for condition, denied in [
+    ({"NotIpAddress": {"aws:SourceIp": "127.0.0.0/8"}}, False),
+    ({"IpAddress": {"aws:SourceIp": ["127.0.0.1", "192.0.2.0/24"]}}, True),
+    ({"StringEquals": {"aws:username": "bob"}}, False),
+    ({"StringLike": {"aws:username": ["bob", "a*"]}, "Bool": {"aws:SecureTransport": "false"}}, True),
+    ({"ArnNotLike": {"aws:PrincipalArn": "arn:aws:iam::*:user/ann"}}, False),
+    ({"StringNotEquals": {"aws:RequestedRegion": "eu-west-1"}}, True),
+    ({"Null": {"aws:username": "false"}}, True),
+]:
+    iam.put_user_policy(UserName="ann", PolicyName="when", PolicyDocument=conditional(**condition))
+    same(code(limited.describe_vpcs).startswith("no error"), not denied)
+self.list_user_tags(UserName="ann")
+same(code(self.list_user_tags, UserName="bob"), "AccessDenied")
+for condition in [{"StringEquals": {"aws:ResourceTag/a": "b"}}, {"DateLessThan": {"aws:CurrentTime": "2030-01-01T00:00:00Z"}},
+                  {"ForAllValues:StringEquals": {"aws:username": "x"}}, {"Bool": "x"}]:
+    same(code(iam.put_user_policy, UserName="ann", PolicyName="when", PolicyDocument=conditional(**condition)),
+         "MalformedPolicyDocument")
+iam.delete_user_policy(UserName="ann", PolicyName="when")
+
 # A role has them too.
 trust = json.dumps({"Statement": [{"Effect": "Allow", "Principal": {"AWS": user["Arn"]}, "Action": "sts:AssumeRole"}]})
 role = iam.create_role(RoleName="app", AssumeRolePolicyDocument=trust)["Role"]

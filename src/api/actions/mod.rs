@@ -32,6 +32,8 @@ mod users;
 mod volumes;
 mod vpcs;
 
+use std::net::IpAddr;
+
 use kiln_controlplane::instances::{ControlPlane, Supervisor};
 use kiln_controlplane::metadata::{ACCOUNT, REGION};
 use serde::de::DeserializeOwned;
@@ -55,6 +57,8 @@ pub(crate) struct Context<'a> {
     pub auth: &'a Authenticator,
     /// Who asks.
     pub caller: &'a Caller,
+    /// Where the request comes from; `None` by the Unix socket.
+    pub source: Option<IpAddr>,
     /// Unix seconds.
     pub now: u64,
 }

@@ -42,17 +42,20 @@ pub(super) fn assume_role(context: &Context<'_>, request: AssumeRole) -> Answer 
     let all = context.plane.roles().list()?;
     // Whether there is such a role is nobody's business.
     let role = all.into_iter().find(|role| role.arn == request.role_arn).ok_or_else(denied)?;
-    let own = match &context.caller.kind {
-        Kind::Root => None,
-        Kind::Role(own) => Some(format!("arn:aws:iam::{ACCOUNT}:role/{own}")),
-        Kind::User { .. } => Some(context.caller.arn.clone()),
-    };
-    if let Some(own) = own {
+    if context.caller.kind != Kind::Root {
         let trust = context.plane.roles().policies(role.name.as_str())?.trust.unwrap_or_default();
-        let names =
-            [context.caller.arn.clone(), own, format!("arn:aws:iam::{ACCOUNT}:root"), ACCOUNT.to_owned()];
+        let names = [
+            context.caller.arn.clone(),
+            context.caller.principal(),
+            format!("arn:aws:iam::{ACCOUNT}:root"),
+            ACCOUNT.to_owned(),
+        ];
         let names: Vec<_> = names.iter().map(String::as_str).collect();
-        if !TrustPolicy::parse(&trust).is_ok_and(|policy| policy.trusts(&names)) {
+        let mut known = context.caller.context(context.source);
+        if let Some(id) = request.external_id {
+            known = known.with("sts:ExternalId", id);
+        }
+        if !TrustPolicy::parse(&trust).is_ok_and(|policy| policy.trusts(&names, &known)) {
             return Err(denied());
         }
     }

@@ -1,8 +1,10 @@
 //! From a signature to a principal.
 
-use kiln_controlplane::credentials::{AccessKey, Issuer, VerifyError, signer};
+use std::net::IpAddr;
+
+use kiln_controlplane::credentials::{AccessKey, Issuer, RequestContext, VerifyError, signer};
 use kiln_controlplane::instances::ControlPlane;
-use kiln_controlplane::metadata::ACCOUNT;
+use kiln_controlplane::metadata::{ACCOUNT, REGION};
 
 use super::{Refusal, Signed};
 use crate::error::ApiError;
@@ -33,6 +35,39 @@ pub(crate) enum Kind {
         /// By credentials of `GetSessionToken` rather than its own.
         temporary: bool,
     },
+}
+
+impl Caller {
+    /// ARN of who has the policies: of a session, that of its role.
+    pub(crate) fn principal(&self) -> String {
+        match &self.kind {
+            Kind::Role(role) => format!("arn:aws:iam::{ACCOUNT}:role/{role}"),
+            _ => self.arn.clone(),
+        }
+    }
+
+    /// What conditions of policies know of a request of this caller; `source`: where it comes from.
+    pub(crate) fn context(&self, source: Option<IpAddr>) -> RequestContext {
+        let kind = match &self.kind {
+            Kind::Root => "Account",
+            Kind::Role(_) => "AssumedRole",
+            Kind::User { .. } => "User",
+        };
+        let mut context = RequestContext::default()
+            .with("aws:PrincipalAccount", ACCOUNT)
+            .with("aws:PrincipalArn", self.principal())
+            .with("aws:PrincipalType", kind)
+            .with("aws:RequestedRegion", REGION)
+            .with("aws:SecureTransport", "false")
+            .with("aws:userid", self.id.as_str());
+        if let Kind::User { name, .. } = &self.kind {
+            context = context.with("aws:username", name.as_str());
+        }
+        match source {
+            Some(address) => context.with("aws:SourceIp", address.to_canonical().to_string()),
+            None => context,
+        }
+    }
 }
 
 /// Verifies requests.

@@ -5,7 +5,9 @@
 //! ids in the parameters, those of IAM by their names; an action that names none is on `*`, as the
 //! describing actions of EC2 always are. Who somebody is may be asked by everybody.
 
-use kiln_controlplane::credentials::{Policy, RoleError, Roles, Verdict};
+use std::net::IpAddr;
+
+use kiln_controlplane::credentials::{Policy, RequestContext, RoleError, Roles, Verdict};
 use kiln_controlplane::metadata::{ACCOUNT, REGION};
 use serde_json::Value;
 
@@ -43,6 +45,8 @@ pub(crate) struct Request<'a> {
     pub action: &'a str,
     /// Its parameters.
     pub input: &'a Value,
+    /// Where it comes from; `None` by the Unix socket.
+    pub source: Option<IpAddr>,
 }
 
 /// Kind of a resource with that id.
@@ -77,8 +81,9 @@ pub(crate) fn permits(roles: &Roles<'_>, caller: &Caller, request: &Request<'_>)
     }
     let action = format!("{}:{}", request.service, request.action);
     let resources = resources(caller, request);
-    let denied =
-        resources.iter().find(|resource| !policies.as_ref().is_ok_and(|all| allowed(all, &action, resource)));
+    let context = caller.context(request.source);
+    let may = |resource: &str| policies.as_ref().is_ok_and(|all| allowed(all, &action, resource, &context));
+    let denied = resources.iter().find(|resource| !may(resource));
     match denied {
         None => Ok(()),
         Some(resource) => {
@@ -93,8 +98,8 @@ fn not_by_session(request: &Request<'_>) -> bool {
     request.service == "iam" || request.service == "sts" && request.action != "AssumeRole"
 }
 
-fn allowed(policies: &[Policy], action: &str, resource: &str) -> bool {
-    let verdicts = || policies.iter().map(|policy| policy.judge(action, resource));
+fn allowed(policies: &[Policy], action: &str, resource: &str, context: &RequestContext) -> bool {
+    let verdicts = || policies.iter().map(|policy| policy.judge(action, resource, context));
     verdicts().any(|v| v == Verdict::Allow) && !verdicts().any(|v| v == Verdict::Deny)
 }
 
@@ -171,12 +176,14 @@ mod tests {
             id: "AIDA".into(),
             kind: Kind::User { name: "ann".into(), temporary: false },
         };
-        let named = |service, action| resources(&caller, &Request { service, action, input: &input });
+        let named =
+            |service, action| resources(&caller, &Request { service, action, input: &input, source: None });
         let arn = |rest: &str| format!("arn:aws:ec2:us-east-1:000000000000:{rest}");
         assert_eq!(named("ec2", "StartInstances"), [arn("instance/i-0a"), arn("security-group/sg-01")]);
         assert_eq!(named("ec2", "DescribeInstances"), ["*"]);
-        let of_iam =
-            |action, input: Value| resources(&caller, &Request { service: "iam", action, input: &input });
+        let of_iam = |action, input: Value| {
+            resources(&caller, &Request { service: "iam", action, input: &input, source: None })
+        };
         let arn = |rest: &str| vec![format!("arn:aws:iam::000000000000:{rest}")];
         assert_eq!(of_iam("GetRole", json!({"RoleName": "web"})), arn("role/web"));
         assert_eq!(of_iam("AttachUserPolicy", json!({"UserName": "bob", "PolicyArn": "x"})), arn("user/bob"));

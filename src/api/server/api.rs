@@ -1,5 +1,7 @@
 //! One request from its bytes to its answer. Blocks; knows nothing of sockets.
 
+use std::net::IpAddr;
+
 use kiln_controlplane::credentials::{AccessKey, Issuer};
 use kiln_controlplane::identity::KeyError;
 use kiln_controlplane::instances::Supervisor;
@@ -47,6 +49,8 @@ pub(super) struct Request {
     /// Names in lower case.
     pub headers: Vec<(String, String)>,
     pub body: Vec<u8>,
+    /// Where it comes from; `None` by the Unix socket.
+    pub source: Option<IpAddr>,
 }
 
 /// What goes back.
@@ -131,7 +135,7 @@ impl Api {
         permits(
             &self.supervisor.plane().roles(),
             &caller,
-            &PolicyRequest { service: service.name, action: name, input: &input },
+            &PolicyRequest { service: service.name, action: name, input: &input, source: request.source },
         )?;
         if take_dry_run(&mut input) {
             let message = "Request would have succeeded, but DryRun flag is set.";
@@ -144,6 +148,7 @@ impl Api {
             plane: self.supervisor.plane(),
             auth: &self.auth,
             caller: &caller,
+            source: request.source,
             now,
         };
         let value = action(&context, input)?;

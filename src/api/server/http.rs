@@ -1,11 +1,12 @@
 //! Routes, limits, and the way from async to blocking.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
 use axum::body::{Body, to_bytes};
-use axum::extract::State;
+use axum::extract::{ConnectInfo, State};
 use axum::http::{HeaderValue, Request as HttpRequest, Response as HttpResponse, StatusCode, header};
 use axum::routing::get;
 use kiln_controlplane::state::dir::EVENTS;
@@ -80,6 +81,7 @@ async fn work<T: Send + 'static>(
 
 async fn read(request: HttpRequest<Body>) -> Result<Request, ApiError> {
     let (head, body) = request.into_parts();
+    let source = head.extensions.get::<ConnectInfo<SocketAddr>>().map(|ConnectInfo(peer)| peer.ip());
     let malformed = |message: &str| ApiError::new("MalformedQueryString", message);
     if !matches!(head.method.as_str(), "GET" | "POST") {
         return Err(ApiError::new("InvalidAction", "Requests are GET or POST"));
@@ -104,6 +106,7 @@ async fn read(request: HttpRequest<Body>) -> Result<Request, ApiError> {
         query: head.uri.query().unwrap_or_default().to_owned(),
         headers,
         body: body.map_err(too_large)?.to_vec(),
+        source,
     })
 }
 

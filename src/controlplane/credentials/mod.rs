@@ -13,6 +13,7 @@
 //! whoever holds the installation's keys can tell the secret from the token.
 
 mod access_key;
+mod condition;
 mod document;
 mod file;
 mod issuer;
@@ -30,6 +31,7 @@ mod status;
 mod users;
 
 pub use access_key::AccessKey;
+pub use condition::RequestContext;
 pub use document::{Credentials, failure_document};
 pub use issuer::{Issuer, Principal, Session, VerifyError};
 pub use managed::ManagedPolicy;

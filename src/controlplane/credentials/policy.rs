@@ -1,13 +1,17 @@
 //! Policies: documents that say what may be done.
 //!
-//! Statements with `Effect`, `Action` or `NotAction`, `Resource` or `NotResource`. A `Condition` is
-//! refused when a policy is set, because ignoring one would allow too much. A statement of deny wins
-//! over every one that allows; what nobody allows is denied.
+//! Statements with `Effect`, `Action` or `NotAction`, `Resource` or `NotResource`, and a `Condition`. What
+//! is not understood is refused when a policy is set, because ignoring it would allow too much. A statement
+//! of deny wins over every one that allows; what nobody allows is denied.
 
-use kiln_model::Wildcard;
 use serde::Deserialize;
 use serde_json::Value;
 
+use super::RequestContext;
+use super::condition::{Conditions, Pattern};
+
+/// Version of the language that has variables.
+const WITH_VARIABLES: &str = "2012-10-17";
 /// Longest document in bytes (IAM: 10 240 for all policies of a role).
 const MAX_DOCUMENT: usize = 10_240;
 
@@ -49,19 +53,21 @@ struct Statement {
     allow: bool,
     actions: Patterns,
     resources: Patterns,
+    conditions: Conditions,
 }
 
 #[derive(Debug, Clone)]
 struct Patterns {
     but: bool,
-    patterns: Vec<Wildcard>,
+    /// Whether they are in lower case.
+    fold: bool,
+    patterns: Vec<Pattern>,
 }
 
 #[derive(Deserialize)]
 #[serde(rename_all = "PascalCase", deny_unknown_fields)]
 struct Document {
-    #[serde(rename = "Version")]
-    _version: Option<String>,
+    version: Option<String>,
     #[serde(rename = "Id")]
     _id: Option<String>,
     statement: OneOrMore<RawStatement>,
@@ -109,56 +115,60 @@ impl Patterns {
         what: &str,
         these: Option<OneOrMore<String>>,
         others: Option<OneOrMore<String>>,
-        fold: bool,
+        (fold, variables): (bool, bool),
     ) -> Result<Self, InvalidPolicy> {
         let (but, texts) = match (these, others) {
             (Some(these), None) => (false, these.into_vec()),
             (None, Some(others)) => (true, others.into_vec()),
             _ => return Err(InvalidPolicy::Malformed(format!("a statement has either {what} or Not{what}"))),
         };
-        let pattern = |text: String| Wildcard::new(&if fold { text.to_ascii_lowercase() } else { text });
-        Ok(Patterns { but, patterns: texts.into_iter().map(pattern).collect() })
+        let pattern =
+            |text: String| Pattern::new(&if fold { text.to_ascii_lowercase() } else { text }, variables);
+        Ok(Patterns { but, fold, patterns: texts.into_iter().map(pattern).collect::<Result<_, _>>()? })
     }
 
-    fn cover(&self, text: &str) -> bool {
-        self.patterns.iter().any(|pattern| pattern.matches(text)) != self.but
+    fn cover(&self, text: &str, context: &RequestContext) -> bool {
+        self.patterns.iter().any(|pattern| pattern.matches(text, context, self.fold)) != self.but
     }
 }
 
-fn statements(document: &str) -> Result<Vec<RawStatement>, InvalidPolicy> {
+/// The statements of a document, and whether they may have variables.
+fn statements(document: &str) -> Result<(Vec<RawStatement>, bool), InvalidPolicy> {
     if document.len() > MAX_DOCUMENT {
         return Err(InvalidPolicy::TooLong);
     }
     let document: Document =
         serde_json::from_str(document).map_err(|e| InvalidPolicy::Malformed(e.to_string()))?;
-    let statements = document.statement.into_vec();
-    match statements.iter().any(|statement| statement.condition.is_some()) {
-        true => Err(InvalidPolicy::Unsupported("a Condition")),
-        false => Ok(statements),
-    }
+    Ok((document.statement.into_vec(), document.version.as_deref() == Some(WITH_VARIABLES)))
 }
 
 impl Policy {
     /// Reads the document of a role's policy.
     pub fn parse(document: &str) -> Result<Self, InvalidPolicy> {
+        let (statements, variables) = statements(document)?;
         let read = |raw: RawStatement| {
             if raw.principal.is_some() {
                 return Err(InvalidPolicy::Malformed("the policy of a role has no Principal".into()));
             }
             Ok(Statement {
                 allow: matches!(raw.effect, Effect::Allow),
-                actions: Patterns::new("Action", raw.action, raw.not_action, true)?,
-                resources: Patterns::new("Resource", raw.resource, raw.not_resource, false)?,
+                actions: Patterns::new("Action", raw.action, raw.not_action, (true, false))?,
+                resources: Patterns::new("Resource", raw.resource, raw.not_resource, (false, variables))?,
+                conditions: Conditions::parse(raw.condition.as_ref(), variables)?,
             })
         };
-        statements(document)?.into_iter().map(read).collect::<Result<_, _>>().map(Policy)
+        statements.into_iter().map(read).collect::<Result<_, _>>().map(Policy)
     }
 
     /// What it says of `action` (`ec2:StartInstances`) on `resource` (an ARN, or `*` where an action is
     /// on none).
-    pub fn judge(&self, action: &str, resource: &str) -> Verdict {
+    pub fn judge(&self, action: &str, resource: &str, context: &RequestContext) -> Verdict {
         let action = action.to_ascii_lowercase();
-        let about = |s: &&Statement| s.actions.cover(&action) && s.resources.cover(resource);
+        let about = |s: &&Statement| {
+            s.actions.cover(&action, context)
+                && s.resources.cover(resource, context)
+                && s.conditions.hold(context)
+        };
         let mut found = self.0.iter().filter(about).map(|s| s.allow).peekable();
         match (found.peek().is_some(), found.all(|allow| allow)) {
             (false, _) => Verdict::Silent,
@@ -171,6 +181,7 @@ impl Policy {
 impl TrustPolicy {
     /// Reads the document that says who may assume a role.
     pub fn parse(document: &str) -> Result<Self, InvalidPolicy> {
+        let (statements, variables) = statements(document)?;
         let read = |raw: RawStatement| {
             if raw.resource.is_some() || raw.not_resource.is_some() {
                 return Err(InvalidPolicy::Malformed("a trust policy has no Resource".into()));
@@ -181,20 +192,21 @@ impl TrustPolicy {
             };
             let statement = Statement {
                 allow: matches!(raw.effect, Effect::Allow),
-                actions: Patterns::new("Action", raw.action, raw.not_action, true)?,
-                resources: Patterns { but: true, patterns: Vec::new() },
+                actions: Patterns::new("Action", raw.action, raw.not_action, (true, false))?,
+                resources: Patterns { but: true, fold: false, patterns: Vec::new() },
+                conditions: Conditions::parse(raw.condition.as_ref(), variables)?,
             };
             Ok((statement, principals))
         };
-        statements(document)?.into_iter().map(read).collect::<Result<_, _>>().map(TrustPolicy)
+        statements.into_iter().map(read).collect::<Result<_, _>>().map(TrustPolicy)
     }
 
     /// Whether one with any of these names (ARNs, account ids) may assume the role.
-    pub fn trusts(&self, names: &[&str]) -> bool {
+    pub fn trusts(&self, names: &[&str], context: &RequestContext) -> bool {
         let named =
             |principals: &[String]| principals.iter().any(|p| p == "*" || names.contains(&p.as_str()));
         let about = |(s, principals): &&(Statement, Vec<String>)| {
-            s.actions.cover("sts:assumerole") && named(principals)
+            s.actions.cover("sts:assumerole", context) && named(principals) && s.conditions.hold(context)
         };
         let mut found = self.0.iter().filter(about).map(|(s, _)| s.allow).peekable();
         found.peek().is_some() && found.all(|allow| allow)
@@ -241,8 +253,28 @@ mod tests {
             ("iam:GetRole", "arn:aws:iam::0:role/open", Verdict::Allow),
             ("iam:GetRole", "arn:aws:iam::0:role/secret", Verdict::Silent),
         ] {
-            assert_eq!(policy.judge(action, resource), verdict, "{action} {resource}");
+            let context = RequestContext::default();
+            assert_eq!(policy.judge(action, resource, &context), verdict, "{action} {resource}");
         }
+    }
+
+    #[test]
+    fn conditions_and_variables_are_of_the_request() {
+        let policy = Policy::parse(
+            r#"{"Version": "2012-10-17", "Statement": [
+                {"Effect": "Allow", "Action": "iam:*", "Resource": "arn:aws:iam::*:user/${aws:username}"},
+                {"Effect": "Deny", "Action": "*", "Resource": "*",
+                 "Condition": {"NotIpAddress": {"aws:SourceIp": "10.0.0.0/8"}}}]}"#,
+        )
+        .unwrap();
+        let from = |ip: &str| RequestContext::default().with("aws:username", "ann").with("aws:SourceIp", ip);
+        let own = "arn:aws:iam::000000000000:user/ann";
+        assert_eq!(policy.judge("iam:GetUser", own, &from("10.0.0.1")), Verdict::Allow);
+        assert_eq!(policy.judge("iam:GetUser", &format!("{own}a"), &from("10.0.0.1")), Verdict::Silent);
+        assert_eq!(policy.judge("iam:GetUser", own, &from("11.0.0.1")), Verdict::Deny);
+        // Without an address it is not from there.
+        let local = RequestContext::default().with("aws:username", "ann");
+        assert_eq!(policy.judge("iam:GetUser", own, &local), Verdict::Deny);
     }
 
     #[test]
@@ -254,7 +286,8 @@ mod tests {
             r#"{"Statement": {"Effect": "Allow", "Resource": "*"}}"#,
             r#"{"Statement": {"Effect": "Allow", "Action": "*"}}"#,
             r#"{"Statement": {"Effect": "Allow", "Action": "*", "NotAction": "a", "Resource": "*"}}"#,
-            r#"{"Statement": {"Effect": "Allow", "Action": "*", "Resource": "*", "Condition": {}}}"#,
+            r#"{"Statement": {"Effect": "Allow", "Action": "*", "Resource": "*", "Condition": {"Bool": {"a:b": "true"}}}}"#,
+            r#"{"Version": "2012-10-17", "Statement": {"Effect": "Allow", "Action": "*", "Resource": "${a:b}"}}"#,
             r#"{"Statement": {"Effect": "Allow", "Action": "*", "Resource": "*", "Principal": "*"}}"#,
         ] {
             assert!(Policy::parse(document).is_err(), "{document}");
@@ -269,8 +302,16 @@ mod tests {
                 "Principal": {"Service": "ec2.amazonaws.com", "AWS": ["arn:aws:iam::000000000000:role/a"]}}}"#,
         )
         .unwrap();
-        assert!(policy.trusts(&["x", "arn:aws:iam::000000000000:role/a"]));
-        assert!(!policy.trusts(&["arn:aws:iam::000000000000:role/b"]));
+        let context = RequestContext::default();
+        assert!(policy.trusts(&["x", "arn:aws:iam::000000000000:role/a"], &context));
+        assert!(!policy.trusts(&["arn:aws:iam::000000000000:role/b"], &context));
+        let policy = TrustPolicy::parse(
+            r#"{"Statement": {"Effect": "Allow", "Action": "sts:AssumeRole", "Principal": "*",
+                "Condition": {"StringEquals": {"sts:ExternalId": "7"}}}}"#,
+        )
+        .unwrap();
+        assert!(!policy.trusts(&["x"], &context));
+        assert!(policy.trusts(&["x"], &context.with("sts:ExternalId", "7")));
         assert!(TrustPolicy::parse(r#"{"Statement": {"Effect": "Allow", "Action": "*"}}"#).is_err());
     }
 }
