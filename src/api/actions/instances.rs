@@ -139,7 +139,7 @@ impl World {
         let mut shown = json!({
             "InstanceId": instance.id.to_string(), "InstanceType": instance.instance_type,
             "State": lifecycle::state(instance.state), "AmiLaunchIndex": instance.launch_index,
-            "LaunchTime": instance.launched, "Architecture": "x86_64", "Hypervisor": "nitro",
+            "LaunchTime": instance.launched, "Architecture": "x86_64", "Hypervisor": "xen",
             "VirtualizationType": "hvm", "RootDeviceName": ROOT_DEVICE, "RootDeviceType": "ebs",
             "Monitoring": {"State": "disabled"}, "EbsOptimized": false, "EnaSupport": false,
             "Placement": {"AvailabilityZone": ZONE, "AvailabilityZoneId": ZONE_ID, "GroupName": "", "Tenancy": "default"},
