@@ -16,7 +16,7 @@ use super::header::{Geometry, Header, MAX_BACKING_NAME, NewHeader, bad};
 use crate::raw::file_size;
 use crate::{DiskError, Format, SECTOR_SIZE};
 
-const GEOMETRY: Geometry = Geometry { cluster_bits: 17, extended: true, zero_clusters: true };
+pub(super) const GEOMETRY: Geometry = Geometry { cluster_bits: 17, extended: true, zero_clusters: true };
 
 /// 64 TiB: its L1 table of 512 KiB, and all refcounts that it can need, are found without growing
 /// any table.
@@ -48,24 +48,12 @@ pub fn create_overlay(file: File, size_bytes: u64, backing: Option<&Backing>) ->
             "an overlay cannot have {size_bytes} bytes: the size must be a multiple of 512 up to 64 TiB"
         )));
     }
-    if let Some(backing) = backing
-        && (backing.path.len() > MAX_BACKING_NAME || backing.path.is_empty())
-    {
-        return Err(bad("the path of the base has no bytes, or more than 1023"));
-    }
+    backing.map_or(Ok(()), check_backing)?;
     let cluster = GEOMETRY.cluster_size();
     // At most 65536 entries, see MAX_OVERLAY_SIZE.
     let l1_entries = GEOMETRY.l1_entries(size_bytes);
     let used_clusters = L1 + (l1_entries * 8).div_ceil(cluster);
-    let header = NewHeader {
-        cluster_bits: GEOMETRY.cluster_bits,
-        size: size_bytes,
-        l1_offset: L1 * cluster,
-        l1_entries: l1_entries as u32,
-        reftable_offset: REFTABLE * cluster,
-        reftable_clusters: 1,
-        backing: backing.map(|backing| (backing.path.as_str(), backing.format.name())),
-    };
+    let header = new_header(size_bytes, l1_entries as u32, backing);
     let write = || {
         file.set_len(0)?;
         file.set_len(used_clusters * cluster)?;
@@ -76,6 +64,27 @@ pub fn create_overlay(file: File, size_bytes: u64, backing: Option<&Backing>) ->
         file.write_all_at(&header.bytes(), 0)
     };
     write().map_err(|source| DiskError::Io { action: "writing a new overlay".to_owned(), source })
+}
+
+pub(super) fn check_backing(backing: &Backing) -> Result<(), DiskError> {
+    if backing.path.len() > MAX_BACKING_NAME || backing.path.is_empty() {
+        return Err(bad("the path of the base has no bytes, or more than 1023"));
+    }
+    Ok(())
+}
+
+/// The header of an overlay that is laid out as above.
+pub(super) fn new_header(size: u64, l1_entries: u32, backing: Option<&Backing>) -> NewHeader<'_> {
+    let cluster = GEOMETRY.cluster_size();
+    NewHeader {
+        cluster_bits: GEOMETRY.cluster_bits,
+        size,
+        l1_offset: L1 * cluster,
+        l1_entries,
+        reftable_offset: REFTABLE * cluster,
+        reftable_clusters: 1,
+        backing: backing.map(|backing| (backing.path.as_str(), backing.format.name())),
+    }
 }
 
 /// Makes an overlay larger that [`create_overlay`] wrote and that nobody has open; what is new reads as what

@@ -29,6 +29,7 @@ mod entry;
 pub mod fuzzing;
 mod header;
 mod image;
+mod merge;
 mod tables;
 mod write;
 
@@ -46,6 +47,7 @@ use entry::Compressed;
 use image::{Image, Place};
 
 pub use create::{Backing, MAX_OVERLAY_SIZE, create_overlay, grow_overlay};
+pub use merge::{merge_overlays, rebase_overlay};
 
 /// A qcow2 image over the images below it.
 pub(crate) struct Qcow2Disk {

@@ -2,6 +2,7 @@
 
 mod crash;
 mod hostile;
+mod merge;
 mod model;
 mod oracle;
 mod threads;

@@ -3,7 +3,7 @@
 use super::*;
 
 /// The contents according to `qemu-img convert`.
-fn qemu_reads(path: &std::path::Path) -> Option<Vec<u8>> {
+pub(super) fn qemu_reads(path: &std::path::Path) -> Option<Vec<u8>> {
     let raw = NamedTempFile::new().unwrap();
     let output = qemu_img(&["convert", "-O", "raw", path.to_str().unwrap(), raw.path().to_str().unwrap()])?;
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
