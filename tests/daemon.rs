@@ -66,7 +66,7 @@ fn obey(supervisor: &Supervisor, verb: &str, id: Option<InstanceId>) -> Result<V
             request.network = NetworkMode::LinkLocalOnly;
             request.boot.kernel = Some(std::env::var_os(KERNEL).unwrap().into());
             request.boot.cmdline = Some(CMDLINE.to_owned());
-            let launched = supervisor.launch(&request, (1, 1), &mut |_, _| Ok(())).map_err(text)?;
+            let launched = supervisor.launch(&request, (1, 1), &mut |_, _, _| Ok(())).map_err(text)?;
             Ok(json!({ "id": launched[0].id.to_string() }))
         }
         "stop" => supervisor.stop(&ids, false).map(|_| json!({})).map_err(text),

@@ -18,6 +18,7 @@ use crate::interface_arg::InterfaceArg;
 use crate::metadata_args::{
     IdentityCommand, MetadataArgs, PasswordArgs, RoleCommand, TagArgs, role_name, tag,
 };
+use crate::volume_arg::VolumeArg;
 use crate::volume_args::{SnapshotCommand, VolumeCommand};
 
 /// Run AMI-style images as isolated microVMs on your own Linux host.
@@ -139,6 +140,11 @@ pub struct RunArgs {
     /// Size of the root volume, such as 20G; GiB without a unit. By default that of the image.
     #[arg(long, value_name = "SIZE", value_parser = gibibytes)]
     pub volume_size: Option<ByteSize>,
+    /// A volume besides the root volume, of KEY=VALUE pairs: size=SIZE (GiB without a unit), snapshot=SNAP-ID,
+    /// device=/dev/sdf, keep (it stays when the instance goes), or none with the device of one that the image
+    /// has; may be given several times.
+    #[arg(long, value_name = "PARTS")]
+    pub volume: Vec<VolumeArg>,
     /// File given to the instance as user data, at most 16384 bytes.
     #[arg(long, value_name = "FILE")]
     pub user_data: Option<PathBuf>,

@@ -12,6 +12,7 @@ use kiln_controlplane::images::{ImageError, ImportRequest};
 use kiln_controlplane::instances::{ControlPlane, LaunchRequest};
 use kiln_controlplane::key_pairs::{KeyPairError, KeyPairs};
 use kiln_controlplane::network::{DEFAULT_GROUP, NetworkError, PeerSpec, RuleSpec, Subnet};
+use kiln_controlplane::volumes::{DeviceWish, ROOT_DEVICE};
 use kiln_model::security::{Direction, Traffic};
 use kiln_model::size::GIB;
 use kiln_model::{ImageId, SecurityGroupId, SshPublicKey, Tag};
@@ -65,8 +66,10 @@ fn parameters(plane: &ControlPlane, args: &RunArgs, request: &LaunchRequest) -> 
         .maybe("KeyName", key)
         .maybe("UserData", request.user_data.as_ref().map(|data| STANDARD.encode(data.as_bytes())))
         .maybe("IamInstanceProfile.Name", args.role.as_ref())
-        .maybe("BlockDeviceMapping.1.DeviceName", size.map(|_| "/dev/xvda"))
+        .maybe("BlockDeviceMapping.1.DeviceName", size.map(|_| ROOT_DEVICE))
         .maybe("BlockDeviceMapping.1.Ebs.VolumeSize", size.map(|bytes| bytes / GIB));
+    let first = if size.is_some() { 2 } else { 1 };
+    parameters = volumes(parameters, first, &request.volumes)?;
     parameters = options(parameters, request.metadata_options);
     let name = args.name.iter().map(|name| ("Name", name.as_str()));
     let tags = name.chain(args.tags.iter().map(|tag: &Tag| (tag.key(), tag.value())));
@@ -76,6 +79,24 @@ fn parameters(plane: &ControlPlane, args: &RunArgs, request: &LaunchRequest) -> 
             .maybe(&format!("{specification}.ResourceType"), (number == 1).then_some("instance"))
             .with(format!("{specification}.Tag.{number}.Key"), key)
             .with(format!("{specification}.Tag.{number}.Value"), value);
+    }
+    Ok(parameters)
+}
+
+/// Mappings of volumes besides the root volume, numbered from `first`.
+fn volumes(mut parameters: Parameters, first: u32, wishes: &[DeviceWish]) -> Result<Parameters, Failure> {
+    for (number, wish) in (first..).zip(wishes) {
+        let mapping = format!("BlockDeviceMapping.{number}");
+        let size = wish.size.map(|size| size.as_bytes());
+        if size.is_some_and(|bytes| bytes % GIB != 0) {
+            return Err(Failure::new("with --detach, the size of a --volume is a whole number of GiB"));
+        }
+        parameters = parameters
+            .with(format!("{mapping}.DeviceName"), &wish.device)
+            .maybe(&format!("{mapping}.NoDevice"), wish.none.then_some("true"))
+            .maybe(&format!("{mapping}.Ebs.VolumeSize"), size.map(|bytes| bytes / GIB))
+            .maybe(&format!("{mapping}.Ebs.SnapshotId"), wish.snapshot)
+            .maybe(&format!("{mapping}.Ebs.DeleteOnTermination"), wish.delete_on_termination);
     }
     Ok(parameters)
 }

@@ -26,6 +26,7 @@ struct Shown<'a> {
     virtual_bytes: u64,
     created: u64,
     source: &'a str,
+    state: &'static str,
 }
 
 fn shown(image: &Image) -> Shown<'_> {
@@ -38,6 +39,15 @@ fn shown(image: &Image) -> Shown<'_> {
         virtual_bytes: image.virtual_size.as_bytes(),
         created: image.created,
         source: &image.source,
+        state: state(image),
+    }
+}
+
+fn state(image: &Image) -> &'static str {
+    match image.progress {
+        Progress::Pending => "pending",
+        Progress::Complete => "available",
+        Progress::Failed => "failed",
     }
 }
 
@@ -110,7 +120,7 @@ fn list(state_dir: &Path, args: &JsonArg) -> Result<(), Failure> {
         return print_json(&images.iter().map(shown).collect::<Vec<_>>());
     }
     let now = plane.clock().unix_seconds();
-    let mut table = Table::new(["ID", "NAME", "FORMAT", "DISK", "FILE", "IMPORTED"]);
+    let mut table = Table::new(["ID", "NAME", "FORMAT", "DISK", "FILE", "STATE", "IMPORTED"]);
     for image in &images {
         table.row([
             image.id.to_string(),
@@ -118,6 +128,7 @@ fn list(state_dir: &Path, args: &JsonArg) -> Result<(), Failure> {
             format_name(image.format).to_owned(),
             image.virtual_size.to_string(),
             image.file_bytes.to_string(),
+            state(image).to_owned(),
             ago(image.created, now),
         ]);
     }

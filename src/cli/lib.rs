@@ -27,6 +27,7 @@ mod roles;
 mod run;
 mod ssh;
 mod table;
+mod volume_arg;
 mod volume_args;
 mod volumes;
 

@@ -20,6 +20,7 @@ use crate::console::{Events, Input, Quit, Session};
 use crate::error::Failure;
 use crate::instance_args::StartArgs;
 use crate::open;
+use crate::volume_arg::with_devices;
 
 /// No public key comes near this size.
 const MAX_KEY_FILE: u64 = 64 << 10;
@@ -108,8 +109,10 @@ pub fn request(args: &RunArgs) -> Result<LaunchRequest, Failure> {
         shutdown: ShutdownBehavior::Stop,
         protected: false,
         key_name: None,
-        keep_root: false,
-        volumes: Vec::new(),
+        monitoring: false,
+        keep_root: None,
+        root_kind: None,
+        volumes: with_devices(&args.volume),
     };
     request.check(host_memory())?;
     Ok(request)

@@ -27,6 +27,14 @@ pub enum VolumeCommand {
         /// Id of the volume.
         volume: VolumeId,
     },
+    /// Make a volume larger. The file system on it is the guest's to grow.
+    Resize {
+        /// Id of the volume.
+        volume: VolumeId,
+        /// Its new size, such as 40G; GiB without a unit.
+        #[arg(value_parser = gibibytes)]
+        size: ByteSize,
+    },
     /// Remove volumes that no instance has.
     Rm {
         /// Their ids.

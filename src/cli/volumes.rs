@@ -6,6 +6,7 @@
 use std::path::Path;
 
 use kiln_controlplane::volumes::{NewVolume, Progress, Snapshot, Volume};
+use kiln_model::size::GIB;
 use serde_json::json;
 
 use crate::args::JsonArg;
@@ -21,7 +22,7 @@ pub fn volume(state_dir: &Path, command: &VolumeCommand) -> Result<(), Failure> 
     let volumes = plane.volumes();
     match command {
         VolumeCommand::Create(args) => {
-            let wish = NewVolume { size: args.size, snapshot: args.snapshot, tags: Vec::new() };
+            let wish = NewVolume { size: args.size, snapshot: args.snapshot, ..NewVolume::default() };
             crate::print(&format!("{}\n", volumes.create(&wish)?.id))
         }
         VolumeCommand::Ls(args) => list(&volumes.list()?, args, plane.clock().unix_seconds()),
@@ -46,6 +47,26 @@ pub fn volume(state_dir: &Path, command: &VolumeCommand) -> Result<(), Failure> 
                 }
                 None => {
                     volumes.detach(*volume)?;
+                }
+            }
+            Ok(())
+        }
+        VolumeCommand::Resize { volume, size } => {
+            match Daemon::find(&plane)? {
+                Some(daemon) => {
+                    let gib = size.as_bytes() / GIB;
+                    if size.as_bytes() % GIB != 0 {
+                        return Err(Failure::new(
+                            "beside kilnd, the size of a volume is a whole number of GiB",
+                        ));
+                    }
+                    daemon.call(
+                        "ModifyVolume",
+                        Parameters::default().with("VolumeId", volume).with("Size", gib),
+                    )?;
+                }
+                None => {
+                    volumes.resize(*volume, *size)?;
                 }
             }
             Ok(())

@@ -2,12 +2,13 @@
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use kiln_controlplane::instances::{Attribute, Instance, ShutdownBehavior};
+use kiln_controlplane::instances::{Attribute, DeviceEnd, Instance, ShutdownBehavior};
 use kiln_model::{InstanceId, InstanceType, UserData};
 use serde_json::{Value, json};
 
-use super::ids::INSTANCE;
-use super::instances::{ROOT_DEVICE, World};
+use super::ids::{INSTANCE, VOLUME};
+use super::instances::World;
+use super::lifecycle::{self, Instances};
 use super::vpcs::Switch;
 use super::{Answer, Context, input};
 use crate::error::ApiError;
@@ -17,7 +18,10 @@ input!(Text { value: Option<String> });
 input!(ModifyInstanceAttribute { instance_id: String, attribute: Option<String>, value: Option<String>,
     instance_type: Option<Text>, user_data: Option<Text>, groups: Vec<String>, disable_api_termination: Option<Switch>,
     disable_api_stop: Option<Switch>, source_dest_check: Option<Switch>, ebs_optimized: Option<Switch>,
-    instance_initiated_shutdown_behavior: Option<Text> });
+    instance_initiated_shutdown_behavior: Option<Text>, block_device_mappings: Vec<DeviceChange> });
+input!(EbsChange { delete_on_termination: Option<bool>, volume_id: Option<String> });
+input!(DeviceChange { device_name: Option<String>, ebs: Option<EbsChange> });
+input!(GetInstanceUefiData { instance_id: String });
 input!(GetConsoleOutput { instance_id: String, latest: bool });
 input!(GetPasswordData { instance_id: String });
 
@@ -42,7 +46,7 @@ pub(super) fn describe(context: &Context<'_>, request: DescribeInstanceAttribute
             let word = if instance.shutdown == ShutdownBehavior::Stop { "stop" } else { "terminate" };
             ("InstanceInitiatedShutdownBehavior", json!({ "Value": word }))
         }
-        "rootDeviceName" => ("RootDeviceName", json!({"Value": ROOT_DEVICE})),
+        "rootDeviceName" => ("RootDeviceName", json!({"Value": instance.root.device})),
         "sourceDestCheck" => ("SourceDestCheck", json!({"Value": true})),
         "groupSet" => ("Groups", World::read(context)?.groups_of(&instance).into()),
         "ebsOptimized" => ("EbsOptimized", json!({"Value": false})),
@@ -99,6 +103,9 @@ impl ModifyInstanceAttribute {
                 None => {}
             }
         }
+        if !self.block_device_mappings.is_empty() {
+            all.push(volumes_go(self.block_device_mappings)?);
+        }
         let value = self.value.as_deref();
         match self.attribute.as_deref() {
             None => {}
@@ -119,6 +126,19 @@ impl ModifyInstanceAttribute {
             )),
         }
     }
+}
+
+/// Which volumes go with the instance.
+fn volumes_go(changes: Vec<DeviceChange>) -> Result<Attribute, ApiError> {
+    let one = |change: DeviceChange| {
+        let device = change.device_name.ok_or_else(|| ApiError::missing("BlockDeviceMapping.DeviceName"))?;
+        let ebs = change.ebs.unwrap_or_default();
+        let goes = ebs.delete_on_termination;
+        let goes = goes.ok_or_else(|| ApiError::missing("BlockDeviceMapping.Ebs.DeleteOnTermination"))?;
+        let volume = ebs.volume_id.map(|id| VOLUME.parse(&id)).transpose()?;
+        Ok(DeviceEnd { device, volume, goes })
+    };
+    Ok(Attribute::DeleteOnTermination(changes.into_iter().map(one).collect::<Result<_, ApiError>>()?))
 }
 
 fn kind(name: &str) -> Result<Attribute, ApiError> {
@@ -148,6 +168,37 @@ pub(super) fn modify(context: &Context<'_>, request: ModifyInstanceAttribute) ->
     let id = find(context, &request.instance_id)?.id;
     context.supervisor.modify(id, &request.change()?)?;
     Ok(json!({}))
+}
+
+/// Whether an instance is monitored in detail, as it is shown.
+pub(super) fn shown_monitoring(instance: &Instance) -> Value {
+    json!({"State": if instance.monitoring { "enabled" } else { "disabled" }})
+}
+
+fn set_monitoring(context: &Context<'_>, wanted: &[String], on: bool) -> Answer {
+    let ids = lifecycle::ids(context, wanted)?;
+    let mut items = Vec::new();
+    for id in ids {
+        let instance = context.supervisor.modify(id, &Attribute::Monitoring(on))?;
+        items.push(json!({"InstanceId": id.to_string(), "Monitoring": shown_monitoring(&instance)}));
+    }
+    Ok(json!({ "InstanceMonitorings": items }))
+}
+
+/// `MonitorInstances`: remembered and shown; nothing is measured for it.
+pub(super) fn monitor(context: &Context<'_>, request: Instances) -> Answer {
+    set_monitoring(context, &request.instance_ids, true)
+}
+
+/// `UnmonitorInstances`.
+pub(super) fn unmonitor(context: &Context<'_>, request: Instances) -> Answer {
+    set_monitoring(context, &request.instance_ids, false)
+}
+
+/// `GetInstanceUefiData`: there is no firmware, so it has stored nothing.
+pub(super) fn uefi_data(context: &Context<'_>, request: GetInstanceUefiData) -> Answer {
+    let instance = find(context, &request.instance_id)?;
+    Ok(json!({"InstanceId": instance.id.to_string()}))
 }
 
 /// `GetConsoleOutput`.

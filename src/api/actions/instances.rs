@@ -14,11 +14,10 @@ use serde_json::{Value, json};
 
 use super::ids::INSTANCE;
 use super::listing::{self, Filters, Sieve, listing};
-use super::{Answer, Context, groups, interfaces, lifecycle, metadata_options, profiles, tagging};
+use super::{
+    Answer, Context, attributes, groups, interfaces, lifecycle, metadata_options, profiles, tagging,
+};
 use crate::error::ApiError;
-
-/// Name of the root device, as the metadata service tells it too.
-pub(super) const ROOT_DEVICE: &str = "/dev/xvda";
 
 listing!(DescribeInstances { instance_ids: Vec<String>, include_managed_resources: bool });
 listing!(DescribeInstanceStatus { instance_ids: Vec<String>, include_all_instances: bool,
@@ -47,6 +46,9 @@ const FILTERS: &Filters = &[
     ("ip-address", "PublicIpAddress"),
     ("key-name", "KeyName"),
     ("launch-index", "AmiLaunchIndex"),
+    ("block-device-mapping.attach-time", "BlockDeviceMappings.Ebs.AttachTime"),
+    ("block-device-mapping.delete-on-termination", "BlockDeviceMappings.Ebs.DeleteOnTermination"),
+    ("monitoring-state", "Monitoring.State"),
     ("metadata-options.http-tokens", "MetadataOptions.HttpTokens"),
     ("metadata-options.http-endpoint", "MetadataOptions.HttpEndpoint"),
     ("metadata-options.http-put-response-hop-limit", "MetadataOptions.HttpPutResponseHopLimit"),
@@ -140,8 +142,8 @@ impl World {
             "InstanceId": instance.id.to_string(), "InstanceType": instance.instance_type,
             "State": lifecycle::state(instance.state), "AmiLaunchIndex": instance.launch_index,
             "LaunchTime": instance.launched, "Architecture": "x86_64", "Hypervisor": "xen",
-            "VirtualizationType": "hvm", "RootDeviceName": ROOT_DEVICE, "RootDeviceType": "ebs",
-            "Monitoring": {"State": "disabled"}, "EbsOptimized": false, "EnaSupport": false,
+            "VirtualizationType": "hvm", "RootDeviceName": instance.root.device, "RootDeviceType": "ebs",
+            "Monitoring": attributes::shown_monitoring(instance), "EbsOptimized": false, "EnaSupport": false,
             "Placement": {"AvailabilityZone": ZONE, "AvailabilityZoneId": ZONE_ID, "GroupName": "", "Tenancy": "default"},
             "CpuOptions": {"CoreCount": instance.vcpus, "ThreadsPerCore": 1}, "KeyName": instance.key_name,
             "StateTransitionReason": instance.reason.as_ref().map(|r| r.transition()).unwrap_or_default(),

@@ -9,13 +9,12 @@ use kiln_controlplane::instances::{
     Instance, LaunchError, LaunchRequest, RequestError, ShutdownBehavior, SupervisorError,
 };
 use kiln_controlplane::network::{DEFAULT_GROUP, Ipv6Wish, Placement};
-use kiln_controlplane::state::StoreError;
-use kiln_controlplane::tags;
-use kiln_model::{ByteSize, ImageId, InstanceType, SubnetId, Tag, UserData, VpcId};
+use kiln_model::{ImageId, InstanceType, SubnetId, UserData, VpcId};
 use serde_json::Value;
 
+use super::devices::{self, Mapping};
 use super::ids::{GROUP, IMAGE, SUBNET};
-use super::instances::{self, World};
+use super::instances::World;
 use super::metadata_options::{self, MetadataOptionsRequest};
 use super::tagging::{self, TagSpecification};
 use super::tokens::Token;
@@ -24,8 +23,6 @@ use crate::error::ApiError;
 
 /// Instances of one request.
 const MAX_COUNT: u32 = 100;
-/// Names of the root device: what instances show, and what is usual.
-const ROOT_DEVICES: [&str; 2] = [instances::ROOT_DEVICE, "/dev/sda1"];
 
 input!(PlacementRequest { availability_zone: Option<String>, availability_zone_id: Option<String>,
     tenancy: Option<String> });
@@ -36,9 +33,6 @@ input!(Interface { device_index: i64, subnet_id: Option<String>, groups: Vec<Str
     description: Option<String>, network_card_index: Option<i64>, interface_type: Option<String>,
     ipv6_address_count: Option<i64>, ipv6_addresses: Vec<Ipv6Address> });
 input!(Ipv6Address { ipv6_address: String });
-input!(Ebs { volume_size: Option<u64>, delete_on_termination: Option<bool>, volume_type: Option<String>,
-    encrypted: bool, iops: Option<i64>, throughput: Option<i64> });
-input!(Mapping { device_name: String, ebs: Option<Ebs> });
 input!(RunInstances { image_id: Option<String>, instance_type: Option<String>, min_count: i64, max_count: i64,
     key_name: Option<String>, security_group_ids: Vec<String>, security_groups: Vec<String>,
     subnet_id: Option<String>, private_ip_address: Option<String>, user_data: Option<String>,
@@ -135,7 +129,6 @@ impl RunInstances {
     /// Refuses what would be a promise that is not kept.
     fn check_unsupported(&self) -> Result<(), ApiError> {
         let refused = [
-            (self.monitoring.enabled, "Detailed monitoring"),
             (self.enclave_options.enabled, "An enclave"),
             (self.hibernation_options.configured, "Hibernation"),
             (self.disable_api_stop, "Stop protection"),
@@ -162,29 +155,6 @@ impl RunInstances {
             ));
         }
         Ok((least, most))
-    }
-
-    /// Size of the root volume, the only one there is.
-    fn volume_size(&self) -> Result<Option<ByteSize>, ApiError> {
-        let mut size = None;
-        for mapping in &self.block_device_mappings {
-            if !ROOT_DEVICES.contains(&mapping.device_name.as_str()) {
-                let message = format!("There is no device {} but the root volume", mapping.device_name);
-                return Err(ApiError::unsupported(message));
-            }
-            let Some(ebs) = &mapping.ebs else { continue };
-            if ebs.encrypted || ebs.delete_on_termination == Some(false) {
-                return Err(ApiError::unsupported(
-                    "A root volume is not encrypted and goes with its instance",
-                ));
-            }
-            let bytes = ebs.volume_size.map(|gib| {
-                gib.checked_mul(1 << 30)
-                    .ok_or_else(|| ApiError::new("InvalidBlockDeviceMapping", "The volume is too large"))
-            });
-            size = bytes.transpose()?.map(ByteSize::bytes);
-        }
-        Ok(size)
     }
 }
 
@@ -234,17 +204,17 @@ pub(super) fn run(context: &Context<'_>, mut input: Value) -> Answer {
         std::mem::take(&mut wish.tag_specifications),
         &["instance", "volume", "network-interface"],
     )?;
-    let image = wish.image_id.clone().ok_or_else(|| ApiError::missing("ImageId"))?;
-    let id: ImageId = IMAGE.parse(&image)?;
-    context.plane.images().find(&id.to_string()).map_err(|e| match e {
-        ImageError::NotFound { .. } => IMAGE.missing(&image),
+    let named = wish.image_id.clone().ok_or_else(|| ApiError::missing("ImageId"))?;
+    let id: ImageId = IMAGE.parse(&named)?;
+    let image = context.plane.images().find(&id.to_string()).map_err(|e| match e {
+        ImageError::NotFound { .. } => IMAGE.missing(&named),
         e => refused(e.into()),
     })?;
     let kind = wish.instance_type.clone().unwrap_or_else(|| InstanceType::DEFAULT.to_owned());
     if InstanceType::find(&kind).is_err() {
         return Err(ApiError::value(format!("Invalid value '{kind}' for InstanceType.")));
     }
-    let mut request = LaunchRequest::new(&image, &kind);
+    let mut request = LaunchRequest::new(&named, &kind);
     let default = context.plane.networks().default_subnet()?;
     let subnet = match &place.subnet {
         Some(subnet) => {
@@ -274,7 +244,19 @@ pub(super) fn run(context: &Context<'_>, mut input: Value) -> Answer {
         public_ip: place.public.unwrap_or(subnets::maps_public(subnet.id, default.id)),
         ..Placement::default()
     };
-    request.volume_size = wish.volume_size()?;
+    let devices = devices::read(std::mem::take(&mut wish.block_device_mappings))?;
+    if let Some(root) = devices.root {
+        let other = |snapshot| image.root.is_none_or(|own| own != snapshot);
+        if root.snapshot.is_some_and(other) {
+            let message = "The snapshot of the root volume is that of the image";
+            return Err(ApiError::new("InvalidBlockDeviceMapping", message));
+        }
+        request.volume_size = root.size;
+        request.keep_root = root.delete_on_termination.map(|goes| !goes);
+        request.root_kind = root.kind;
+    }
+    request.volumes = devices.others;
+    request.monitoring = wish.monitoring.enabled;
     request.user_data = wish.user_data.as_deref().map(user_data).transpose()?;
     if let Some(name) = &wish.key_name {
         request.ssh_key = Some(key_pairs::service(context).get(name)?.public);
@@ -290,13 +272,13 @@ pub(super) fn run(context: &Context<'_>, mut input: Value) -> Answer {
         None => None,
     };
     request.tags = tags.remove("instance").unwrap_or_default();
-    let (volume, interface) = (tags.remove("volume"), tags.remove("network-interface"));
-    let launched = context.supervisor.launch(&request, counts, &mut |tx, instances| {
-        for instance in instances {
-            tag(tx, &instance.root.id.to_string(), volume.as_deref())?;
-            for own in instance.interfaces() {
-                tag(tx, &own.id.to_string(), interface.as_deref())?;
-            }
+    let (volume_tags, interface_tags) = (tags.remove("volume"), tags.remove("network-interface"));
+    let launched = context.supervisor.launch(&request, counts, &mut |tx, instances, volumes| {
+        for volume in volumes {
+            tagging::set_new(tx, &volume.id.to_string(), volume_tags.as_deref().unwrap_or_default())?;
+        }
+        for own in instances.iter().flat_map(Instance::interfaces) {
+            tagging::set_new(tx, &own.id.to_string(), interface_tags.as_deref().unwrap_or_default())?;
         }
         token.note(tx, instances.iter().map(|instance| instance.id.to_string()).collect())
     });
@@ -312,18 +294,6 @@ pub(super) fn run(context: &Context<'_>, mut input: Value) -> Answer {
     };
     let ids: Vec<_> = launched.iter().map(|instance| instance.id.to_string()).collect();
     answer(context, &ids)
-}
-
-fn tag(
-    tx: &mut kiln_controlplane::state::Transaction<'_>,
-    id: &str,
-    own: Option<&[Tag]>,
-) -> Result<(), StoreError> {
-    tags::set_in(tx, id, own.unwrap_or_default()).map_err(|error| match error {
-        tags::TagError::Store(error) => error,
-        // A new resource has no others.
-        tags::TagError::TooMany { .. } => StoreError::Contended,
-    })
 }
 
 /// The reservation of these instances, as it is now.
@@ -348,6 +318,7 @@ pub(super) fn refused(error: LaunchError) -> ApiError {
         }
         LaunchError::Request(_) => "InvalidParameterValue",
         LaunchError::Image(error) => return error.into(),
+        LaunchError::Volume(error) => return devices::refused(error),
         LaunchError::VolumeTooSmall { .. } | LaunchError::VolumeTooLarge(_) => "InvalidBlockDeviceMapping",
         LaunchError::Network(error) => return error.into(),
         LaunchError::Role(_) => "InvalidParameterValue",

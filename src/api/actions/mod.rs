@@ -7,9 +7,11 @@
 
 mod addresses;
 mod attributes;
+mod devices;
 mod groups;
 mod iam;
 mod ids;
+mod image_attributes;
 mod images;
 mod instances;
 mod interfaces;
@@ -107,6 +109,8 @@ static EC2: &[(&str, Action)] = actions! { ec2:
     AttachVolume => volumes::attach,
     AuthorizeSecurityGroupEgress => rules::authorize_egress,
     AuthorizeSecurityGroupIngress => rules::authorize_ingress,
+    CopyImage => images::copy,
+    CopySnapshot => volumes::copy_snapshot,
     CreateImage => images::create,
     CreateKeyPair => key_pairs::create,
     CreateSecurityGroup => groups::create,
@@ -129,6 +133,7 @@ static EC2: &[(&str, Action)] = actions! { ec2:
     DescribeAvailabilityZones => places::zones,
     DescribeDhcpOptions => routes::dhcp_options,
     DescribeIamInstanceProfileAssociations => profiles::describe,
+    DescribeImageAttribute => image_attributes::describe,
     DescribeImages => images::describe,
     DescribeInstanceAttribute => attributes::describe,
     DescribeInstanceCreditSpecifications => instances::describe_credits,
@@ -143,23 +148,29 @@ static EC2: &[(&str, Action)] = actions! { ec2:
     DescribeRouteTables => routes::route_tables,
     DescribeSecurityGroupRules => rules::describe,
     DescribeSecurityGroups => groups::describe,
+    DescribeSnapshotAttribute => volumes::describe_snapshot_attribute,
     DescribeSnapshots => volumes::describe_snapshots,
     DescribeSubnets => subnets::describe,
     DescribeTags => tagging::describe,
     DescribeVolumes => volumes::describe,
+    DescribeVolumesModifications => volumes::describe_modifications,
     DescribeVpcAttribute => vpcs::describe_attribute,
     DescribeVpcs => vpcs::describe,
     DetachVolume => volumes::detach,
     DisassociateAddress => addresses::disassociate,
     DisassociateIamInstanceProfile => profiles::disassociate,
     GetConsoleOutput => attributes::console,
+    GetInstanceUefiData => attributes::uefi_data,
     GetPasswordData => attributes::password,
     ImportKeyPair => key_pairs::import,
+    ModifyImageAttribute => image_attributes::modify,
     ModifyInstanceAttribute => attributes::modify,
     ModifyInstanceMetadataOptions => metadata_options::modify,
     ModifyNetworkInterfaceAttribute => interfaces::modify,
     ModifySecurityGroupRules => rules::modify,
+    ModifyVolume => volumes::modify,
     ModifyVpcAttribute => vpcs::modify_attribute,
+    MonitorInstances => attributes::monitor,
     RebootInstances => lifecycle::reboot,
     RegisterImage => images::register,
     ReleaseAddress => addresses::release,
@@ -170,6 +181,7 @@ static EC2: &[(&str, Action)] = actions! { ec2:
     StartInstances => lifecycle::start,
     StopInstances => lifecycle::stop,
     TerminateInstances => lifecycle::terminate,
+    UnmonitorInstances => attributes::unmonitor,
     UpdateSecurityGroupRuleDescriptionsEgress => rules::describe_egress,
     UpdateSecurityGroupRuleDescriptionsIngress => rules::describe_ingress,
 };

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use kiln_controlplane::instances::TagChange;
+use kiln_controlplane::state::{StoreError, Transaction};
 use kiln_controlplane::tags::{self, MAX_TAGS};
 use kiln_model::{InstanceId, Tag};
 use serde_json::{Value, json};
@@ -76,6 +77,15 @@ pub(super) fn read(context: &Context<'_>) -> Result<TagMap, ApiError> {
     Ok(tags::all(context.plane.store())?.into_iter().map(|row| (row.resource, row.tags)).collect())
 }
 
+/// Writes the tags of a new resource, as part of the transaction that makes it.
+pub(super) fn set_new(tx: &mut Transaction<'_>, id: &str, own: &[Tag]) -> Result<(), StoreError> {
+    tags::set_in(tx, id, own).map_err(|error| match error {
+        tags::TagError::Store(error) => error,
+        // A new resource has no others.
+        tags::TagError::TooMany { .. } => StoreError::Contended,
+    })
+}
+
 /// Tags as they are shown.
 pub(super) fn shown(tags: &[Tag]) -> Value {
     tags.iter().map(|tag| json!({"Key": tag.key(), "Value": tag.value()})).collect()
@@ -131,6 +141,11 @@ impl Known {
                     "vol-",
                     ids::VOLUME,
                     text(&mut context.plane.volumes().list()?.iter().map(|v| v.id.to_string())),
+                ),
+                (
+                    "snap-",
+                    ids::SNAPSHOT,
+                    text(&mut context.plane.volumes().snapshots()?.iter().map(|s| s.id.to_string())),
                 ),
                 (
                     "ami-",

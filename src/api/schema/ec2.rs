@@ -5,13 +5,15 @@ use super::{Bounds, EMPTY, List, Operation, Service, Shape, member, required};
 pub(super) static SERVICE: Service =
     Service { name: "ec2", version: "2016-11-15", namespace: "http://ec2.amazonaws.com/doc/2016-11-15", operations: &OPERATIONS };
 
-static OPERATIONS: [Operation; 71] = [
+static OPERATIONS: [Operation; 81] = [
     Operation { name: "AllocateAddress", input: &ALLOCATE_ADDRESS_REQUEST, output: &ALLOCATE_ADDRESS_RESULT, wrapper: None },
     Operation { name: "AssociateAddress", input: &ASSOCIATE_ADDRESS_REQUEST, output: &ASSOCIATE_ADDRESS_RESULT, wrapper: None },
     Operation { name: "AssociateIamInstanceProfile", input: &ASSOCIATE_IAM_INSTANCE_PROFILE_REQUEST, output: &ASSOCIATE_IAM_INSTANCE_PROFILE_RESULT, wrapper: None },
     Operation { name: "AttachVolume", input: &ATTACH_VOLUME_REQUEST, output: &VOLUME_ATTACHMENT, wrapper: None },
     Operation { name: "AuthorizeSecurityGroupEgress", input: &AUTHORIZE_SECURITY_GROUP_EGRESS_REQUEST, output: &AUTHORIZE_SECURITY_GROUP_EGRESS_RESULT, wrapper: None },
     Operation { name: "AuthorizeSecurityGroupIngress", input: &AUTHORIZE_SECURITY_GROUP_INGRESS_REQUEST, output: &AUTHORIZE_SECURITY_GROUP_INGRESS_RESULT, wrapper: None },
+    Operation { name: "CopyImage", input: &COPY_IMAGE_REQUEST, output: &COPY_IMAGE_RESULT, wrapper: None },
+    Operation { name: "CopySnapshot", input: &COPY_SNAPSHOT_REQUEST, output: &COPY_SNAPSHOT_RESULT, wrapper: None },
     Operation { name: "CreateImage", input: &CREATE_IMAGE_REQUEST, output: &CREATE_IMAGE_RESULT, wrapper: None },
     Operation { name: "CreateKeyPair", input: &CREATE_KEY_PAIR_REQUEST, output: &KEY_PAIR, wrapper: None },
     Operation { name: "CreateSecurityGroup", input: &CREATE_SECURITY_GROUP_REQUEST, output: &CREATE_SECURITY_GROUP_RESULT, wrapper: None },
@@ -34,6 +36,7 @@ static OPERATIONS: [Operation; 71] = [
     Operation { name: "DescribeAvailabilityZones", input: &DESCRIBE_AVAILABILITY_ZONES_REQUEST, output: &DESCRIBE_AVAILABILITY_ZONES_RESULT, wrapper: None },
     Operation { name: "DescribeDhcpOptions", input: &DESCRIBE_DHCP_OPTIONS_REQUEST, output: &DESCRIBE_DHCP_OPTIONS_RESULT, wrapper: None },
     Operation { name: "DescribeIamInstanceProfileAssociations", input: &DESCRIBE_IAM_INSTANCE_PROFILE_ASSOCIATIONS_REQUEST, output: &DESCRIBE_IAM_INSTANCE_PROFILE_ASSOCIATIONS_RESULT, wrapper: None },
+    Operation { name: "DescribeImageAttribute", input: &DESCRIBE_IMAGE_ATTRIBUTE_REQUEST, output: &IMAGE_ATTRIBUTE, wrapper: None },
     Operation { name: "DescribeImages", input: &DESCRIBE_IMAGES_REQUEST, output: &DESCRIBE_IMAGES_RESULT, wrapper: None },
     Operation { name: "DescribeInstanceAttribute", input: &DESCRIBE_INSTANCE_ATTRIBUTE_REQUEST, output: &INSTANCE_ATTRIBUTE, wrapper: None },
     Operation { name: "DescribeInstanceCreditSpecifications", input: &DESCRIBE_INSTANCE_CREDIT_SPECIFICATIONS_REQUEST, output: &DESCRIBE_INSTANCE_CREDIT_SPECIFICATIONS_RESULT, wrapper: None },
@@ -48,23 +51,29 @@ static OPERATIONS: [Operation; 71] = [
     Operation { name: "DescribeRouteTables", input: &DESCRIBE_ROUTE_TABLES_REQUEST, output: &DESCRIBE_ROUTE_TABLES_RESULT, wrapper: None },
     Operation { name: "DescribeSecurityGroupRules", input: &DESCRIBE_SECURITY_GROUP_RULES_REQUEST, output: &DESCRIBE_SECURITY_GROUP_RULES_RESULT, wrapper: None },
     Operation { name: "DescribeSecurityGroups", input: &DESCRIBE_SECURITY_GROUPS_REQUEST, output: &DESCRIBE_SECURITY_GROUPS_RESULT, wrapper: None },
+    Operation { name: "DescribeSnapshotAttribute", input: &DESCRIBE_SNAPSHOT_ATTRIBUTE_REQUEST, output: &DESCRIBE_SNAPSHOT_ATTRIBUTE_RESULT, wrapper: None },
     Operation { name: "DescribeSnapshots", input: &DESCRIBE_SNAPSHOTS_REQUEST, output: &DESCRIBE_SNAPSHOTS_RESULT, wrapper: None },
     Operation { name: "DescribeSubnets", input: &DESCRIBE_SUBNETS_REQUEST, output: &DESCRIBE_SUBNETS_RESULT, wrapper: None },
     Operation { name: "DescribeTags", input: &DESCRIBE_TAGS_REQUEST, output: &DESCRIBE_TAGS_RESULT, wrapper: None },
     Operation { name: "DescribeVolumes", input: &DESCRIBE_VOLUMES_REQUEST, output: &DESCRIBE_VOLUMES_RESULT, wrapper: None },
+    Operation { name: "DescribeVolumesModifications", input: &DESCRIBE_VOLUMES_MODIFICATIONS_REQUEST, output: &DESCRIBE_VOLUMES_MODIFICATIONS_RESULT, wrapper: None },
     Operation { name: "DescribeVpcAttribute", input: &DESCRIBE_VPC_ATTRIBUTE_REQUEST, output: &DESCRIBE_VPC_ATTRIBUTE_RESULT, wrapper: None },
     Operation { name: "DescribeVpcs", input: &DESCRIBE_VPCS_REQUEST, output: &DESCRIBE_VPCS_RESULT, wrapper: None },
     Operation { name: "DetachVolume", input: &DETACH_VOLUME_REQUEST, output: &VOLUME_ATTACHMENT, wrapper: None },
     Operation { name: "DisassociateAddress", input: &DISASSOCIATE_ADDRESS_REQUEST, output: &EMPTY, wrapper: None },
     Operation { name: "DisassociateIamInstanceProfile", input: &DISASSOCIATE_IAM_INSTANCE_PROFILE_REQUEST, output: &DISASSOCIATE_IAM_INSTANCE_PROFILE_RESULT, wrapper: None },
     Operation { name: "GetConsoleOutput", input: &GET_CONSOLE_OUTPUT_REQUEST, output: &GET_CONSOLE_OUTPUT_RESULT, wrapper: None },
+    Operation { name: "GetInstanceUefiData", input: &GET_INSTANCE_UEFI_DATA_REQUEST, output: &GET_INSTANCE_UEFI_DATA_RESULT, wrapper: None },
     Operation { name: "GetPasswordData", input: &GET_PASSWORD_DATA_REQUEST, output: &GET_PASSWORD_DATA_RESULT, wrapper: None },
     Operation { name: "ImportKeyPair", input: &IMPORT_KEY_PAIR_REQUEST, output: &IMPORT_KEY_PAIR_RESULT, wrapper: None },
+    Operation { name: "ModifyImageAttribute", input: &MODIFY_IMAGE_ATTRIBUTE_REQUEST, output: &EMPTY, wrapper: None },
     Operation { name: "ModifyInstanceAttribute", input: &MODIFY_INSTANCE_ATTRIBUTE_REQUEST, output: &EMPTY, wrapper: None },
     Operation { name: "ModifyInstanceMetadataOptions", input: &MODIFY_INSTANCE_METADATA_OPTIONS_REQUEST, output: &MODIFY_INSTANCE_METADATA_OPTIONS_RESULT, wrapper: None },
     Operation { name: "ModifyNetworkInterfaceAttribute", input: &MODIFY_NETWORK_INTERFACE_ATTRIBUTE_REQUEST, output: &EMPTY, wrapper: None },
     Operation { name: "ModifySecurityGroupRules", input: &MODIFY_SECURITY_GROUP_RULES_REQUEST, output: &MODIFY_SECURITY_GROUP_RULES_RESULT, wrapper: None },
+    Operation { name: "ModifyVolume", input: &MODIFY_VOLUME_REQUEST, output: &MODIFY_VOLUME_RESULT, wrapper: None },
     Operation { name: "ModifyVpcAttribute", input: &MODIFY_VPC_ATTRIBUTE_REQUEST, output: &EMPTY, wrapper: None },
+    Operation { name: "MonitorInstances", input: &MONITOR_INSTANCES_REQUEST, output: &MONITOR_INSTANCES_RESULT, wrapper: None },
     Operation { name: "RebootInstances", input: &REBOOT_INSTANCES_REQUEST, output: &EMPTY, wrapper: None },
     Operation { name: "RegisterImage", input: &REGISTER_IMAGE_REQUEST, output: &REGISTER_IMAGE_RESULT, wrapper: None },
     Operation { name: "ReleaseAddress", input: &RELEASE_ADDRESS_REQUEST, output: &EMPTY, wrapper: None },
@@ -75,6 +84,7 @@ static OPERATIONS: [Operation; 71] = [
     Operation { name: "StartInstances", input: &START_INSTANCES_REQUEST, output: &START_INSTANCES_RESULT, wrapper: None },
     Operation { name: "StopInstances", input: &STOP_INSTANCES_REQUEST, output: &STOP_INSTANCES_RESULT, wrapper: None },
     Operation { name: "TerminateInstances", input: &TERMINATE_INSTANCES_REQUEST, output: &TERMINATE_INSTANCES_RESULT, wrapper: None },
+    Operation { name: "UnmonitorInstances", input: &UNMONITOR_INSTANCES_REQUEST, output: &UNMONITOR_INSTANCES_RESULT, wrapper: None },
     Operation { name: "UpdateSecurityGroupRuleDescriptionsEgress", input: &UPDATE_SECURITY_GROUP_RULE_DESCRIPTIONS_EGRESS_REQUEST, output: &UPDATE_SECURITY_GROUP_RULE_DESCRIPTIONS_EGRESS_RESULT, wrapper: None },
     Operation { name: "UpdateSecurityGroupRuleDescriptionsIngress", input: &UPDATE_SECURITY_GROUP_RULE_DESCRIPTIONS_INGRESS_REQUEST, output: &UPDATE_SECURITY_GROUP_RULE_DESCRIPTIONS_INGRESS_RESULT, wrapper: None },
 ];
@@ -327,6 +337,45 @@ static CONNECTION_TRACKING_SPECIFICATION_RESPONSE: Shape = Shape::Structure(&[
     member("UdpStreamTimeout", "UdpStreamTimeout", "udpStreamTimeout", &INTEGER),
     member("UdpTimeout", "UdpTimeout", "udpTimeout", &INTEGER),
 ]);
+static COPY_IMAGE_CLIENT_TOKEN: Shape = Shape::Text(Bounds { min: Some(0), max: Some(128) });
+static COPY_IMAGE_REQUEST: Shape = Shape::Structure(&[
+    member("ClientToken", "ClientToken", "ClientToken", &COPY_IMAGE_CLIENT_TOKEN),
+    member("Description", "Description", "Description", &IMAGE_DESCRIPTION_REQUEST),
+    member("Encrypted", "Encrypted", "encrypted", &BOOLEAN),
+    member("KmsKeyId", "KmsKeyId", "kmsKeyId", &KMS_KEY_ID),
+    required("Name", "Name", "Name", &IMAGE_NAME_REQUEST),
+    required("SourceImageId", "SourceImageId", "SourceImageId", &STRING),
+    required("SourceRegion", "SourceRegion", "SourceRegion", &STRING),
+    member("DestinationOutpostArn", "DestinationOutpostArn", "DestinationOutpostArn", &STRING),
+    member("CopyImageTags", "CopyImageTags", "CopyImageTags", &BOOLEAN),
+    member("TagSpecifications", "TagSpecification", "TagSpecification", &TAG_SPECIFICATION_LIST),
+    member("SnapshotCopyCompletionDurationMinutes", "SnapshotCopyCompletionDurationMinutes", "SnapshotCopyCompletionDurationMinutes", &LONG),
+    member("DestinationAvailabilityZone", "DestinationAvailabilityZone", "DestinationAvailabilityZone", &STRING),
+    member("DestinationAvailabilityZoneId", "DestinationAvailabilityZoneId", "DestinationAvailabilityZoneId", &STRING),
+    member("DryRun", "DryRun", "dryRun", &BOOLEAN),
+]);
+static COPY_IMAGE_RESULT: Shape = Shape::Structure(&[
+    member("ImageId", "ImageId", "imageId", &STRING),
+]);
+static COPY_SNAPSHOT_REQUEST: Shape = Shape::Structure(&[
+    member("Description", "Description", "Description", &STRING),
+    member("DestinationOutpostArn", "DestinationOutpostArn", "DestinationOutpostArn", &STRING),
+    member("DestinationRegion", "DestinationRegion", "destinationRegion", &STRING),
+    member("Encrypted", "Encrypted", "encrypted", &BOOLEAN),
+    member("KmsKeyId", "KmsKeyId", "kmsKeyId", &KMS_KEY_ID),
+    member("PresignedUrl", "PresignedUrl", "presignedUrl", &COPY_SNAPSHOT_REQUEST_PSU),
+    required("SourceRegion", "SourceRegion", "SourceRegion", &STRING),
+    required("SourceSnapshotId", "SourceSnapshotId", "SourceSnapshotId", &STRING),
+    member("TagSpecifications", "TagSpecification", "TagSpecification", &TAG_SPECIFICATION_LIST),
+    member("CompletionDurationMinutes", "CompletionDurationMinutes", "CompletionDurationMinutes", &SNAPSHOT_COMPLETION_DURATION_MINUTES_REQUEST),
+    member("DestinationAvailabilityZone", "DestinationAvailabilityZone", "DestinationAvailabilityZone", &STRING),
+    member("DryRun", "DryRun", "dryRun", &BOOLEAN),
+]);
+static COPY_SNAPSHOT_REQUEST_PSU: Shape = Shape::Text(Bounds { min: None, max: None });
+static COPY_SNAPSHOT_RESULT: Shape = Shape::Structure(&[
+    member("Tags", "TagSet", "tagSet", &TAG_LIST),
+    member("SnapshotId", "SnapshotId", "snapshotId", &STRING),
+]);
 static CORE_COUNT: Shape = Shape::Integer(Bounds { min: None, max: None });
 static CORE_COUNT_LIST: Shape = Shape::List(List { element: "item", flat: true, bounds: Bounds { min: None, max: None }, shape: &CORE_COUNT });
 static CORE_NETWORK_ARN: Shape = Shape::Text(Bounds { min: None, max: None });
@@ -407,6 +456,11 @@ static CREATE_TAGS_REQUEST: Shape = Shape::Structure(&[
     required("Resources", "ResourceId", "ResourceId", &RESOURCE_ID_LIST),
     required("Tags", "Tag", "Tag", &TAG_LIST),
 ]);
+static CREATE_VOLUME_PERMISSION: Shape = Shape::Structure(&[
+    member("UserId", "UserId", "userId", &STRING),
+    member("Group", "Group", "group", &PERMISSION_GROUP),
+]);
+static CREATE_VOLUME_PERMISSION_LIST: Shape = Shape::List(List { element: "item", flat: true, bounds: Bounds { min: None, max: None }, shape: &CREATE_VOLUME_PERMISSION });
 static CREATE_VOLUME_REQUEST: Shape = Shape::Structure(&[
     member("AvailabilityZone", "AvailabilityZone", "AvailabilityZone", &AVAILABILITY_ZONE_NAME),
     member("AvailabilityZoneId", "AvailabilityZoneId", "AvailabilityZoneId", &AVAILABILITY_ZONE_ID),
@@ -587,6 +641,11 @@ static DESCRIBE_IMAGES_RESULT: Shape = Shape::Structure(&[
     member("NextToken", "NextToken", "nextToken", &STRING),
     member("Images", "ImagesSet", "imagesSet", &IMAGE_LIST),
 ]);
+static DESCRIBE_IMAGE_ATTRIBUTE_REQUEST: Shape = Shape::Structure(&[
+    required("Attribute", "Attribute", "Attribute", &IMAGE_ATTRIBUTE_NAME),
+    required("ImageId", "ImageId", "ImageId", &IMAGE_ID),
+    member("DryRun", "DryRun", "dryRun", &BOOLEAN),
+]);
 static DESCRIBE_INSTANCES_REQUEST: Shape = Shape::Structure(&[
     member("InstanceIds", "InstanceId", "InstanceId", &INSTANCE_ID_STRING_LIST),
     member("IncludeManagedResources", "IncludeManagedResources", "IncludeManagedResources", &BOOLEAN),
@@ -746,6 +805,16 @@ static DESCRIBE_SNAPSHOTS_RESULT: Shape = Shape::Structure(&[
     member("NextToken", "NextToken", "nextToken", &STRING),
     member("Snapshots", "SnapshotSet", "snapshotSet", &SNAPSHOT_LIST),
 ]);
+static DESCRIBE_SNAPSHOT_ATTRIBUTE_REQUEST: Shape = Shape::Structure(&[
+    required("Attribute", "Attribute", "Attribute", &SNAPSHOT_ATTRIBUTE_NAME),
+    required("SnapshotId", "SnapshotId", "SnapshotId", &SNAPSHOT_ID),
+    member("DryRun", "DryRun", "dryRun", &BOOLEAN),
+]);
+static DESCRIBE_SNAPSHOT_ATTRIBUTE_RESULT: Shape = Shape::Structure(&[
+    member("ProductCodes", "ProductCodes", "productCodes", &PRODUCT_CODE_LIST),
+    member("SnapshotId", "SnapshotId", "snapshotId", &STRING),
+    member("CreateVolumePermissions", "CreateVolumePermission", "createVolumePermission", &CREATE_VOLUME_PERMISSION_LIST),
+]);
 static DESCRIBE_SUBNETS_MAX_RESULTS: Shape = Shape::Integer(Bounds { min: Some(5), max: Some(1000) });
 static DESCRIBE_SUBNETS_REQUEST: Shape = Shape::Structure(&[
     member("Filters", "Filter", "Filter", &FILTER_LIST),
@@ -767,6 +836,18 @@ static DESCRIBE_TAGS_REQUEST: Shape = Shape::Structure(&[
 static DESCRIBE_TAGS_RESULT: Shape = Shape::Structure(&[
     member("NextToken", "NextToken", "nextToken", &STRING),
     member("Tags", "TagSet", "tagSet", &TAG_DESCRIPTION_LIST),
+]);
+static DESCRIBE_VOLUMES_MODIFICATIONS_REQUEST: Shape = Shape::Structure(&[
+    member("DryRun", "DryRun", "DryRun", &BOOLEAN),
+    member("VolumeIds", "VolumeId", "VolumeId", &VOLUME_ID_STRING_LIST),
+    member("Filters", "Filter", "Filter", &FILTER_LIST),
+    member("NextToken", "NextToken", "NextToken", &STRING),
+    member("MaxResults", "MaxResults", "MaxResults", &INTEGER),
+    member("IncludeManagedResources", "IncludeManagedResources", "IncludeManagedResources", &BOOLEAN),
+]);
+static DESCRIBE_VOLUMES_MODIFICATIONS_RESULT: Shape = Shape::Structure(&[
+    member("NextToken", "NextToken", "nextToken", &STRING),
+    member("VolumesModifications", "VolumeModificationSet", "volumeModificationSet", &VOLUME_MODIFICATION_LIST),
 ]);
 static DESCRIBE_VOLUMES_REQUEST: Shape = Shape::Structure(&[
     member("VolumeIds", "VolumeId", "VolumeId", &VOLUME_ID_STRING_LIST),
@@ -1012,6 +1093,14 @@ static GET_CONSOLE_OUTPUT_RESULT: Shape = Shape::Structure(&[
     member("Timestamp", "Timestamp", "timestamp", &DATE_TIME),
     member("Output", "Output", "output", &STRING),
 ]);
+static GET_INSTANCE_UEFI_DATA_REQUEST: Shape = Shape::Structure(&[
+    required("InstanceId", "InstanceId", "InstanceId", &INSTANCE_ID),
+    member("DryRun", "DryRun", "DryRun", &BOOLEAN),
+]);
+static GET_INSTANCE_UEFI_DATA_RESULT: Shape = Shape::Structure(&[
+    member("InstanceId", "InstanceId", "instanceId", &INSTANCE_ID),
+    member("UefiData", "UefiData", "uefiData", &SENSITIVE_STRING),
+]);
 static GET_PASSWORD_DATA_REQUEST: Shape = Shape::Structure(&[
     required("InstanceId", "InstanceId", "InstanceId", &INSTANCE_ID),
     member("DryRun", "DryRun", "dryRun", &BOOLEAN),
@@ -1121,6 +1210,23 @@ static IMAGE: Shape = Shape::Structure(&[
     member("RamdiskId", "RamdiskId", "ramdiskId", &STRING),
     member("Platform", "Platform", "platform", &PLATFORM_VALUES),
 ]);
+static IMAGE_ATTRIBUTE: Shape = Shape::Structure(&[
+    member("Description", "Description", "description", &ATTRIBUTE_VALUE),
+    member("KernelId", "Kernel", "kernel", &ATTRIBUTE_VALUE),
+    member("RamdiskId", "Ramdisk", "ramdisk", &ATTRIBUTE_VALUE),
+    member("SriovNetSupport", "SriovNetSupport", "sriovNetSupport", &ATTRIBUTE_VALUE),
+    member("BootMode", "BootMode", "bootMode", &ATTRIBUTE_VALUE),
+    member("TpmSupport", "TpmSupport", "tpmSupport", &ATTRIBUTE_VALUE),
+    member("UefiData", "UefiData", "uefiData", &ATTRIBUTE_VALUE),
+    member("LastLaunchedTime", "LastLaunchedTime", "lastLaunchedTime", &ATTRIBUTE_VALUE),
+    member("ImdsSupport", "ImdsSupport", "imdsSupport", &ATTRIBUTE_VALUE),
+    member("DeregistrationProtection", "DeregistrationProtection", "deregistrationProtection", &ATTRIBUTE_VALUE),
+    member("ImageId", "ImageId", "imageId", &STRING),
+    member("LaunchPermissions", "LaunchPermission", "launchPermission", &LAUNCH_PERMISSION_LIST),
+    member("ProductCodes", "ProductCodes", "productCodes", &PRODUCT_CODE_LIST),
+    member("BlockDeviceMappings", "BlockDeviceMapping", "blockDeviceMapping", &BLOCK_DEVICE_MAPPING_LIST),
+]);
+static IMAGE_ATTRIBUTE_NAME: Shape = Shape::Choice(&["description", "kernel", "ramdisk", "launchPermission", "productCodes", "blockDeviceMapping", "sriovNetSupport", "bootMode", "tpmSupport", "uefiData", "lastLaunchedTime", "imdsSupport", "deregistrationProtection"]);
 static IMAGE_DESCRIPTION_REQUEST: Shape = Shape::Text(Bounds { min: Some(0), max: Some(255) });
 static IMAGE_ID: Shape = Shape::Text(Bounds { min: None, max: None });
 static IMAGE_ID_STRING_LIST: Shape = Shape::List(List { element: "ImageId", flat: true, bounds: Bounds { min: None, max: None }, shape: &IMAGE_ID });
@@ -1329,6 +1435,11 @@ static INSTANCE_METADATA_OPTIONS_RESPONSE: Shape = Shape::Structure(&[
 static INSTANCE_METADATA_OPTIONS_STATE: Shape = Shape::Choice(&["pending", "applied"]);
 static INSTANCE_METADATA_PROTOCOL_STATE: Shape = Shape::Choice(&["disabled", "enabled"]);
 static INSTANCE_METADATA_TAGS_STATE: Shape = Shape::Choice(&["disabled", "enabled"]);
+static INSTANCE_MONITORING: Shape = Shape::Structure(&[
+    member("InstanceId", "InstanceId", "instanceId", &STRING),
+    member("Monitoring", "Monitoring", "monitoring", &MONITORING),
+]);
+static INSTANCE_MONITORING_LIST: Shape = Shape::List(List { element: "item", flat: true, bounds: Bounds { min: None, max: None }, shape: &INSTANCE_MONITORING });
 static INSTANCE_NETWORK_INTERFACE: Shape = Shape::Structure(&[
     member("Association", "Association", "association", &INSTANCE_NETWORK_INTERFACE_ASSOCIATION),
     member("Attachment", "Attachment", "attachment", &INSTANCE_NETWORK_INTERFACE_ATTACHMENT),
@@ -1635,6 +1746,17 @@ static KEY_PAIR_NAME: Shape = Shape::Text(Bounds { min: None, max: None });
 static KEY_PAIR_NAME_WITH_RESOLVER: Shape = Shape::Text(Bounds { min: None, max: None });
 static KEY_TYPE: Shape = Shape::Choice(&["rsa", "ed25519"]);
 static KMS_KEY_ID: Shape = Shape::Text(Bounds { min: None, max: None });
+static LAUNCH_PERMISSION: Shape = Shape::Structure(&[
+    member("OrganizationArn", "OrganizationArn", "organizationArn", &STRING),
+    member("OrganizationalUnitArn", "OrganizationalUnitArn", "organizationalUnitArn", &STRING),
+    member("UserId", "UserId", "userId", &STRING),
+    member("Group", "Group", "group", &PERMISSION_GROUP),
+]);
+static LAUNCH_PERMISSION_LIST: Shape = Shape::List(List { element: "item", flat: true, bounds: Bounds { min: None, max: None }, shape: &LAUNCH_PERMISSION });
+static LAUNCH_PERMISSION_MODIFICATIONS: Shape = Shape::Structure(&[
+    member("Add", "Add", "Add", &LAUNCH_PERMISSION_LIST),
+    member("Remove", "Remove", "Remove", &LAUNCH_PERMISSION_LIST),
+]);
 static LAUNCH_TEMPLATE_ID: Shape = Shape::Text(Bounds { min: None, max: None });
 static LAUNCH_TEMPLATE_SPECIFICATION: Shape = Shape::Structure(&[
     member("LaunchTemplateId", "LaunchTemplateId", "LaunchTemplateId", &LAUNCH_TEMPLATE_ID),
@@ -1692,6 +1814,21 @@ static MEMORY_SIZE: Shape = Shape::Integer(Bounds { min: None, max: None });
 static METRIC_CATEGORY_ID: Shape = Shape::Text(Bounds { min: None, max: None });
 static METRIC_CATEGORY_ID_LIST: Shape = Shape::List(List { element: "item", flat: true, bounds: Bounds { min: None, max: None }, shape: &METRIC_CATEGORY_ID });
 static MILLISECOND_DATE_TIME: Shape = Shape::Timestamp;
+static MODIFY_IMAGE_ATTRIBUTE_REQUEST: Shape = Shape::Structure(&[
+    member("Attribute", "Attribute", "Attribute", &STRING),
+    member("Description", "Description", "Description", &ATTRIBUTE_VALUE),
+    required("ImageId", "ImageId", "ImageId", &IMAGE_ID),
+    member("LaunchPermission", "LaunchPermission", "LaunchPermission", &LAUNCH_PERMISSION_MODIFICATIONS),
+    member("OperationType", "OperationType", "OperationType", &OPERATION_TYPE),
+    member("ProductCodes", "ProductCode", "ProductCode", &PRODUCT_CODE_STRING_LIST),
+    member("UserGroups", "UserGroup", "UserGroup", &USER_GROUP_STRING_LIST),
+    member("UserIds", "UserId", "UserId", &USER_ID_STRING_LIST),
+    member("Value", "Value", "Value", &STRING),
+    member("OrganizationArns", "OrganizationArn", "OrganizationArn", &ORGANIZATION_ARN_STRING_LIST),
+    member("OrganizationalUnitArns", "OrganizationalUnitArn", "OrganizationalUnitArn", &ORGANIZATIONAL_UNIT_ARN_STRING_LIST),
+    member("ImdsSupport", "ImdsSupport", "ImdsSupport", &ATTRIBUTE_VALUE),
+    member("DryRun", "DryRun", "dryRun", &BOOLEAN),
+]);
 static MODIFY_INSTANCE_ATTRIBUTE_REQUEST: Shape = Shape::Structure(&[
     member("SourceDestCheck", "SourceDestCheck", "SourceDestCheck", &ATTRIBUTE_BOOLEAN_VALUE),
     member("EnclaveOptions", "EnclaveOptions", "EnclaveOptions", &ENCLAVE_OPTIONS_REQUEST),
@@ -1747,6 +1884,18 @@ static MODIFY_SECURITY_GROUP_RULES_REQUEST: Shape = Shape::Structure(&[
 static MODIFY_SECURITY_GROUP_RULES_RESULT: Shape = Shape::Structure(&[
     member("Return", "Return", "return", &BOOLEAN),
 ]);
+static MODIFY_VOLUME_REQUEST: Shape = Shape::Structure(&[
+    member("DryRun", "DryRun", "DryRun", &BOOLEAN),
+    required("VolumeId", "VolumeId", "VolumeId", &VOLUME_ID),
+    member("Size", "Size", "Size", &INTEGER),
+    member("VolumeType", "VolumeType", "VolumeType", &VOLUME_TYPE),
+    member("Iops", "Iops", "Iops", &INTEGER),
+    member("Throughput", "Throughput", "Throughput", &INTEGER),
+    member("MultiAttachEnabled", "MultiAttachEnabled", "MultiAttachEnabled", &BOOLEAN),
+]);
+static MODIFY_VOLUME_RESULT: Shape = Shape::Structure(&[
+    member("VolumeModification", "VolumeModification", "volumeModification", &VOLUME_MODIFICATION),
+]);
 static MODIFY_VPC_ATTRIBUTE_REQUEST: Shape = Shape::Structure(&[
     member("EnableDnsHostnames", "EnableDnsHostnames", "EnableDnsHostnames", &ATTRIBUTE_BOOLEAN_VALUE),
     member("EnableDnsSupport", "EnableDnsSupport", "EnableDnsSupport", &ATTRIBUTE_BOOLEAN_VALUE),
@@ -1758,6 +1907,14 @@ static MONITORING: Shape = Shape::Structure(&[
     member("State", "State", "state", &MONITORING_STATE),
 ]);
 static MONITORING_STATE: Shape = Shape::Choice(&["disabled", "disabling", "enabled", "pending"]);
+static MONITOR_INSTANCES_REQUEST: Shape = Shape::Structure(&[
+    required("InstanceIds", "InstanceId", "InstanceId", &INSTANCE_ID_STRING_LIST),
+    member("MetricCategoryIds", "MetricCategoryId", "MetricCategoryId", &METRIC_CATEGORY_ID_LIST),
+    member("DryRun", "DryRun", "dryRun", &BOOLEAN),
+]);
+static MONITOR_INSTANCES_RESULT: Shape = Shape::Structure(&[
+    member("InstanceMonitorings", "InstancesSet", "instancesSet", &INSTANCE_MONITORING_LIST),
+]);
 static NESTED_VIRTUALIZATION_SPECIFICATION: Shape = Shape::Choice(&["enabled", "disabled"]);
 static NETMASK_LENGTH: Shape = Shape::Integer(Bounds { min: None, max: None });
 static NETWORK_CARD_INDEX: Shape = Shape::Integer(Bounds { min: None, max: None });
@@ -1910,6 +2067,7 @@ static NITRO_TPM_SUPPORT: Shape = Shape::Choice(&["unsupported", "supported"]);
 static NITRO_TPM_SUPPORTED_VERSIONS_LIST: Shape = Shape::List(List { element: "item", flat: true, bounds: Bounds { min: None, max: None }, shape: &NITRO_TPM_SUPPORTED_VERSION_TYPE });
 static NITRO_TPM_SUPPORTED_VERSION_TYPE: Shape = Shape::Text(Bounds { min: None, max: None });
 static ODB_NETWORK_ARN: Shape = Shape::Text(Bounds { min: None, max: None });
+static OPERATION_TYPE: Shape = Shape::Choice(&["add", "remove"]);
 static OPERATOR_REQUEST: Shape = Shape::Structure(&[
     member("Principal", "Principal", "Principal", &STRING),
 ]);
@@ -1918,6 +2076,8 @@ static OPERATOR_RESPONSE: Shape = Shape::Structure(&[
     member("Principal", "Principal", "principal", &STRING),
     member("HiddenByDefault", "HiddenByDefault", "hiddenByDefault", &BOOLEAN),
 ]);
+static ORGANIZATIONAL_UNIT_ARN_STRING_LIST: Shape = Shape::List(List { element: "OrganizationalUnitArn", flat: true, bounds: Bounds { min: None, max: None }, shape: &STRING });
+static ORGANIZATION_ARN_STRING_LIST: Shape = Shape::List(List { element: "OrganizationArn", flat: true, bounds: Bounds { min: None, max: None }, shape: &STRING });
 static OWNER_STRING_LIST: Shape = Shape::List(List { element: "Owner", flat: true, bounds: Bounds { min: None, max: None }, shape: &STRING });
 static PASSWORD_DATA: Shape = Shape::Text(Bounds { min: None, max: None });
 static PEAK_BANDWIDTH_IN_GBPS: Shape = Shape::Number;
@@ -1926,6 +2086,7 @@ static PERFORMANCE_STATUS_SUMMARY: Shape = Shape::Structure(&[
     member("ImpairedSince", "ImpairedSince", "impairedSince", &MILLISECOND_DATE_TIME),
     member("Remediation", "Remediation", "remediation", &STRING),
 ]);
+static PERMISSION_GROUP: Shape = Shape::Choice(&["all"]);
 static PHC_SUPPORT: Shape = Shape::Choice(&["unsupported", "supported"]);
 static PLACEMENT: Shape = Shape::Structure(&[
     member("AvailabilityZoneId", "AvailabilityZoneId", "availabilityZoneId", &AVAILABILITY_ZONE_ID),
@@ -1985,6 +2146,7 @@ static PRODUCT_CODE: Shape = Shape::Structure(&[
     member("ProductCodeType", "Type", "type", &PRODUCT_CODE_VALUES),
 ]);
 static PRODUCT_CODE_LIST: Shape = Shape::List(List { element: "item", flat: true, bounds: Bounds { min: None, max: None }, shape: &PRODUCT_CODE });
+static PRODUCT_CODE_STRING_LIST: Shape = Shape::List(List { element: "ProductCode", flat: true, bounds: Bounds { min: None, max: None }, shape: &STRING });
 static PRODUCT_CODE_VALUES: Shape = Shape::Choice(&["devpay", "marketplace"]);
 static PROPAGATING_VGW: Shape = Shape::Structure(&[
     member("GatewayId", "GatewayId", "gatewayId", &STRING),
@@ -2302,6 +2464,7 @@ static SECURITY_GROUP_RULE_UPDATE: Shape = Shape::Structure(&[
 ]);
 static SECURITY_GROUP_RULE_UPDATE_LIST: Shape = Shape::List(List { element: "item", flat: true, bounds: Bounds { min: None, max: None }, shape: &SECURITY_GROUP_RULE_UPDATE });
 static SECURITY_GROUP_STRING_LIST: Shape = Shape::List(List { element: "SecurityGroup", flat: true, bounds: Bounds { min: None, max: None }, shape: &SECURITY_GROUP_NAME });
+static SENSITIVE_STRING: Shape = Shape::Text(Bounds { min: None, max: None });
 static SENSITIVE_USER_DATA: Shape = Shape::Text(Bounds { min: None, max: None });
 static SERVICE_MANAGED: Shape = Shape::Choice(&["alb", "nlb", "rnat", "rds"]);
 static SEVERITY_LABEL: Shape = Shape::Choice(&["informational", "low", "medium", "high", "critical"]);
@@ -2332,6 +2495,8 @@ static SNAPSHOT: Shape = Shape::Structure(&[
     member("KmsKeyId", "KmsKeyId", "kmsKeyId", &STRING),
     member("DataEncryptionKeyId", "DataEncryptionKeyId", "dataEncryptionKeyId", &STRING),
 ]);
+static SNAPSHOT_ATTRIBUTE_NAME: Shape = Shape::Choice(&["productCodes", "createVolumePermission"]);
+static SNAPSHOT_COMPLETION_DURATION_MINUTES_REQUEST: Shape = Shape::Integer(Bounds { min: Some(1), max: Some(2880) });
 static SNAPSHOT_COMPLETION_DURATION_MINUTES_RESPONSE: Shape = Shape::Integer(Bounds { min: None, max: None });
 static SNAPSHOT_ID: Shape = Shape::Text(Bounds { min: None, max: None });
 static SNAPSHOT_ID_STRING_LIST: Shape = Shape::List(List { element: "SnapshotId", flat: true, bounds: Bounds { min: None, max: None }, shape: &SNAPSHOT_ID });
@@ -2460,6 +2625,14 @@ static TOTAL_MEDIA_MEMORY: Shape = Shape::Integer(Bounds { min: None, max: None 
 static TOTAL_NEURON_MEMORY: Shape = Shape::Integer(Bounds { min: None, max: None });
 static TPM_SUPPORT_VALUES: Shape = Shape::Choice(&["v2.0"]);
 static TRANSFER_TYPE: Shape = Shape::Choice(&["time-based", "standard"]);
+static UNMONITOR_INSTANCES_REQUEST: Shape = Shape::Structure(&[
+    required("InstanceIds", "InstanceId", "InstanceId", &INSTANCE_ID_STRING_LIST),
+    member("MetricCategoryIds", "MetricCategoryId", "MetricCategoryId", &METRIC_CATEGORY_ID_LIST),
+    member("DryRun", "DryRun", "dryRun", &BOOLEAN),
+]);
+static UNMONITOR_INSTANCES_RESULT: Shape = Shape::Structure(&[
+    member("InstanceMonitorings", "InstancesSet", "instancesSet", &INSTANCE_MONITORING_LIST),
+]);
 static UNSUPPORTED_INSTANCE_TYPE_SET: Shape = Shape::List(List { element: "item", flat: true, bounds: Bounds { min: None, max: None }, shape: &INSTANCE_TYPE_ITEM });
 static UPDATE_SECURITY_GROUP_RULE_DESCRIPTIONS_EGRESS_REQUEST: Shape = Shape::Structure(&[
     member("DryRun", "DryRun", "DryRun", &BOOLEAN),
@@ -2483,6 +2656,7 @@ static UPDATE_SECURITY_GROUP_RULE_DESCRIPTIONS_INGRESS_RESULT: Shape = Shape::St
 ]);
 static USAGE_CLASS_TYPE: Shape = Shape::Choice(&["spot", "on-demand", "capacity-block"]);
 static USAGE_CLASS_TYPE_LIST: Shape = Shape::List(List { element: "item", flat: true, bounds: Bounds { min: None, max: None }, shape: &USAGE_CLASS_TYPE });
+static USER_GROUP_STRING_LIST: Shape = Shape::List(List { element: "UserGroup", flat: true, bounds: Bounds { min: None, max: None }, shape: &STRING });
 static USER_ID_GROUP_PAIR: Shape = Shape::Structure(&[
     member("Description", "Description", "description", &STRING),
     member("UserId", "UserId", "userId", &STRING),
@@ -2493,6 +2667,7 @@ static USER_ID_GROUP_PAIR: Shape = Shape::Structure(&[
     member("PeeringStatus", "PeeringStatus", "peeringStatus", &STRING),
 ]);
 static USER_ID_GROUP_PAIR_LIST: Shape = Shape::List(List { element: "item", flat: true, bounds: Bounds { min: None, max: None }, shape: &USER_ID_GROUP_PAIR });
+static USER_ID_STRING_LIST: Shape = Shape::List(List { element: "UserId", flat: true, bounds: Bounds { min: None, max: None }, shape: &STRING });
 static VALUE_STRING_LIST: Shape = Shape::List(List { element: "item", flat: true, bounds: Bounds { min: None, max: None }, shape: &STRING });
 static VIRTUALIZATION_TYPE: Shape = Shape::Choice(&["hvm", "paravirtual"]);
 static VIRTUALIZATION_TYPE_LIST: Shape = Shape::List(List { element: "item", flat: true, bounds: Bounds { min: None, max: None }, shape: &VIRTUALIZATION_TYPE });
@@ -2538,6 +2713,27 @@ static VOLUME_ID: Shape = Shape::Text(Bounds { min: None, max: None });
 static VOLUME_ID_STRING_LIST: Shape = Shape::List(List { element: "VolumeId", flat: true, bounds: Bounds { min: None, max: None }, shape: &VOLUME_ID });
 static VOLUME_ID_WITH_RESOLVER: Shape = Shape::Text(Bounds { min: None, max: None });
 static VOLUME_LIST: Shape = Shape::List(List { element: "item", flat: true, bounds: Bounds { min: None, max: None }, shape: &VOLUME });
+static VOLUME_MODIFICATION: Shape = Shape::Structure(&[
+    member("VolumeId", "VolumeId", "volumeId", &STRING),
+    member("ModificationState", "ModificationState", "modificationState", &VOLUME_MODIFICATION_STATE),
+    member("StatusMessage", "StatusMessage", "statusMessage", &STRING),
+    member("TargetSize", "TargetSize", "targetSize", &INTEGER),
+    member("TargetIops", "TargetIops", "targetIops", &INTEGER),
+    member("TargetVolumeType", "TargetVolumeType", "targetVolumeType", &VOLUME_TYPE),
+    member("TargetThroughput", "TargetThroughput", "targetThroughput", &INTEGER),
+    member("TargetMultiAttachEnabled", "TargetMultiAttachEnabled", "targetMultiAttachEnabled", &BOOLEAN),
+    member("OriginalSize", "OriginalSize", "originalSize", &INTEGER),
+    member("OriginalIops", "OriginalIops", "originalIops", &INTEGER),
+    member("OriginalVolumeType", "OriginalVolumeType", "originalVolumeType", &VOLUME_TYPE),
+    member("OriginalThroughput", "OriginalThroughput", "originalThroughput", &INTEGER),
+    member("OriginalMultiAttachEnabled", "OriginalMultiAttachEnabled", "originalMultiAttachEnabled", &BOOLEAN),
+    member("Progress", "Progress", "progress", &LONG),
+    member("StartTime", "StartTime", "startTime", &DATE_TIME),
+    member("EndTime", "EndTime", "endTime", &DATE_TIME),
+    member("Operator", "Operator", "operator", &OPERATOR_RESPONSE),
+]);
+static VOLUME_MODIFICATION_LIST: Shape = Shape::List(List { element: "item", flat: true, bounds: Bounds { min: None, max: None }, shape: &VOLUME_MODIFICATION });
+static VOLUME_MODIFICATION_STATE: Shape = Shape::Choice(&["modifying", "optimizing", "completed", "failed"]);
 static VOLUME_STATE: Shape = Shape::Choice(&["creating", "available", "in-use", "deleting", "deleted", "error"]);
 static VOLUME_TYPE: Shape = Shape::Choice(&["standard", "io1", "io2", "gp2", "sc1", "st1", "gp3"]);
 static VPC: Shape = Shape::Structure(&[

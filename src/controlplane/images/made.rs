@@ -4,8 +4,8 @@ use kiln_model::{ByteSize, Clock, ImageId, SnapshotId, Tag};
 use kiln_vmspec::DiskFormat;
 
 use super::{Image, ImageError, ImageName, Images, check_name};
-use crate::state::{Transaction, transact};
-use crate::volumes::{BlockDevice, Layer, Progress};
+use crate::state::{StoreError, Transaction, transact};
+use crate::volumes::{self, BlockDevice, DeviceWish, Layer, Progress, Snapshot, VolumeError};
 
 /// What a new image of an instance is made of.
 #[derive(Debug, Clone)]
@@ -15,6 +15,7 @@ pub(crate) struct Made {
     pub(crate) tags: Vec<Tag>,
     pub(crate) root: SnapshotId,
     pub(crate) layers: Vec<Layer>,
+    pub(crate) root_device: BlockDevice,
     pub(crate) devices: Vec<BlockDevice>,
     pub(crate) size: ByteSize,
     /// For people.
@@ -30,14 +31,27 @@ impl Image {
         }
     }
 
+    /// What it says of the root volume of its instances.
+    pub fn root_volume(&self) -> BlockDevice {
+        let said = self.root_device.clone().unwrap_or_else(BlockDevice::plain_root);
+        BlockDevice { snapshot: self.root, size: said.size.or(Some(self.virtual_size)), ..said }
+    }
+
     /// Snapshots that it is made of.
     pub fn snapshots(&self) -> impl Iterator<Item = SnapshotId> {
         self.root.into_iter().chain(self.devices.iter().filter_map(|device| device.snapshot))
     }
 }
 
-/// The pending row of a new image of an instance, as part of `tx`.
-pub(crate) fn put_made(tx: &mut Transaction<'_>, made: &Made, now: u64) -> Result<Image, ImageError> {
+/// The row of a new image that is made of snapshots, as part of `tx`.
+pub(crate) fn put_made(
+    tx: &mut Transaction<'_>,
+    made: &Made,
+    progress: Progress,
+    now: u64,
+) -> Result<Image, ImageError> {
+    let root = BlockDevice { snapshot: Some(made.root), ..made.root_device.clone() };
+    check_devices(tx, &std::iter::once(&root).chain(&made.devices).collect::<Vec<_>>())?;
     let image = Image {
         id: ImageId::from_bits(rand::random()),
         name: Some(made.name.clone()),
@@ -50,8 +64,11 @@ pub(crate) fn put_made(tx: &mut Transaction<'_>, made: &Made, now: u64) -> Resul
         launches: 0,
         root: Some(made.root),
         made_of: made.layers.clone(),
+        root_device: Some(made.root_device.clone()),
         devices: made.devices.clone(),
-        progress: Progress::Pending,
+        progress,
+        importing: None,
+        failure: None,
         description: made.description.clone(),
         tags: made.tags.clone(),
     };
@@ -60,7 +77,7 @@ pub(crate) fn put_made(tx: &mut Transaction<'_>, made: &Made, now: u64) -> Resul
 }
 
 /// Writes a row and its name, which must be free.
-fn put_named(tx: &mut Transaction<'_>, image: &Image) -> Result<(), ImageError> {
+pub(super) fn put_named(tx: &mut Transaction<'_>, image: &Image) -> Result<(), ImageError> {
     let name = image.name.clone().unwrap_or_default();
     check_name(&name)?;
     if let Some(taken) = tx.get::<ImageName>(&name)?
@@ -72,30 +89,131 @@ fn put_named(tx: &mut Transaction<'_>, image: &Image) -> Result<(), ImageError> 
     Ok(tx.put(image)?)
 }
 
+/// Whether volumes can be made as an image says; as part of the transaction that writes the image. The
+/// snapshots are written too: whoever deletes one meanwhile does not see the image yet.
+fn check_devices(tx: &mut Transaction<'_>, devices: &[&BlockDevice]) -> Result<(), VolumeError> {
+    for device in devices {
+        device.kind.check()?;
+        match (device.snapshot, device.size) {
+            (None, None) => return Err(VolumeError::NoSize),
+            (None, Some(size)) => drop(volumes::check_size(size)?),
+            (Some(id), size) => {
+                let snapshot = tx.get::<Snapshot>(&id)?.ok_or(VolumeError::NoSnapshot(id))?;
+                if let Some(wanted) = size.filter(|size| *size < snapshot.size) {
+                    return Err(VolumeError::TooSmall { wanted, least: snapshot.size });
+                }
+                if snapshot.progress == Progress::Failed {
+                    return Err(VolumeError::SnapshotPending(id));
+                }
+                tx.put(&snapshot)?;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// What else the transaction shall write that makes an image, such as a client's token. It may run several
+/// times; its error undoes all.
+pub type AlsoImage<'a> = dyn FnMut(&mut Transaction<'_>, &Image) -> Result<(), StoreError> + 'a;
+
+/// A wish for an image of snapshots.
+#[derive(Debug, Clone)]
+pub struct Registration {
+    /// Its name, which must be free.
+    pub name: String,
+    /// For people.
+    pub description: String,
+    /// Its root volume, with a snapshot.
+    pub root: BlockDevice,
+    /// Its other volumes.
+    pub devices: Vec<DeviceWish>,
+}
+
+/// What a copy of an image is called.
+#[derive(Debug, Clone)]
+pub struct CopyWish {
+    /// Its name, which must be free.
+    pub name: String,
+    /// For people.
+    pub description: Option<String>,
+}
+
 impl Images<'_> {
-    /// `CopyImage`: another row over the same files.
+    /// `RegisterImage` of snapshots: there at once.
+    pub fn register(
+        &self,
+        wish: &Registration,
+        clock: &dyn Clock,
+        also: &mut AlsoImage<'_>,
+    ) -> Result<Image, ImageError> {
+        transact(self.store, |tx| {
+            let id = wish.root.snapshot.ok_or(VolumeError::NoSize)?;
+            let root = tx.get::<Snapshot>(&id)?.ok_or(VolumeError::NoSnapshot(id))?;
+            let devices = volumes::resolve(&wish.devices, &[])?;
+            let of = devices.iter().filter_map(|device| device.snapshot);
+            for id in of.chain([id]) {
+                let row = tx.get::<Snapshot>(&id)?.ok_or(VolumeError::NoSnapshot(id))?;
+                if row.progress != Progress::Complete {
+                    return Err(VolumeError::SnapshotPending(id).into());
+                }
+            }
+            let made = Made {
+                name: wish.name.clone(),
+                description: wish.description.clone(),
+                tags: Vec::new(),
+                root: id,
+                layers: root.layers.clone(),
+                size: root.size,
+                root_device: wish.root.clone(),
+                devices,
+                source: id.to_string(),
+            };
+            let image = put_made(tx, &made, Progress::Complete, clock.unix_seconds())?;
+            also(tx, &image)?;
+            Ok(image)
+        })
+    }
+
+    /// `CopyImage`: another row over the same files, with snapshots of its own.
     pub fn copy(
         &self,
         id: ImageId,
-        name: &str,
-        description: &str,
+        wish: &CopyWish,
         clock: &dyn Clock,
+        also: &mut AlsoImage<'_>,
     ) -> Result<Image, ImageError> {
+        let now = clock.unix_seconds();
         transact(self.store, |tx| {
             let from = self.get(tx, id)?;
             if from.progress != Progress::Complete {
                 return Err(ImageError::NotReady(id));
             }
+            let own = ImageId::from_bits(rand::random());
+            let mut copied = |snapshot: SnapshotId| {
+                let source = tx.get::<Snapshot>(&snapshot)?.ok_or(VolumeError::NoSnapshot(snapshot))?;
+                let text = format!(
+                    "Copied for DestinationAmi {own} from SourceAmi {id} for SourceSnapshot {snapshot}"
+                );
+                Ok::<_, ImageError>(volumes::put_copy(tx, &source, &text, now)?.id)
+            };
+            let root = from.root.map(&mut copied).transpose()?;
+            let mut devices = from.devices.clone();
+            for device in &mut devices {
+                device.snapshot = device.snapshot.map(&mut copied).transpose()?;
+            }
             let copy = Image {
-                id: ImageId::from_bits(rand::random()),
-                name: Some(name.to_owned()),
-                description: description.to_owned(),
-                created: clock.unix_seconds(),
+                id: own,
+                name: Some(wish.name.clone()),
+                description: wish.description.clone().unwrap_or_else(|| from.description.clone()),
+                created: now,
                 tags: Vec::new(),
                 launches: 0,
+                root,
+                devices,
                 ..from
             };
             put_named(tx, &copy)?;
+            also(tx, &copy)?;
             Ok(copy)
         })
     }

@@ -11,6 +11,7 @@
 mod copy;
 mod inspect;
 mod made;
+mod pending;
 mod qcow2_header;
 mod source;
 
@@ -31,7 +32,9 @@ use crate::volumes::{self, BlockDevice, Layer, Progress, VolumeError};
 
 pub(crate) use copy::copy_sparsely;
 pub use inspect::{InspectError, Report, inspect};
+pub use made::{AlsoImage, CopyWish, Registration};
 pub(crate) use made::{Made, put_made};
+pub use pending::PendingImport;
 pub use source::{FileIdentity, Source, SourceError, declared_format};
 
 /// Files of unfinished imports start with this.
@@ -69,12 +72,21 @@ pub struct Image {
     /// And the layers of that snapshot. See [`Image::layers`].
     #[serde(default)]
     pub made_of: Vec<Layer>,
+    /// What it says of the root volume of its instances, if anything.
+    #[serde(default)]
+    pub root_device: Option<BlockDevice>,
     /// Volumes besides the root volume that its instances get.
     #[serde(default)]
     pub devices: Vec<BlockDevice>,
     /// How far it is.
     #[serde(default)]
     pub progress: Progress,
+    /// The file that is being copied.
+    #[serde(default)]
+    pub importing: Option<PendingImport>,
+    /// Why it could not be made.
+    #[serde(default)]
+    pub failure: Option<String>,
     /// For people.
     #[serde(default)]
     pub description: String,
@@ -302,6 +314,9 @@ impl Images<'_> {
         if image.root.is_some() {
             return Err(ImageError::Layered(image.id));
         }
+        if image.progress != Progress::Complete {
+            return Err(ImageError::NotReady(image.id));
+        }
         let path = self.path(image);
         File::open(&path).map_err(|source| ImageError::Io { action: "open", path, source })
     }
@@ -318,6 +333,25 @@ impl Images<'_> {
         check_name(&name)?;
         let source = Source::open(&request.path, request.format)?;
         self.check_space(&source)?;
+        let (unfinished, sha256) = self.copy_source(&source, &name, reporter)?;
+        let id = ImageId::from_bits(rand::random());
+        let image = Image { sha256, ..Image::of_file(id, name, &source, clock.unix_seconds()) };
+        let _lock = self.dir.lock_images()?;
+        unfinished.publish(&self.path(&image))?;
+        let added = self.add_rows(&image, request.replace);
+        if added.is_err() {
+            self.remove_unused()?;
+        }
+        added
+    }
+
+    /// Copies a file into the directory of images, as yet without its name; answers its digest too.
+    fn copy_source(
+        &self,
+        source: &Source,
+        name: &str,
+        reporter: &dyn Reporter,
+    ) -> Result<(Unfinished, String), ImageError> {
         let unfinished = Unfinished::create(&self.dir.images())?;
         let progress = reporter.task(&format!("Importing {name}"), source.file_bytes);
         let digest = copy::copy(&source.file, &unfinished.file, source.file_bytes, progress.as_ref())
@@ -327,32 +361,9 @@ impl Images<'_> {
         // would not matter. What matters is that nobody wrote.
         let again = Source::open(&source.path, Some(source.format))?;
         if again.identity != source.identity {
-            return Err(ImageError::ChangedMeanwhile(source.path));
+            return Err(ImageError::ChangedMeanwhile(source.path.clone()));
         }
-        let image = Image {
-            id: ImageId::from_bits(rand::random()),
-            name: Some(name),
-            format: source.format,
-            sha256: digest.iter().map(|byte| format!("{byte:02x}")).collect(),
-            file_bytes: ByteSize::bytes(source.file_bytes),
-            virtual_size: source.virtual_size,
-            created: clock.unix_seconds(),
-            source: source.path.display().to_string(),
-            launches: 0,
-            root: None,
-            made_of: Vec::new(),
-            devices: Vec::new(),
-            progress: Progress::Complete,
-            description: String::new(),
-            tags: Vec::new(),
-        };
-        let _lock = self.dir.lock_images()?;
-        unfinished.publish(&self.path(&image))?;
-        let added = self.add_rows(&image, request.replace);
-        if added.is_err() {
-            self.remove_unused()?;
-        }
-        added
+        Ok((unfinished, digest.iter().map(|byte| format!("{byte:02x}")).collect()))
     }
 
     /// Writes the rows of a new image, or answers the one that is there already.

@@ -5,7 +5,7 @@ use std::time::Duration;
 use kiln_model::{InstanceEvent, InstanceState};
 use kiln_sandbox::cgroup::Hierarchies;
 
-use super::{Instance, NetworkMode, Parts};
+use super::{Instance, NetworkMode, NoticeEvent, Parts};
 use crate::credentials::CredentialStatus;
 use crate::network::{FabricError, Networks};
 use crate::state::{StoreError, transact};
@@ -111,8 +111,8 @@ fn undo_one(parts: &Parts, instance: &Instance, effect: Effect, stays: bool) -> 
 }
 
 fn undo_rows(parts: &Parts, instance: &Instance, stays: bool) -> Result<(), StoreError> {
-    transact(parts.store.as_ref(), |tx| {
-        let Some(mut row) = tx.get::<Instance>(&instance.id)? else { return Ok(()) };
+    let volumes = transact(parts.store.as_ref(), |tx| {
+        let Some(mut row) = tx.get::<Instance>(&instance.id)? else { return Ok(Vec::new()) };
         tx.remove::<CredentialStatus>(&row.id);
         if stays {
             // Whatever it was about to do, its machine is gone.
@@ -120,24 +120,31 @@ fn undo_rows(parts: &Parts, instance: &Instance, stays: bool) -> Result<(), Stor
             row.owner = None;
             row.vmm = None;
             row.public_address = None;
-            tx.put(&row)
+            tx.put(&row)?;
+            Ok(Vec::new())
         } else if row.is_gone() {
             // Given back already, and by now perhaps another's.
-            Ok(())
+            Ok(Vec::new())
         } else {
             for interface in row.interfaces() {
                 Networks::give_back(tx, interface)?;
             }
-            detach_all(tx, &row)?;
+            let volumes = detach_all(tx, &row)?;
             if !row.supervised {
                 tx.remove::<Instance>(&row.id);
-                return Ok(());
+                return Ok(volumes);
             }
             row.state = InstanceState::Terminated;
             row.owner = None;
             row.vmm = None;
             row.public_address = None;
-            tx.put(&row)
+            tx.put(&row)?;
+            Ok::<_, StoreError>(volumes)
         }
-    })
+    })?;
+    let now = parts.clock.unix_seconds();
+    for (volume, state) in volumes {
+        parts.notices.tell(now, NoticeEvent::Volume { volume, state, instance: None });
+    }
+    Ok(())
 }

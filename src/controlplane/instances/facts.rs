@@ -14,7 +14,7 @@ use crate::metadata::{
 };
 use crate::network::{Interface, Membership, SecurityGroup};
 use crate::state::{Store, StoreError, transact};
-use crate::volumes::{ROOT_DEVICE, attached};
+use crate::volumes::attached;
 
 /// Name under which the key given with `--ssh-key` is listed.
 const KEY_NAME: &str = "kiln";
@@ -162,7 +162,7 @@ fn facts(instance: &Instance, mut live: Live) -> InstanceFacts {
             zone_id: ZONE_ID.to_owned(),
         },
         interfaces,
-        root_device: ROOT_DEVICE.to_owned(),
+        root_device: instance.root.device.clone(),
         data_devices: live.around.data_devices,
         key: instance.ssh_key.clone().map(|public_key| KeyPair {
             name: instance.key_name.clone().unwrap_or_else(|| KEY_NAME.to_owned()),
@@ -173,7 +173,7 @@ fn facts(instance: &Instance, mut live: Live) -> InstanceFacts {
         role: live.role,
         instance_credentials: live.own,
         identity: instance.identity.clone(),
-        monitoring: false,
+        monitoring: instance.monitoring,
         host_names: live.around.host_names,
     }
 }

@@ -9,7 +9,7 @@
 use std::fs::{self, File};
 use std::path::Path;
 
-use kiln_model::{ByteSize, InstanceId, InstanceState, ReservationId, SnapshotId, VolumeId};
+use kiln_model::{ByteSize, InstanceId, InstanceState, ReservationId, VolumeId};
 use kiln_sandbox::jail;
 use kiln_vmspec::DiskFormat;
 
@@ -20,8 +20,8 @@ use super::modify::associate;
 use super::request::HostMemory;
 use super::spec::{self, OpenError, Opened, OpenedDisk};
 use super::{
-    BaseImage, Instance, LaunchRequest, MetadataState, NetworkMode, Parts, RequestError, RootVolume,
-    RunningInstance, StateReason, bounds, facts, smbios,
+    BaseImage, Instance, LaunchRequest, MetadataState, NetworkMode, NoticeEvent, Parts, RequestError,
+    RootVolume, RunningInstance, StateReason, bounds, facts, smbios,
 };
 use crate::credentials::RoleError;
 use crate::host::ProcessIdentity;
@@ -36,8 +36,8 @@ use crate::state::dir::Lock;
 use crate::state::{StoreError, Transaction, transact};
 use crate::vmm_process::{StartedVmm, VmmError, VmmLaunch};
 use crate::volumes::{
-    Attachment, BlockDevice, Layer, MAX_ATTACHED, MAX_BELOW, NewVolume, Progress, ROOT_DEVICE, Volume,
-    VolumeError, attached, check_device, make_volume, open_volume, plan_volume, try_open_volume,
+    Attachment, BlockDevice, Layer, MAX_BELOW, NewVolume, Progress, Volume, VolumeError, VolumeState,
+    attached, make_volume, open_volume, plan_volume, resolve, try_open_volume,
 };
 
 /// Largest root volume, as in EC2's largest volume type.
@@ -103,7 +103,7 @@ struct Base {
     image: BaseImage,
     layers: Vec<Layer>,
     virtual_size: ByteSize,
-    snapshot: Option<SnapshotId>,
+    root: BlockDevice,
     devices: Vec<BlockDevice>,
 }
 
@@ -115,7 +115,7 @@ fn imported(image: &Image) -> Result<Base, ImageError> {
         image: BaseImage::Imported { image: image.id },
         layers: image.layers(),
         virtual_size: image.virtual_size,
-        snapshot: image.root,
+        root: image.root_volume(),
         devices: image.devices.clone(),
     })
 }
@@ -126,7 +126,7 @@ fn in_place(path: &Path, format: Option<DiskFormat>) -> Result<Base, SourceError
         image: BaseImage::InPlace { path: path.clone(), identity },
         layers: vec![Layer::InPlace { path, identity, format }],
         virtual_size,
-        snapshot: None,
+        root: BlockDevice::plain_root(),
         devices: Vec::new(),
     })
 }
@@ -159,9 +159,9 @@ fn volume_size(wanted: Option<ByteSize>, image: ByteSize) -> Result<ByteSize, La
     Ok(ByteSize::bytes(size.as_bytes().next_multiple_of(512)))
 }
 
-/// What else a transaction shall write that makes instances, such as a client's token. It may run several
-/// times; its error undoes all.
-pub type Also<'a> = dyn FnMut(&mut Transaction<'_>, &[Instance]) -> Result<(), StoreError> + 'a;
+/// What else a transaction shall write that makes instances and their volumes, such as a client's token. It may
+/// run several times; its error undoes all.
+pub type Also<'a> = dyn FnMut(&mut Transaction<'_>, &[Instance], &[Volume]) -> Result<(), StoreError> + 'a;
 
 /// How many instances of a wish, and for whom.
 pub(super) struct Admission<'a> {
@@ -181,7 +181,11 @@ pub(super) fn admit(
 ) -> Result<Vec<(Instance, Lock)>, LaunchError> {
     request.check(host)?;
     let base = find_base(parts, &request.image, request.format)?;
-    let size = volume_size(request.volume_size, base.virtual_size)?;
+    let size = volume_size(request.volume_size.or(base.root.size), base.virtual_size)?;
+    if let Some(kind) = request.root_kind {
+        kind.check()?;
+    }
+    let devices = resolve(&request.volumes, &base.devices)?;
     // Looked at before anything is made, so that the message is about the file.
     open_kernel_files(&request.boot)?;
     drop(parts.launcher.open_kvm()?);
@@ -193,7 +197,7 @@ pub(super) fn admit(
         locks.push(parts.dir.lock_instance(id)?.ok_or(StoreError::Contended)?);
         ids.push(id);
     }
-    match insert_rows(parts, &ids, request, host, &base, size, admission) {
+    match insert_rows(parts, &ids, request, host, &base, &WantedVolumes { root: size, devices }, admission) {
         Ok(instances) => Ok(instances.into_iter().zip(locks).collect()),
         Err(e) => {
             locks.into_iter().for_each(Lock::remove);
@@ -208,7 +212,7 @@ pub(super) fn launch(
     request: &LaunchRequest,
     host: HostMemory,
 ) -> Result<RunningInstance, LaunchError> {
-    let admission = Admission { count: 1, supervised: false, also: &mut |_, _| Ok(()) };
+    let admission = Admission { count: 1, supervised: false, also: &mut |_, _, _| Ok(()) };
     let mut admitted = admit(parts, request, host, admission)?;
     let (instance, lock) = admitted.pop().ok_or(StoreError::Contended)?;
     run(parts, &instance, lock)
@@ -292,7 +296,7 @@ fn insert_rows(
     request: &LaunchRequest,
     host: HostMemory,
     base: &Base,
-    volume_size: ByteSize,
+    volumes: &WantedVolumes,
     admission: Admission<'_>,
 ) -> Result<Vec<Instance>, LaunchError> {
     let size = request.size(host)?;
@@ -301,7 +305,7 @@ fn insert_rows(
     let now = parts.clock.unix_seconds();
     let reservation = ReservationId::from_bits(rand::random());
     let Admission { supervised, also, .. } = admission;
-    transact(parts.store.as_ref(), |tx| {
+    let (instances, made) = transact(parts.store.as_ref(), |tx| {
         if let BaseImage::Imported { image } = base.image {
             let missing = || ImageError::NotFound { wanted: request.image.clone(), suggestions: Vec::new() };
             let mut row = tx.get::<Image>(&image)?.ok_or_else(missing)?;
@@ -309,7 +313,11 @@ fn insert_rows(
             tx.put(&row)?;
         }
         let mut instances = Vec::new();
+        let mut all_volumes = Vec::new();
         for (launch_index, id) in (0..).zip(ids) {
+            let own = put_volumes(tx, *id, request, base, volumes, now)?;
+            let root = own.first().map(|root| root.id).ok_or(StoreError::Contended)?;
+            all_volumes.extend(own);
             let profile =
                 request.profile.as_ref().map(|name| associate(tx, name.as_str(), now)).transpose()?;
             let (interface, more_interfaces) =
@@ -324,9 +332,10 @@ fn insert_rows(
                 memory: size.memory,
                 hugepages: request.hugepages,
                 root: RootVolume {
-                    id: put_volumes(tx, *id, request, base, volume_size, now)?,
-                    size: volume_size,
+                    id: root,
+                    size: volumes.root,
                     base: base.image.clone(),
+                    device: base.root.device.clone(),
                 },
                 interface,
                 more_interfaces,
@@ -353,6 +362,7 @@ fn insert_rows(
                 supervised,
                 shutdown: request.shutdown,
                 protected: request.protected,
+                monitoring: request.monitoring,
                 reason: None,
                 launch_index,
                 key_name: request.key_name.clone(),
@@ -363,29 +373,45 @@ fn insert_rows(
             }
             instances.push(instance);
         }
-        also(tx, &instances)?;
-        Ok(instances)
-    })
+        also(tx, &instances, &all_volumes)?;
+        Ok::<_, LaunchError>((instances, all_volumes))
+    })?;
+    for volume in made {
+        let instance = volume.attachment.map(|attachment| attachment.instance);
+        let event = NoticeEvent::Volume { volume: volume.id, state: VolumeState::InUse, instance };
+        parts.notices.tell(now, event);
+    }
+    Ok(instances)
 }
 
-/// Writes the rows of a new instance's volumes; answers the id of the root volume.
+/// Volumes of each new instance: size of the root volume, and the others.
+struct WantedVolumes {
+    root: ByteSize,
+    devices: Vec<BlockDevice>,
+}
+
+/// Writes the rows of a new instance's volumes; answers them, the root volume first.
 fn put_volumes(
     tx: &mut Transaction<'_>,
     instance: InstanceId,
     request: &LaunchRequest,
     base: &Base,
-    size: ByteSize,
+    wanted: &WantedVolumes,
     now: u64,
-) -> Result<VolumeId, LaunchError> {
+) -> Result<Vec<Volume>, LaunchError> {
     let attachment = |device: &str, delete_on_termination| {
         Some(Attachment { instance, device: device.to_owned(), delete_on_termination, since: now })
     };
+    let goes = request.keep_root.map_or(base.root.delete_on_termination, |keep| !keep);
     let root = Volume {
         id: VolumeId::from_bits(rand::random()),
-        size,
+        size: wanted.root,
         below: base.layers.clone(),
-        snapshot: base.snapshot,
-        attachment: attachment(ROOT_DEVICE, !request.keep_root),
+        snapshot: base.root.snapshot,
+        attachment: attachment(&base.root.device, goes),
+        kind: request.root_kind.unwrap_or(base.root.kind),
+        progress: Progress::Complete,
+        modification: None,
         tags: Vec::new(),
         created: now,
     };
@@ -393,23 +419,15 @@ fn put_volumes(
         return Err(VolumeError::TooDeep(root.id).into());
     }
     tx.put(&root)?;
-    let said = |device: &str| request.volumes.iter().any(|wish| wish.device == device);
-    let of_image = base.devices.iter().filter(|wish| !said(&wish.device));
-    let mut devices = std::collections::BTreeSet::new();
-    for wish in request.volumes.iter().chain(of_image) {
-        check_device(&wish.device)?;
-        if !devices.insert(&wish.device) {
-            return Err(VolumeError::DeviceTaken { instance, device: wish.device.clone() }.into());
-        }
-        if devices.len() > MAX_ATTACHED {
-            return Err(VolumeError::TooMany(instance).into());
-        }
-        let new = NewVolume { size: wish.size, snapshot: wish.snapshot, tags: Vec::new() };
+    let mut volumes = vec![root];
+    for wish in &wanted.devices {
+        let new = NewVolume { size: wish.size, snapshot: wish.snapshot, kind: wish.kind, tags: Vec::new() };
         let mut volume = plan_volume(tx, &new, now)?;
         volume.attachment = attachment(&wish.device, wish.delete_on_termination);
         tx.put(&volume)?;
+        volumes.push(volume);
     }
-    Ok(root.id)
+    Ok(volumes)
 }
 
 /// Steps of a launch that were done so far.

@@ -60,7 +60,8 @@ impl Parts {
 
     /// The volumes.
     pub(super) fn volumes(&self) -> Volumes<'_> {
-        Volumes { store: self.store.as_ref(), dir: &self.dir, now: self.clock.unix_seconds() }
+        let (store, notices) = (self.store.as_ref(), &self.notices);
+        Volumes { store, dir: &self.dir, notices, now: self.clock.unix_seconds() }
     }
 
     /// The keys of the installation. Blocks; the first time ever it makes them.

@@ -30,6 +30,7 @@ mod supervisor;
 pub use effects::UndoError;
 pub use keeper::MetadataKeeper;
 pub use launch::{Also, LaunchError};
+pub(crate) use lifecycle::chain;
 pub use lifecycle::{ShutdownBehavior, StateReason};
 pub use manager::{ControlPlane, InstanceError, KeyRing, Parts};
 pub use modify::{ModifyError, TagChange};
@@ -38,8 +39,8 @@ pub use request::{HostMemory, LaunchRequest, MAX_VCPUS, MIN_MEMORY_MIB, RequestE
 pub use row::{BaseImage, BootOverride, Instance, MetadataState, NetworkMode, RootVolume};
 pub use running::{Ending, RunningInstance};
 pub use supervisor::{
-    Attribute, Capacity, Change, ConsoleOutput, Counters, Health, NewImage, Notice, NoticeEvent, Notices,
-    Settings, Supervisor, SupervisorError,
+    Attribute, Capacity, Change, ConsoleOutput, Counters, DeviceEnd, Health, NewImage, Notice, NoticeEvent,
+    Notices, Settings, Supervisor, SupervisorError,
 };
 
 #[cfg(test)]

@@ -9,7 +9,7 @@ use super::{BootOverride, NetworkMode, ShutdownBehavior};
 use crate::credentials::RoleName;
 use crate::metadata::{InvalidMetadataTag, check_tag_keys};
 use crate::network::Placement;
-use crate::volumes::BlockDevice;
+use crate::volumes::{DeviceWish, VolumeKind};
 
 /// Least memory a Linux guest of today comes up in.
 pub const MIN_MEMORY_MIB: u64 = 64;
@@ -65,12 +65,16 @@ pub struct LaunchRequest {
     pub shutdown: ShutdownBehavior,
     /// Whether it refuses to be terminated. For instances of a daemon.
     pub protected: bool,
+    /// Whether it shall be monitored in detail.
+    pub monitoring: bool,
     /// Name of the key that may log in.
     pub key_name: Option<String>,
-    /// The root volume stays when the instance goes.
-    pub keep_root: bool,
-    /// Volumes besides the root volume; one at a device that the image has replaces that one.
-    pub volumes: Vec<BlockDevice>,
+    /// Whether the root volume stays when the instance goes; by default as the image says.
+    pub keep_root: Option<bool>,
+    /// Type of the root volume; by default that of the image.
+    pub root_kind: Option<VolumeKind>,
+    /// Volumes besides the root volume, over what the image says of them.
+    pub volumes: Vec<DeviceWish>,
 }
 
 /// Why a wish makes no sense.
@@ -181,8 +185,10 @@ impl LaunchRequest {
             keep: false,
             shutdown: ShutdownBehavior::Stop,
             protected: false,
+            monitoring: false,
             key_name: None,
-            keep_root: false,
+            keep_root: None,
+            root_kind: None,
             volumes: Vec::new(),
         }
     }

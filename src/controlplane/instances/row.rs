@@ -16,6 +16,7 @@ use crate::images::FileIdentity;
 use crate::metadata::SignedIdentity;
 use crate::network::{Interface, Published};
 use crate::state::Row;
+use crate::volumes::ROOT_DEVICE;
 
 /// Where the contents of a root volume come from.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -65,6 +66,13 @@ pub struct RootVolume {
     pub size: ByteSize,
     /// What it was made from. What it is made of is in the row of the volume.
     pub base: BaseImage,
+    /// Name of its device.
+    #[serde(default = "usual_root")]
+    pub device: String,
+}
+
+fn usual_root() -> String {
+    ROOT_DEVICE.to_owned()
 }
 
 /// How far changes have come on their way to the guest: `pending` and `applied` in EC2's answers.
@@ -165,6 +173,9 @@ pub struct Instance {
     /// Whether it refuses to be terminated (`DisableApiTermination`).
     #[serde(default)]
     pub protected: bool,
+    /// Whether it shall be monitored in detail. It is only remembered: nothing is measured for it.
+    #[serde(default)]
+    pub monitoring: bool,
     /// Why it is in its state, where there is something to say.
     #[serde(default)]
     pub reason: Option<StateReason>,

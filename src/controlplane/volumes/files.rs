@@ -11,7 +11,7 @@ use kiln_vmspec::DiskFormat;
 use rustix::fs::{FlockOperation, flock};
 
 use super::layer::{snapshot_path, volume_path};
-use super::{Volume, VolumeError};
+use super::{Layer, Snapshot, Volume, VolumeError};
 use crate::images::copy_sparsely;
 use crate::state::StateDir;
 
@@ -35,11 +35,8 @@ pub(crate) fn make_volume(dir: &StateDir, volume: &Volume) -> Result<(), VolumeE
     options.create_new(true).read(true).write(true).mode(0o600);
     let file = options.open(&path).map_err(failed("create", &path))?;
     let synced = file.try_clone().map_err(failed("create", &path))?;
-    let backing = volume.below.first().map(|below| Backing {
-        path: below.path(dir).to_string_lossy().into_owned(),
-        format: format(below.format()),
-    });
-    kiln_disk::create_overlay(file, volume.size.as_bytes(), backing.as_ref())
+    let over = volume.below.first().map(|below| backing(dir, below));
+    kiln_disk::create_overlay(file, volume.size.as_bytes(), over.as_ref())
         .map_err(|source| VolumeError::Disk { path: path.clone(), source: Box::new(source) })?;
     synced.sync_all().and_then(|()| sync_dir(&dir.volumes())).map_err(failed("write", &path))
 }
@@ -96,31 +93,72 @@ pub(crate) fn try_open_volume(
     Ok(files)
 }
 
-/// Copies a volume's own layer, which nobody writes meanwhile, and makes it a snapshot's. Where the file
-/// system shares blocks between files it takes no time and no room.
-pub(crate) fn copy_layer(dir: &StateDir, volume: &Volume, snapshot: SnapshotId) -> Result<(), VolumeError> {
+/// Copies a volume's own layer, which nobody writes meanwhile, and makes it that of `snapshot`, whose row says
+/// what it lies over. Where the file system shares blocks between files it takes no time and no room.
+pub(crate) fn copy_layer(dir: &StateDir, volume: &Volume, snapshot: &Snapshot) -> Result<(), VolumeError> {
     let from = volume_path(dir, volume.id);
-    let to = snapshot_path(dir, snapshot);
-    let part = to.with_extension("part");
     let source = File::open(&from).map_err(failed("open", &from))?;
+    publish(dir, &snapshot_path(dir, snapshot.id), |target, path| {
+        copy_sparsely(&source, target).map_err(failed("write", path))?;
+        match snapshot.layers.get(1) {
+            Some(below) if volume.below.first() != Some(below) => {
+                kiln_disk::rebase_overlay(target, &backing(dir, below))
+                    .map_err(|source| VolumeError::Disk { path: path.to_owned(), source: Box::new(source) })
+            }
+            _ => Ok(()),
+        }
+    })
+}
+
+/// Makes one layer of the upper ones of `below`, as `merged` names it; what is there already stays.
+pub(crate) fn merge_layers(dir: &StateDir, merged: &Layer, below: &[Layer]) -> Result<(), VolumeError> {
+    let to = merged.path(dir);
+    if to.exists() {
+        // It got its name when it was whole.
+        return Ok(());
+    }
+    let parts = below.iter().take_while(|layer| layer.is_part()).count();
+    let (upper, rest) = below.split_at(parts);
+    publish(dir, &to, |target, path| {
+        let upper = upper.iter().map(|layer| layer.open(dir)).collect::<Result<Vec<_>, _>>()?;
+        let open = |layer: &Layer| {
+            Ok::<_, VolumeError>(kiln_disk::Layer { file: layer.open(dir)?, format: format(layer.format()) })
+        };
+        let lower = rest.iter().map(open).collect::<Result<Vec<_>, _>>()?;
+        let over = rest.first().map(|below| backing(dir, below));
+        kiln_disk::merge_overlays(upper, lower, target, over.as_ref())
+            .map_err(|source| VolumeError::Disk { path: path.to_owned(), source: Box::new(source) })
+    })
+}
+
+fn backing(dir: &StateDir, below: &Layer) -> Backing {
+    Backing { path: below.path(dir).to_string_lossy().into_owned(), format: format(below.format()) }
+}
+
+/// Makes a file that is never written again: it has its name when it is whole and durable.
+fn publish(
+    dir: &StateDir,
+    to: &Path,
+    write: impl FnOnce(&File, &Path) -> Result<(), VolumeError>,
+) -> Result<(), VolumeError> {
+    let part = to.with_extension("part");
     remove(&part)?;
     let mut options = OpenOptions::new();
     options.create_new(true).read(true).write(true).mode(0o600);
     let target = options.open(&part).map_err(failed("create", &part))?;
-    let copy = || {
-        copy_sparsely(&source, &target)?;
+    let finish = || {
         target.set_permissions(Permissions::from_mode(0o444))?;
         target.sync_all()?;
-        fs::rename(&part, &to)?;
+        fs::rename(&part, to)?;
         sync_dir(&dir.volumes())
     };
-    copy().map_err(|e| {
+    write(&target, to).and_then(|()| finish().map_err(failed("write", to))).inspect_err(|_| {
         let _ = fs::remove_file(&part);
-        failed("write", &to)(e)
     })
 }
 
-/// Removes what there is of a snapshot's layer.
+/// Removes what there is of a snapshot's layer. What was merged for it goes with the next sweep: another may
+/// lie over it by now.
 pub(crate) fn discard_layer(dir: &StateDir, snapshot: SnapshotId) -> Result<(), VolumeError> {
     let path = snapshot_path(dir, snapshot);
     remove(&path.with_extension("part"))?;

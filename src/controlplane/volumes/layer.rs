@@ -28,6 +28,11 @@ pub enum Layer {
         /// Whose.
         snapshot: SnapshotId,
     },
+    /// What several snapshots keep together, made when a snapshot was taken over too many of them.
+    Merged {
+        /// Of which snapshot.
+        snapshot: SnapshotId,
+    },
     /// A file or device that is used where it is.
     InPlace {
         /// Absolute path.
@@ -44,8 +49,13 @@ impl Layer {
     pub fn format(&self) -> DiskFormat {
         match self {
             Layer::Image { format, .. } | Layer::InPlace { format, .. } => *format,
-            Layer::Snapshot { .. } => DiskFormat::Qcow2,
+            Layer::Snapshot { .. } | Layer::Merged { .. } => DiskFormat::Qcow2,
         }
+    }
+
+    /// Whether layers above it may be made one with it: it is not a whole disk that others share.
+    pub(crate) fn is_part(&self) -> bool {
+        matches!(self, Layer::Snapshot { .. } | Layer::Merged { .. })
     }
 
     /// Where it is.
@@ -53,12 +63,13 @@ impl Layer {
         match self {
             Layer::Image { file, .. } => dir.images().join(file),
             Layer::Snapshot { snapshot } => snapshot_path(dir, *snapshot),
+            Layer::Merged { snapshot } => dir.volumes().join(merged_name(*snapshot)),
             Layer::InPlace { path, .. } => path.clone(),
         }
     }
 
     /// Opens it for reading, if it is still what it was.
-    pub(super) fn open(&self, dir: &StateDir) -> Result<File, VolumeError> {
+    pub(crate) fn open(&self, dir: &StateDir) -> Result<File, VolumeError> {
         if let Layer::InPlace { path, identity, format } = self {
             let source = Source::open(path, Some(*format))?;
             if source.identity != *identity {
@@ -81,6 +92,10 @@ pub(super) fn snapshot_path(dir: &StateDir, id: SnapshotId) -> PathBuf {
     dir.volumes().join(format!("{id}.qcow2"))
 }
 
+fn merged_name(snapshot: SnapshotId) -> String {
+    format!("{snapshot}-below.qcow2")
+}
+
 /// Names of all files that some row needs.
 #[derive(Debug, Default)]
 pub(crate) struct Names {
@@ -96,6 +111,7 @@ impl Names {
             match layer {
                 Layer::Image { file, .. } => drop(self.images.insert(file.clone())),
                 Layer::Snapshot { snapshot } => drop(self.volumes.insert(format!("{snapshot}.qcow2"))),
+                Layer::Merged { snapshot } => drop(self.volumes.insert(merged_name(*snapshot))),
                 Layer::InPlace { .. } => {}
             }
         }

@@ -11,11 +11,17 @@
 //! stays as long as any row of a volume, snapshot or image names it, and a sweep removes the others. So
 //! things may be deleted in any order.
 //!
+//! A snapshot that would lie over too many others lies over one file that says what they say together.
+//!
 //! Invariants: a row is written before its file is made and removed after it is gone. A file that a row
 //! names below its own is complete and read-only.
 
+mod copy;
+mod devices;
 mod files;
+mod kind;
 mod layer;
+mod modify;
 mod service;
 
 use std::path::PathBuf;
@@ -26,14 +32,20 @@ use serde::{Deserialize, Serialize};
 use crate::images::SourceError;
 use crate::state::{Row, StoreError};
 
-pub(crate) use files::{Unwritten, copy_layer, discard_layer, make_volume, open_volume, try_open_volume};
+pub use copy::AlsoSnapshot;
+pub(crate) use copy::put_copy;
+pub use devices::{BlockDevice, DeviceWish, ROOT_DEVICE, ROOT_DEVICES, is_root_device};
+pub(crate) use devices::{check_device, resolve, slot};
+pub(crate) use files::{
+    Unwritten, copy_layer, discard_layer, make_volume, merge_layers, open_volume, try_open_volume,
+};
+pub use kind::{VolumeKind, VolumeType};
 pub use layer::Layer;
 pub(crate) use layer::named;
-pub use service::Volumes;
-pub(crate) use service::{attached, check_device, detach_all, plan_volume, remove_files_of, sweep};
+pub use modify::{Modification, VolumeChange};
+pub use service::{AlsoVolume, Volumes};
+pub(crate) use service::{attached, check_size, detach_all, plan_volume, remove_files_of, sweep};
 
-/// Device under which an instance has its root volume.
-pub const ROOT_DEVICE: &str = "/dev/xvda";
 /// Smallest size that can be asked for; images may be smaller.
 pub const MIN_SIZE: u64 = 1 << 20;
 /// Largest size, as of EC2's largest volume type.
@@ -56,6 +68,15 @@ pub struct Volume {
     pub snapshot: Option<SnapshotId>,
     /// Who has it. Without, it is `available`.
     pub attachment: Option<Attachment>,
+    /// Its type.
+    #[serde(default)]
+    pub kind: VolumeKind,
+    /// Whether its file is there.
+    #[serde(default)]
+    pub progress: Progress,
+    /// What was last changed of it.
+    #[serde(default)]
+    pub modification: Option<Modification>,
     /// Its tags.
     pub tags: Vec<Tag>,
     /// When it was made, Unix seconds.
@@ -78,7 +99,7 @@ pub struct Attachment {
 impl Volume {
     /// Whether an instance boots from it.
     pub fn is_root(&self) -> bool {
-        self.attachment.as_ref().is_some_and(|attachment| attachment.device == ROOT_DEVICE)
+        self.attachment.as_ref().is_some_and(|attachment| is_root_device(&attachment.device))
     }
 
     /// Serial number in the guest: the id without its dash, as in EC2, which is exactly 20 bytes.
@@ -100,7 +121,21 @@ impl Row for Volume {
     }
 }
 
-/// How far a snapshot or an image has come.
+/// What becomes of a volume, for whoever follows it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum VolumeState {
+    /// Nobody has it.
+    Available,
+    /// An instance has it.
+    InUse,
+    /// It is larger, or of another type.
+    Modified,
+    /// It is gone.
+    Deleted,
+}
+
+/// How far a snapshot, an image or a volume has come.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Progress {
@@ -150,21 +185,10 @@ pub struct NewVolume {
     pub size: Option<ByteSize>,
     /// What is on it; nothing, if not said.
     pub snapshot: Option<SnapshotId>,
+    /// Its type.
+    pub kind: VolumeKind,
     /// Its tags.
     pub tags: Vec<Tag>,
-}
-
-/// A wish for a volume of a new instance, or what an image says of one.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct BlockDevice {
-    /// Such as `/dev/sdf`.
-    pub device: String,
-    /// Its size; by default that of the snapshot.
-    pub size: Option<ByteSize>,
-    /// What is on it.
-    pub snapshot: Option<SnapshotId>,
-    /// Whether it goes with its instance.
-    pub delete_on_termination: bool,
 }
 
 /// Why something was not done with a volume or a snapshot.
@@ -201,7 +225,7 @@ pub enum VolumeError {
     /// `InvalidInstanceID.NotFound`.
     #[error("the instance ID '{0}' does not exist")]
     NoInstance(InstanceId),
-    /// `UnsupportedOperation`: it runs.
+    /// `IncorrectState`: it runs.
     #[error("{action} of a running instance is not supported: stop {instance} first")]
     Running {
         /// What was asked.
@@ -223,6 +247,29 @@ pub enum VolumeError {
         /// The device.
         device: String,
     },
+    /// `InvalidInstanceAttributeValue`.
+    #[error("no device is currently mapped at {device} of {instance}")]
+    NoDevice {
+        /// Of which instance.
+        instance: InstanceId,
+        /// The device.
+        device: String,
+    },
+    /// `InvalidParameterValue`.
+    #[error("the device '{0}' is used in more than one block-device mapping")]
+    DeviceTwice(String),
+    /// `AttachmentLimitExceeded`.
+    #[error("an instance has at most {MAX_ATTACHED} volumes besides its root volume")]
+    TooManyDevices,
+    /// `InvalidParameterValue`: no such volume type, or not so fast.
+    #[error("{0}")]
+    Kind(String),
+    /// `InvalidParameterCombination`: not of this type.
+    #[error("{0}")]
+    KindCombination(String),
+    /// `IncorrectState`.
+    #[error("the volume '{0}' is being created")]
+    Creating(VolumeId),
     /// `AttachmentLimitExceeded`.
     #[error("the instance {0} has {MAX_ATTACHED} volumes besides its root volume already")]
     TooMany(InstanceId),
@@ -232,6 +279,14 @@ pub enum VolumeError {
         /// Asked for.
         wanted: ByteSize,
         /// Least.
+        least: ByteSize,
+    },
+    /// `InvalidParameterValue`.
+    #[error("new size of {wanted} cannot be smaller than existing size of {least}")]
+    Shrinking {
+        /// Asked for.
+        wanted: ByteSize,
+        /// What it has.
         least: ByteSize,
     },
     /// `InvalidParameterValue`.
@@ -278,17 +333,24 @@ impl VolumeError {
             VolumeError::NoVolume(_) => "InvalidVolume.NotFound",
             VolumeError::NoSnapshot(_) => "InvalidSnapshot.NotFound",
             VolumeError::NoInstance(_) => "InvalidInstanceID.NotFound",
-            VolumeError::SnapshotPending(_) | VolumeError::NotAttached(_) => "IncorrectState",
+            VolumeError::SnapshotPending(_)
+            | VolumeError::NotAttached(_)
+            | VolumeError::Creating(_)
+            | VolumeError::Running { .. } => "IncorrectState",
             VolumeError::SnapshotInUse { .. } => "InvalidSnapshot.InUse",
             VolumeError::InUse { .. } => "VolumeInUse",
-            VolumeError::Running { .. } => "UnsupportedOperation",
             VolumeError::Root(_) => "OperationNotPermitted",
             VolumeError::Device(_)
             | VolumeError::DeviceTaken { .. }
+            | VolumeError::DeviceTwice(_)
+            | VolumeError::Kind(_)
             | VolumeError::TooSmall { .. }
+            | VolumeError::Shrinking { .. }
             | VolumeError::Size(_) => "InvalidParameterValue",
             VolumeError::NoSize => "MissingParameter",
-            VolumeError::TooMany(_) => "AttachmentLimitExceeded",
+            VolumeError::NoDevice { .. } => "InvalidInstanceAttributeValue",
+            VolumeError::KindCombination(_) => "InvalidParameterCombination",
+            VolumeError::TooMany(_) | VolumeError::TooManyDevices => "AttachmentLimitExceeded",
             VolumeError::TooDeep(_) => "SnapshotLimitExceeded",
             VolumeError::Io { .. }
             | VolumeError::Disk { .. }

@@ -2,15 +2,14 @@
 
 use kiln_model::{ByteSize, InstanceId, InstanceState, SnapshotId, VolumeId};
 
-use super::files::{grow_volume, make_volume, remove, remove_volume};
+use super::files::{make_volume, remove, remove_volume};
 use super::layer::{named, snapshot_path};
 use super::{
-    Attachment, MAX_ATTACHED, MAX_BELOW, MAX_SIZE, MIN_SIZE, NewVolume, Progress, ROOT_DEVICE, Snapshot,
-    Volume, VolumeError,
+    Attachment, MAX_ATTACHED, MAX_BELOW, MAX_SIZE, MIN_SIZE, NewVolume, Progress, Snapshot, Volume,
+    VolumeError, VolumeState, check_device, slot,
 };
 use crate::images::Image;
-use crate::instances::Instance;
-use crate::state::dir::Lock;
+use crate::instances::{Instance, NoticeEvent, Notices};
 use crate::state::{StateDir, Store, StoreError, Transaction, transact};
 
 /// Volumes and snapshots of a state directory. Methods block.
@@ -18,8 +17,13 @@ use crate::state::{StateDir, Store, StoreError, Transaction, transact};
 pub struct Volumes<'a> {
     pub(crate) store: &'a dyn Store,
     pub(crate) dir: &'a StateDir,
+    pub(crate) notices: &'a Notices,
     pub(crate) now: u64,
 }
+
+/// What else the transaction shall write that makes a volume, such as a client's token. It may run several
+/// times; its error undoes all.
+pub type AlsoVolume<'a> = dyn FnMut(&mut Transaction<'_>, &Volume) -> Result<(), StoreError> + 'a;
 
 impl std::fmt::Debug for Volumes<'_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -51,18 +55,24 @@ pub(crate) fn remove_files_of(
     volumes.iter().filter(|volume| goes(volume, instance)).try_for_each(|volume| remove_volume(dir, volume))
 }
 
-/// Takes an instance's volumes from it, as part of `tx`.
-pub(crate) fn detach_all(tx: &mut Transaction<'_>, instance: &Instance) -> Result<(), StoreError> {
+/// Takes an instance's volumes from it, as part of `tx`. Answers what became of them.
+pub(crate) fn detach_all(
+    tx: &mut Transaction<'_>,
+    instance: &Instance,
+) -> Result<Vec<(VolumeId, VolumeState)>, StoreError> {
+    let mut states = Vec::new();
     for volume in attached(tx, instance.id)? {
         let Some(mut volume) = tx.get::<Volume>(&volume.id)? else { continue };
         if goes(&volume, instance) {
             tx.remove::<Volume>(&volume.id);
+            states.push((volume.id, VolumeState::Deleted));
         } else {
             volume.attachment = None;
             tx.put(&volume)?;
+            states.push((volume.id, VolumeState::Available));
         }
     }
-    Ok(())
+    Ok(states)
 }
 
 /// Removes files of volumes and snapshots that no row needs. Call under the lock of images.
@@ -94,12 +104,6 @@ pub(crate) fn check_size(size: ByteSize) -> Result<ByteSize, VolumeError> {
     Ok(ByteSize::bytes(size.as_bytes().next_multiple_of(512)))
 }
 
-pub(crate) fn check_device(device: &str) -> Result<(), VolumeError> {
-    let name = device.strip_prefix("/dev/").unwrap_or(device);
-    let good = (2..=16).contains(&name.len()) && name.bytes().all(|b| b.is_ascii_alphanumeric());
-    if good && device != ROOT_DEVICE { Ok(()) } else { Err(VolumeError::Device(device.to_owned())) }
-}
-
 /// The row of a new volume, as part of `tx`, which must write it.
 pub(crate) fn plan_volume(
     tx: &mut Transaction<'_>,
@@ -126,8 +130,18 @@ pub(crate) fn plan_volume(
     if below.len() > MAX_BELOW {
         return Err(VolumeError::TooDeep(id));
     }
-    let tags = wish.tags.clone();
-    Ok(Volume { id, size, below, snapshot: wish.snapshot, attachment: None, tags, created: now })
+    Ok(Volume {
+        id,
+        size,
+        below,
+        snapshot: wish.snapshot,
+        attachment: None,
+        kind: wish.kind.check()?,
+        progress: Progress::Complete,
+        modification: None,
+        tags: wish.tags.clone(),
+        created: now,
+    })
 }
 
 impl Volumes<'_> {
@@ -150,21 +164,58 @@ impl Volumes<'_> {
 
     /// Makes a volume, empty or from a snapshot. In constant time.
     pub fn create(&self, wish: &NewVolume) -> Result<Volume, VolumeError> {
+        self.create_and(wish, &mut |_, _| Ok(()))
+    }
+
+    /// As [`Volumes::create`], with something more in its transaction.
+    pub fn create_and(&self, wish: &NewVolume, also: &mut AlsoVolume<'_>) -> Result<Volume, VolumeError> {
+        // Whoever has it finds no volume half made by a process that lives.
+        let _lock = self.dir.lock_images()?;
         let volume = transact(self.store, |tx| {
-            let volume = plan_volume(tx, wish, self.now)?;
+            let volume = Volume { progress: Progress::Pending, ..plan_volume(tx, wish, self.now)? };
             tx.put(&volume)?;
+            also(tx, &volume)?;
             Ok::<_, VolumeError>(volume)
         })?;
-        make_volume(self.dir, &volume).inspect_err(|_| {
+        self.finish(&volume).inspect_err(|_| {
             // A row without a file would be a volume that cannot be used.
             let _ = self.forget(volume.id);
+            let _ = remove_volume(self.dir, &volume);
+        })
+    }
+
+    /// Makes the file of a volume that has only a row.
+    fn finish(&self, volume: &Volume) -> Result<Volume, VolumeError> {
+        make_volume(self.dir, volume)?;
+        let done = transact(self.store, |tx| {
+            let mut row = tx.get::<Volume>(&volume.id)?.ok_or(VolumeError::NoVolume(volume.id))?;
+            row.progress = Progress::Complete;
+            tx.put(&row)?;
+            Ok::<_, VolumeError>(row)
         })?;
-        Ok(volume)
+        self.tell(volume.id, VolumeState::Available, None);
+        Ok(done)
+    }
+
+    /// Makes what processes that were killed had only begun to make.
+    pub(crate) fn finish_all(&self) -> Result<(), VolumeError> {
+        let _lock = self.dir.lock_images()?;
+        for volume in self.list()?.iter().filter(|volume| volume.progress == Progress::Pending) {
+            if let Err(e) = self.finish(volume) {
+                tracing::warn!(volume = %volume.id, "it could not be made: {e}");
+            }
+        }
+        Ok(())
+    }
+
+    pub(super) fn tell(&self, volume: VolumeId, state: VolumeState, instance: Option<InstanceId>) {
+        self.notices.tell(self.now, NoticeEvent::Volume { volume, state, instance });
     }
 
     /// Deletes a volume that nobody has.
     pub fn delete(&self, id: VolumeId) -> Result<(), VolumeError> {
         let volume = self.forget(id)?;
+        self.tell(id, VolumeState::Deleted, None);
         remove_volume(self.dir, &volume)?;
         self.reclaim()
     }
@@ -184,14 +235,17 @@ impl Volumes<'_> {
     /// Attaches a volume to a stopped instance.
     pub fn attach(&self, id: VolumeId, instance: InstanceId, device: &str) -> Result<Volume, VolumeError> {
         check_device(device)?;
-        transact(self.store, |tx| {
+        let attached = transact(self.store, |tx| {
             let mut volume = tx.get::<Volume>(&id)?.ok_or(VolumeError::NoVolume(id))?;
             if let Some(Attachment { instance, .. }) = volume.attachment {
                 return Err(VolumeError::InUse { volume: id, instance });
             }
+            if volume.progress != Progress::Complete {
+                return Err(VolumeError::Creating(id));
+            }
             at_rest(tx, instance, "attaching to")?;
             let others = attached(tx, instance)?;
-            if others.iter().any(|v| v.attachment.as_ref().is_some_and(|a| a.device == device)) {
+            if others.iter().any(|v| v.attachment.as_ref().is_some_and(|a| slot(&a.device) == slot(device))) {
                 return Err(VolumeError::DeviceTaken { instance, device: device.to_owned() });
             }
             if others.len() > MAX_ATTACHED {
@@ -201,12 +255,14 @@ impl Volumes<'_> {
             volume.attachment = Some(Attachment { instance, device, delete_on_termination: false, since });
             tx.put(&volume)?;
             Ok(volume)
-        })
+        })?;
+        self.tell(id, VolumeState::InUse, Some(instance));
+        Ok(attached)
     }
 
     /// Takes a volume from a stopped instance. Answers it as it was.
     pub fn detach(&self, id: VolumeId) -> Result<Volume, VolumeError> {
-        transact(self.store, |tx| {
+        let before = transact(self.store, |tx| {
             let mut volume = tx.get::<Volume>(&id)?.ok_or(VolumeError::NoVolume(id))?;
             let before = volume.clone();
             let Some(attachment) = volume.attachment.take() else { return Err(VolumeError::NotAttached(id)) };
@@ -216,7 +272,9 @@ impl Volumes<'_> {
             at_rest(tx, attachment.instance, "detaching")?;
             tx.put(&volume)?;
             Ok(before)
-        })
+        })?;
+        self.tell(id, VolumeState::Available, None);
+        Ok(before)
     }
 
     /// Whether an attached volume goes with its instance.
@@ -228,45 +286,6 @@ impl Volumes<'_> {
             tx.put(&volume)?;
             Ok(volume)
         })
-    }
-
-    /// Makes a volume larger that nobody has, or a stopped instance.
-    pub fn resize(&self, id: VolumeId, size: ByteSize) -> Result<Volume, VolumeError> {
-        let size = check_size(size)?;
-        let lock = match self.get(id)?.attachment {
-            // Nobody starts it meanwhile.
-            Some(Attachment { instance, .. }) => {
-                let running = VolumeError::Running { action: "resizing a volume", instance };
-                Some(self.dir.lock_instance(instance)?.ok_or(running)?)
-            }
-            None => None,
-        };
-        let volume = transact(self.store, |tx| {
-            let volume = tx.get::<Volume>(&id)?.ok_or(VolumeError::NoVolume(id))?;
-            if size < volume.size {
-                return Err(VolumeError::TooSmall { wanted: size, least: volume.size });
-            }
-            if let Some(attachment) = &volume.attachment {
-                at_rest(tx, attachment.instance, "resizing a volume")?;
-            }
-            Ok(Volume { size, ..volume })
-        })?;
-        // The file first: a file that is larger than its row says is still whole.
-        grow_volume(self.dir, &volume)?;
-        transact(self.store, |tx| {
-            let mut row = tx.get::<Volume>(&id)?.ok_or(VolumeError::NoVolume(id))?;
-            row.size = row.size.max(size);
-            if row.is_root()
-                && let Some(attachment) = &row.attachment
-                && let Some(mut instance) = tx.get::<Instance>(&attachment.instance)?
-            {
-                instance.root.size = row.size;
-                tx.put(&instance)?;
-            }
-            tx.put(&row)?;
-            Ok(row)
-        })
-        .inspect(|_| lock.into_iter().for_each(Lock::remove))
     }
 
     /// All snapshots, oldest first.
@@ -321,9 +340,9 @@ impl Volumes<'_> {
         sweep(self.store, self.dir)
     }
 
-    /// Where the own layer of a snapshot is, for people and tools.
-    pub fn snapshot_file(&self, id: SnapshotId) -> std::path::PathBuf {
-        snapshot_path(self.dir, id)
+    /// Where the topmost layer of a snapshot is, for people and tools.
+    pub fn snapshot_file(&self, snapshot: &Snapshot) -> std::path::PathBuf {
+        snapshot.layers.first().map_or_else(|| snapshot_path(self.dir, snapshot.id), |top| top.path(self.dir))
     }
 
     /// Where the own layer of a volume is, for people and tools.
@@ -333,7 +352,11 @@ impl Volumes<'_> {
 }
 
 /// Sees to it that an instance has no machine and gets none before `tx` is through.
-fn at_rest(tx: &mut Transaction<'_>, id: InstanceId, action: &'static str) -> Result<(), VolumeError> {
+pub(super) fn at_rest(
+    tx: &mut Transaction<'_>,
+    id: InstanceId,
+    action: &'static str,
+) -> Result<(), VolumeError> {
     let instance = tx.get::<Instance>(&id)?.ok_or(VolumeError::NoInstance(id))?;
     if instance.state != InstanceState::Stopped {
         return Err(VolumeError::Running { action, instance: id });

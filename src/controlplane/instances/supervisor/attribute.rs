@@ -1,10 +1,11 @@
 //! What can be changed of an instance besides its life. It is written to its row, by a daemon or beside one.
 
-use kiln_model::{InstanceId, InstanceState, UserData};
+use kiln_model::{InstanceId, InstanceState, UserData, VolumeId};
 
 use super::SupervisorError;
 use crate::instances::{ControlPlane, HostMemory, Instance, LaunchRequest, RequestError, ShutdownBehavior};
-use crate::state::transact;
+use crate::state::{Transaction, transact};
+use crate::volumes::{Volume, VolumeError, attached};
 
 /// What of an instance can be changed.
 #[derive(Debug, Clone)]
@@ -17,10 +18,44 @@ pub enum Attribute {
     Shutdown(ShutdownBehavior),
     /// Whether it refuses to be terminated.
     Protected(bool),
+    /// Whether it shall be monitored in detail.
+    Monitoring(bool),
     /// Its security groups, by id or name.
     Groups(Vec<String>),
+    /// Which of its volumes go with it.
+    DeleteOnTermination(Vec<DeviceEnd>),
     /// Whether its interface drops what is not from or for it.
     SourceDestCheck(bool),
+}
+
+/// What becomes of a volume when its instance goes.
+#[derive(Debug, Clone)]
+pub struct DeviceEnd {
+    /// Name of its device.
+    pub device: String,
+    /// Its id, to be sure.
+    pub volume: Option<VolumeId>,
+    /// Whether it goes.
+    pub goes: bool,
+}
+
+/// Notes what becomes of volumes, all or none, as part of `tx`.
+fn set_ends(tx: &mut Transaction<'_>, id: InstanceId, ends: &[DeviceEnd]) -> Result<(), SupervisorError> {
+    let volumes = attached(tx, id)?;
+    for end in ends {
+        let device = |volume: &Volume| volume.attachment.as_ref().is_some_and(|a| a.device == end.device);
+        let meant = volumes.iter().find(|volume| device(volume));
+        let meant = meant.filter(|volume| end.volume.is_none_or(|wanted| wanted == volume.id));
+        let missing = || VolumeError::NoDevice { instance: id, device: end.device.clone() };
+        let id = meant.ok_or_else(missing)?.id;
+        let mut volume = tx.get::<Volume>(&id)?.ok_or(VolumeError::NoVolume(id))?;
+        let Some(attachment) = &mut volume.attachment else {
+            return Err(VolumeError::NotAttached(id).into());
+        };
+        attachment.delete_on_termination = end.goes;
+        tx.put(&volume)?;
+    }
+    Ok(())
 }
 
 impl ControlPlane {
@@ -53,6 +88,8 @@ impl ControlPlane {
                 Attribute::UserData(data) => row.user_data = data.clone(),
                 Attribute::Shutdown(behavior) => row.shutdown = *behavior,
                 Attribute::Protected(protected) => row.protected = *protected,
+                Attribute::Monitoring(on) => row.monitoring = *on,
+                Attribute::DeleteOnTermination(ends) => set_ends(tx, id, ends)?,
                 Attribute::Groups(_) | Attribute::SourceDestCheck(_) => {}
             }
             row.metadata.wanted += 1;

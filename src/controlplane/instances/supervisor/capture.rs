@@ -22,8 +22,8 @@ use crate::instances::{Instance, LaunchError};
 use crate::state::{StoreError, Transaction, transact};
 use crate::vmm_process::Commands as _;
 use crate::volumes::{
-    BlockDevice, Layer, MAX_BELOW, Progress, Snapshot, Unwritten, Volume, VolumeError, attached, copy_layer,
-    discard_layer,
+    BlockDevice, DeviceWish, Layer, MAX_BELOW, Progress, Snapshot, Unwritten, Volume, VolumeError, attached,
+    copy_layer, discard_layer, merge_layers, resolve, slot,
 };
 
 /// How long an instance may be between two states.
@@ -42,12 +42,23 @@ pub struct NewImage {
     pub tags: Vec<Tag>,
     /// Tags of the snapshots that it is made of.
     pub snapshot_tags: Vec<Tag>,
+    /// What its instances get besides or instead of the volumes of this one; those of which it says that there
+    /// shall be none are not taken.
+    pub devices: Vec<DeviceWish>,
+    /// What is said of the root volume.
+    pub root: DeviceWish,
+}
+
+impl NewImage {
+    fn leaves_out(&self, device: &str) -> bool {
+        self.devices.iter().any(|wish| wish.none && slot(&wish.device) == slot(device))
+    }
 }
 
 /// Something to be taken.
 struct Capture {
     instance: Option<InstanceId>,
-    pieces: Vec<(Volume, SnapshotId)>,
+    pieces: Vec<(Volume, Snapshot)>,
     image: Option<ImageId>,
 }
 
@@ -67,7 +78,7 @@ impl Supervisor {
             Ok::<_, VolumeError>((volume, snapshot))
         })?;
         let instance = volume.attachment.as_ref().map(|attachment| attachment.instance);
-        self.take(Capture { instance, pieces: vec![(volume, snapshot.id)], image: None })?;
+        self.take(Capture { instance, pieces: vec![(volume, snapshot.clone())], image: None })?;
         Ok(snapshot)
     }
 
@@ -77,38 +88,44 @@ impl Supervisor {
         let now = self.shared.now();
         let (pieces, image) = transact(self.shared.parts().store.as_ref(), |tx| {
             let mut pieces = Vec::new();
-            let mut snapshots = Vec::new();
+            let mut taken: Vec<(BlockDevice, Snapshot)> = Vec::new();
             let text = format!("Created by CreateImage({id})");
             for volume in attached(tx, id)? {
                 // Read for its revision: it must still be attached when this is written.
                 let volume = tx.get::<Volume>(&volume.id)?.ok_or(VolumeError::NoVolume(volume.id))?;
+                let Some(attachment) = &volume.attachment else { continue };
+                if wish.leaves_out(&attachment.device) {
+                    continue;
+                }
                 let snapshot = put_snapshot(tx, &volume, &text, &wish.snapshot_tags, now)?;
-                pieces.push((volume, snapshot.id));
-                snapshots.push(snapshot);
-            }
-            let Some(root) = snapshots.first() else {
-                return Err(ImageError::Volume(VolumeError::NoVolume(instance.root.id)));
-            };
-            let device = |(volume, snapshot): &(Volume, SnapshotId)| {
-                let attachment = volume.attachment.as_ref()?;
-                Some(BlockDevice {
+                let device = BlockDevice {
                     device: attachment.device.clone(),
                     size: Some(volume.size),
-                    snapshot: Some(*snapshot),
+                    snapshot: Some(snapshot.id),
                     delete_on_termination: attachment.delete_on_termination,
-                })
+                    kind: volume.kind,
+                };
+                pieces.push((volume, snapshot.clone()));
+                taken.push((device, snapshot));
+            }
+            let mut taken = taken.into_iter();
+            let Some((mut root_device, root)) = taken.next() else {
+                return Err(ImageError::Volume(VolumeError::NoVolume(instance.root.id)));
             };
+            root_device.change(&wish.root);
+            let own: Vec<_> = taken.map(|(device, _)| device).collect();
             let made = Made {
                 name: wish.name.clone(),
                 description: wish.description.clone(),
                 tags: wish.tags.clone(),
                 root: root.id,
                 layers: root.layers.clone(),
-                devices: pieces.iter().skip(1).filter_map(device).collect(),
+                devices: resolve(&wish.devices, &own)?,
                 size: root.size,
+                root_device,
                 source: id.to_string(),
             };
-            let image = put_made(tx, &made, now)?;
+            let image = put_made(tx, &made, Progress::Pending, now)?;
             Ok((pieces, image))
         })
         .map_err(LaunchError::from)?;
@@ -141,16 +158,16 @@ fn put_snapshot(
     now: u64,
 ) -> Result<Snapshot, VolumeError> {
     let id = SnapshotId::from_bits(rand::random());
-    if volume.below.len() >= MAX_BELOW {
-        return Err(VolumeError::TooDeep(volume.id));
+    if volume.progress != Progress::Complete {
+        return Err(VolumeError::Creating(volume.id));
     }
+    let below =
+        if volume.below.len() >= MAX_BELOW { merged_below(tx, volume, id)? } else { volume.below.clone() };
     let snapshot = Snapshot {
         id,
         volume: volume.id,
         size: volume.size,
-        layers: std::iter::once(Layer::Snapshot { snapshot: id })
-            .chain(volume.below.iter().cloned())
-            .collect(),
+        layers: std::iter::once(Layer::Snapshot { snapshot: id }).chain(below).collect(),
         progress: Progress::Pending,
         description: description.to_owned(),
         tags: tags.to_vec(),
@@ -160,9 +177,42 @@ fn put_snapshot(
     Ok(snapshot)
 }
 
+/// What a snapshot of a volume over too many layers lies over: one that says what they say, above those that
+/// are whole disks. That of another snapshot of the same volume serves too, as what is below a volume never
+/// changes.
+fn merged_below(
+    tx: &mut Transaction<'_>,
+    volume: &Volume,
+    id: SnapshotId,
+) -> Result<Vec<Layer>, VolumeError> {
+    let merged = |snapshot: &Snapshot| match snapshot.layers.get(1) {
+        Some(layer @ Layer::Merged { .. }) if volume.below.first() != Some(layer) => Some(layer.clone()),
+        _ => None,
+    };
+    let complete = |row: &Snapshot| row.volume == volume.id && row.progress == Progress::Complete;
+    let mut own = Layer::Merged { snapshot: id };
+    for there in tx.list::<Snapshot>()?.iter().filter(|row| complete(row)) {
+        // Read for its revision: whoever deletes it meanwhile lets this begin again.
+        if let Some(layer) = tx.get::<Snapshot>(&there.id)?.filter(complete).as_ref().and_then(merged) {
+            own = layer;
+            break;
+        }
+    }
+    let whole = volume.below.iter().skip_while(|layer| layer.is_part()).cloned();
+    Ok(std::iter::once(own).chain(whole).collect())
+}
+
 impl Shared {
     fn capture(&self, capture: &Capture) -> Result<(), SupervisorError> {
         let _one = self.capturing.lock().unwrap_or_else(PoisonError::into_inner);
+        // While everything runs: it only concerns what is never written.
+        for (volume, snapshot) in &capture.pieces {
+            if let Some(merged @ Layer::Merged { .. }) = snapshot.layers.get(1)
+                && volume.below.first() != Some(merged)
+            {
+                merge_layers(&self.parts().dir, merged, &volume.below)?;
+            }
+        }
         let Some(id) = capture.instance else { return self.copy_at_rest(capture).map(|_| ()) };
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build();
         let runtime = runtime.map_err(|source| SupervisorError::Host { action: "wait for a VMM", source })?;
@@ -226,7 +276,7 @@ impl Shared {
 
     fn copy(&self, capture: &Capture) -> Result<(), SupervisorError> {
         for (volume, snapshot) in &capture.pieces {
-            copy_layer(&self.parts().dir, volume, *snapshot)?;
+            copy_layer(&self.parts().dir, volume, snapshot)?;
         }
         Ok(())
     }
@@ -240,7 +290,7 @@ impl Shared {
             }
         };
         for (_, snapshot) in &capture.pieces {
-            self.finish_snapshot(*snapshot, progress);
+            self.finish_snapshot(snapshot.id, progress);
         }
         if let Some(image) = capture.image {
             self.finish_image(image, progress);
@@ -281,7 +331,7 @@ impl Shared {
             }
         }
         for image in self.parts().images().list().map_err(LaunchError::from)? {
-            if image.progress == Progress::Pending {
+            if image.progress == Progress::Pending && image.importing.is_none() {
                 self.finish_image(image.id, Progress::Failed);
             }
         }

@@ -23,6 +23,7 @@ mod actor;
 mod attribute;
 mod capture;
 mod error;
+mod import;
 mod notices;
 mod recover;
 mod settings;
@@ -36,7 +37,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, UNIX_EPOCH};
 
-use kiln_model::{InstanceEvent, InstanceId, InstanceState};
+use kiln_model::{InstanceEvent, InstanceId, InstanceState, VolumeId};
 use kiln_vmspec::Command;
 
 use super::effects::{Effect, undo};
@@ -46,9 +47,10 @@ use crate::host::host_memory;
 use crate::state::dir::Lock;
 use crate::state::{StoreError, transact};
 use crate::vmm_process::{Commands as _, ControlConnection, VmmEvent};
+use crate::volumes::{Volume, VolumeChange};
 use actor::{Actor, Job, Order};
 
-pub use attribute::Attribute;
+pub use attribute::{Attribute, DeviceEnd};
 pub use capture::NewImage;
 pub use error::SupervisorError;
 pub use notices::{Notice, NoticeEvent, Notices};
@@ -94,6 +96,8 @@ struct Shared {
     admission: Mutex<()>,
     /// Held while a snapshot is taken.
     capturing: Mutex<()>,
+    /// Held while a file is copied to make an image of it.
+    importing: Mutex<()>,
     tally: Tally,
 }
 
@@ -148,6 +152,7 @@ impl Supervisor {
             actors: Mutex::default(),
             admission: Mutex::default(),
             capturing: Mutex::default(),
+            importing: Mutex::default(),
             tally: Tally::default(),
         });
         recover::recover(&shared)?;
@@ -341,6 +346,17 @@ impl Supervisor {
         self.plane().modify(id, attribute)
     }
 
+    /// Changes a volume. To make it larger, nobody may have it but a stopped instance.
+    pub fn modify_volume(&self, id: VolumeId, change: VolumeChange) -> Result<Volume, SupervisorError> {
+        let volumes = self.shared.parts().volumes();
+        if let Some(attachment) = volumes.get(id)?.attachment
+            && self.instance(attachment.instance)?.state == InstanceState::Stopped
+        {
+            self.await_actor(attachment.instance);
+        }
+        Ok(volumes.modify(id, change)?)
+    }
+
     /// All instances, oldest first; those of `kiln run` are among them, and terminated ones for a while.
     pub fn instances(&self) -> Result<Vec<Instance>, SupervisorError> {
         Ok(self.plane().instances()?)
@@ -433,11 +449,15 @@ impl Supervisor {
         unique.into_iter().map(|id| self.instance(*id)).collect()
     }
 
-    /// Takes the lock of an instance at rest.
-    fn lock(&self, id: InstanceId) -> Result<Lock, SupervisorError> {
-        // An actor gives it back just after it has written that the instance is stopped.
+    /// An actor gives back the lock of its instance just after it has written that it is stopped.
+    fn await_actor(&self, id: InstanceId) {
         let leaving = self.shared.actors().remove(&id);
         leaving.into_iter().for_each(Actor::join);
+    }
+
+    /// Takes the lock of an instance at rest.
+    fn lock(&self, id: InstanceId) -> Result<Lock, SupervisorError> {
+        self.await_actor(id);
         self.shared.parts().dir.lock_instance(id)?.ok_or(SupervisorError::Foreground(id))
     }
 }

@@ -5,11 +5,11 @@
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use kiln_model::{ImageId, InstanceId, InstanceState, SnapshotId};
+use kiln_model::{ImageId, InstanceId, InstanceState, SnapshotId, VolumeId};
 use serde::Serialize;
 use tokio::sync::broadcast;
 
-use crate::volumes::Progress;
+use crate::volumes::{Progress, VolumeState};
 
 /// Notices kept.
 const KEPT: usize = 1024;
@@ -51,7 +51,16 @@ pub enum NoticeEvent {
         /// How far it is.
         progress: Progress,
     },
-    /// An image of an instance is there, or failed.
+    /// A volume came into a state.
+    Volume {
+        /// Which.
+        volume: VolumeId,
+        /// The state.
+        state: VolumeState,
+        /// Who has it.
+        instance: Option<InstanceId>,
+    },
+    /// An image is there, or failed.
     Image {
         /// Which.
         image: ImageId,

@@ -62,7 +62,9 @@ fn starts_again(instance: &Instance) -> bool {
 /// Takes up every instance that is not at rest.
 pub(super) fn recover(shared: &Arc<Shared>) -> Result<(), SupervisorError> {
     let same_boot = same_boot(shared)?;
+    shared.parts().volumes().finish_all()?;
     shared.give_up_captures()?;
+    Shared::resume_imports(shared)?;
     for instance in shared.plane.instances()? {
         if !instance.supervised || !instance.is_active() {
             continue;

@@ -43,7 +43,7 @@ impl<'f> Daemon<'f> {
     ) -> Result<Vec<Instance>, SupervisorError> {
         let mut request = request(&self.f.image());
         change(&mut request);
-        self.supervisor.launch(&request, count, &mut |_, _| Ok(()))
+        self.supervisor.launch(&request, count, &mut |_, _, _| Ok(()))
     }
 
     /// Waits for a notice.
@@ -292,7 +292,7 @@ fn rows_and_what_a_client_adds_are_written_together_or_not_at_all() {
     let f = Fixture::new();
     let d = Daemon::new(&f);
     let request = request(&f.image());
-    let refused = d.supervisor.launch(&request, (1, 1), &mut |_, instances| {
+    let refused = d.supervisor.launch(&request, (1, 1), &mut |_, instances, _| {
         assert_eq!(instances.len(), 1);
         Err(StoreError::Contended)
     });
