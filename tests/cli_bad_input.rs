@@ -114,6 +114,19 @@ fn volume_smaller_than_the_image_is_refused() {
 }
 
 #[test]
+fn volumes_that_cannot_be_are_refused() {
+    refuses("a word", |b| run_with(b, &["--volume", "disk"]), &["says nothing of a volume"]);
+    refuses("no size", |b| run_with(b, &["--volume", "keep"]), &["a size or a snapshot"]);
+    refuses("the root", |b| run_with(b, &["--volume", "size=1,device=/dev/xvda"]), &["--volume-size"]);
+    refuses(
+        "twice",
+        |b| run_with(b, &["--volume=size=1,device=sdf", "--volume=size=1,device=xvdf"]),
+        &["xvdf"],
+    );
+    refuses("nothing", |b| run_with(b, &["--volume", "snapshot=snap-0f724cce28ee4aa78"]), &["snap-0f724"]);
+}
+
+#[test]
 fn host_without_hardware_kvm_names_the_lab() {
     if std::path::Path::new("/sys/module/kvm_intel").exists()
         || std::path::Path::new("/sys/module/kvm_amd").exists()

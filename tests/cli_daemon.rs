@@ -162,7 +162,16 @@ fn inside() {
     assert_eq!(user.json(&["ps"]), Vec::<Value>::new());
     let web = ["run", "-d", &image, "--name", "web", "--instance-type", "t3.nano", "--tag", "colour=blue"];
     let more = ["--user-data", &user_data, "--ssh-key", &public, "--volume-size", "1"];
-    let id = user.kiln(&[&web[..], &more[..]].concat());
+    let volumes = ["--volume", "size=1,keep", "--volume", "size=2,device=/dev/sdh"];
+    let id = user.kiln(&[&web[..], &more[..], &volumes[..]].concat());
+    let mut own: Vec<_> = user
+        .json(&["volume", "ls"])
+        .into_iter()
+        .map(|row| (row["device"].as_str().unwrap().to_owned(), row["bytes"].as_u64().unwrap() >> 30))
+        .collect();
+    own.sort();
+    assert_eq!(own, [("/dev/sdf".to_owned(), 1), ("/dev/sdh".to_owned(), 2), ("/dev/xvda".to_owned(), 1)]);
+    assert_eq!(user.kiln(&["metadata", "web", "meta-data/block-device-mapping/ebs2"]), "sdh");
     let shown = user.instance(&id);
     assert_eq!((&shown["name"], &shown["state"]), (&"web".into(), &"running".into()));
     assert_eq!((&shown["supervised"], &shown["volume_bytes"]), (&true.into(), &(1u64 << 30).into()));
@@ -212,14 +221,19 @@ fn inside() {
     user.fail(&["ssh", "web"], "is stopped");
     user.kiln(&["type", "web", "t3.micro"]);
     let volume = user.kiln(&["volume", "create", "--size", "1"]);
-    user.kiln(&["volume", "attach", &volume, "web"]);
+    user.kiln(&["volume", "resize", &volume, "3"]);
+    user.fail(&["volume", "resize", &volume, "2"], "smaller");
+    user.fail(&["volume", "attach", &volume, "web"], "/dev/sdf");
+    user.kiln(&["volume", "attach", &volume, "web", "--device", "/dev/sdg"]);
     user.fail(&["volume", "rm", &volume], &id);
     user.kiln(&["start", "web"]);
     let shown = user.instance(&id);
     assert_eq!((&shown["state"], &shown["instance_type"]), (&"running".into(), &"t3.micro".into()));
     let rows = user.json(&["volume", "ls"]);
     let row = rows.iter().find(|row| row["id"] == volume.as_str()).unwrap();
-    assert_eq!((&row["instance"], &row["device"]), (&id.as_str().into(), &"/dev/sdf".into()));
+    assert_eq!((&row["instance"], &row["device"]), (&id.as_str().into(), &"/dev/sdg".into()));
+    assert_eq!(row["bytes"], 3u64 << 30);
+    user.fail(&["volume", "resize", &volume, "4"], "stop");
 
     // What its disks hold is kept while it runs.
     let snapshot = user.kiln(&["snapshot", "create", &volume, "--description", "of data"]);

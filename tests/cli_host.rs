@@ -69,7 +69,9 @@ fn help_and_version_go_to_standard_output() {
     let bench = Bench::new();
     assert!(bench.succeed(&["--version"]).starts_with("kiln "));
     let help = bench.succeed(&["run", "--help"]);
-    for option in ["--user-data", "--ssh-key", "--volume-size", "--keep", "--console-log", "--no-network"] {
+    for option in
+        ["--user-data", "--ssh-key", "--volume-size", "--volume", "--keep", "--console-log", "--no-network"]
+    {
         assert!(help.contains(option), "{option} is not in {help}");
     }
 }

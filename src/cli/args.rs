@@ -627,6 +627,9 @@ pub struct CreateImageArgs {
     /// What it is for.
     #[arg(long)]
     pub description: Option<String>,
+    /// Let a running guest power off and start again for it, so that its file systems are put away.
+    #[arg(long)]
+    pub reboot: bool,
 }
 
 /// Options of `kiln image import`.

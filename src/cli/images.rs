@@ -72,7 +72,7 @@ fn create(state_dir: &Path, args: &CreateImageArgs) -> Result<(), Failure> {
     let parameters = Parameters::default()
         .with("InstanceId", instance)
         .with("Name", &args.name)
-        .with("NoReboot", true)
+        .with("NoReboot", !args.reboot)
         .maybe("Description", args.description.as_ref());
     let daemon = Daemon::need(&plane, &format!("make an image of {instance}"))?;
     let id = daemon.call("CreateImage", parameters)?.text("imageId")?;

@@ -1,6 +1,7 @@
 """Volumes at launch and after it, images of them and copies, with boto3."""
 
 import os
+import time
 
 from client import client, code, same
 
@@ -99,6 +100,28 @@ same(code(ec2.modify_instance_attribute, InstanceId=one, BlockDeviceMappings=[ch
      "InvalidInstanceAttributeValue")
 found = devices(instance(one)["BlockDeviceMappings"])
 same({name: own["DeleteOnTermination"] for name, own in found.items()}, {"/dev/xvda": True, "/dev/sdf": False, "/dev/sdg": False})
+
+# An image of it while it runs: its guest powers off and starts again, unless it shall not.
+def boots():
+    return ec2.get_console_output(InstanceId=one).get("Output", "").count("waiting for the power button")
+
+
+def until(met):
+    for _ in range(240):
+        if met():
+            return
+        time.sleep(0.5)
+    raise AssertionError(ec2.get_console_output(InstanceId=one))
+
+
+until(lambda: boots() == 1)
+address = instance(one)["PrivateIpAddress"]
+for name, flag, starts in [("still", {"NoReboot": True}, 1), ("again", {}, 2), ("third", {"NoReboot": False}, 3)]:
+    made = ec2.create_image(InstanceId=one, Name=name, **flag)["ImageId"]
+    wait("image_available", ImageIds=[made])
+    until(lambda: boots() == starts)
+    same((instance(one)["State"]["Name"], instance(one)["PrivateIpAddress"]), ("running", address))
+    ec2.deregister_image(ImageId=made, DeleteAssociatedSnapshots=True)
 
 # Another type while it runs; larger while it is stopped.
 same(code(ec2.modify_volume, VolumeId=first), "InvalidParameterCombination")

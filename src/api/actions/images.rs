@@ -188,7 +188,7 @@ fn tell(context: &Context<'_>, image: &Image) {
     context.supervisor.notices().tell(context.now, event);
 }
 
-/// `CreateImage`: pending when it returns.
+/// `CreateImage`: pending when it returns. The guest of a running instance starts again, unless it shall not.
 pub(super) fn create(context: &Context<'_>, request: CreateImage) -> Answer {
     let mut tags = tagging::specified_for(request.tag_specifications, &["image", "snapshot"])?;
     let id: InstanceId = INSTANCE.parse(&request.instance_id)?;
@@ -202,6 +202,7 @@ pub(super) fn create(context: &Context<'_>, request: CreateImage) -> Answer {
         description: request.description.unwrap_or_default(),
         devices: devices.others,
         root: devices.root.unwrap_or_default(),
+        reboot: !request.no_reboot,
         ..NewImage::default()
     };
     let image = context.supervisor.create_image(id, &wish)?;

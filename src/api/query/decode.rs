@@ -2,7 +2,7 @@
 //!
 //! `BlockDeviceMapping.1.Ebs.VolumeSize=8` is a path; the paths of a request make a tree, and the tree
 //! is walked along the shape. What the shape does not know is an error, so no parameter is ever lost.
-//! An empty value is no value, as some clients mean it.
+//! An empty value is no value, as some clients mean it, but for members that say something by being there.
 
 use std::collections::BTreeMap;
 
@@ -65,6 +65,9 @@ impl Node {
     }
 }
 
+/// Members whose value means nothing: that they are there does.
+const SAYS_BY_BEING_THERE: [&str; 1] = ["NoDevice"];
+
 /// Where in the request: for messages.
 #[derive(Clone, Copy)]
 struct Path<'a> {
@@ -111,6 +114,9 @@ fn structure(members: &[Member], mut node: Node, at: &Path<'_>) -> Result<Value,
         match node.children.remove(member.wire) {
             Some(child) if !child.is_empty() => {
                 object.insert(member.name.to_owned(), value(member.shape, child, &at)?);
+            }
+            Some(child) if child.value.is_some() && SAYS_BY_BEING_THERE.contains(&member.name) => {
+                object.insert(member.name.to_owned(), Value::String(String::new()));
             }
             // Text may be empty where it must be there.
             Some(_)

@@ -46,6 +46,14 @@ fn empty_values_are_absent() {
     assert_eq!(read("CreateSubnet", form).unwrap(), json!({"VpcId": "vpc-1"}));
     assert_eq!(code("CreateSubnet", "CidrBlock=10.0.0.0/24"), "MissingParameter");
     assert_eq!(code("ImportKeyPair", "KeyName=k&PublicKeyMaterial="), "MissingParameter");
+    // But where being there is what is said.
+    let form =
+        "MinCount=1&MaxCount=1&KeyName=&BlockDeviceMapping.1.DeviceName=x&BlockDeviceMapping.1.NoDevice=";
+    let mappings = json!([{"DeviceName": "x", "NoDevice": ""}]);
+    assert_eq!(
+        read("RunInstances", form).unwrap(),
+        json!({"MinCount": 1, "MaxCount": 1, "BlockDeviceMappings": mappings})
+    );
 }
 
 #[test]

@@ -8,7 +8,7 @@ use super::{
     Attachment, MAX_ATTACHED, MAX_BELOW, MAX_SIZE, MIN_SIZE, NewVolume, Progress, Snapshot, Volume,
     VolumeError, VolumeState, check_device, slot,
 };
-use crate::images::Image;
+use crate::images::{Image, ImageError, Images};
 use crate::instances::{Instance, NoticeEvent, Notices};
 use crate::state::{StateDir, Store, StoreError, Transaction, transact};
 
@@ -334,10 +334,15 @@ impl Volumes<'_> {
         })
     }
 
-    /// Removes files that nobody needs any more.
+    /// Removes files that nobody needs any more, those of images too: their rows may be gone for long.
     fn reclaim(&self) -> Result<(), VolumeError> {
-        let _lock = self.dir.lock_images()?;
-        sweep(self.store, self.dir)
+        let images = Images { store: self.store, dir: self.dir };
+        match images.sweep() {
+            Err(ImageError::Volume(error)) => Err(error),
+            Err(ImageError::Store(error)) => Err(error.into()),
+            // Whoever cannot list them leaves them to the next sweep.
+            _ => Ok(()),
+        }
     }
 
     /// Where the topmost layer of a snapshot is, for people and tools.

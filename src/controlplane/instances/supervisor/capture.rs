@@ -6,21 +6,27 @@
 //!                    └─ nobody has it: lock, look again, copy            └▶ rows, complete or failed
 //! ```
 //!
+//! Where a reboot is wanted, the pause comes when the guest has powered off and its next kernel has just been
+//! entered: everything that ran has ended and its file systems were put away. A guest that does not power off
+//! in time is reset, as it is for `RebootInstances`.
+//!
 //! What is copied of each volume is its own layer, what was written since it was made, and nothing where
 //! the file system shares blocks. All volumes of an image are of one moment, as after a power cut.
 //! One is taken at a time: a pause must not end under another's copy.
 
-use std::sync::{Arc, PoisonError};
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use kiln_model::{ImageId, InstanceId, InstanceState, SnapshotId, Tag, VolumeId};
 use kiln_vmspec::Command;
+use tokio::sync::mpsc::Receiver;
 
 use super::{NoticeEvent, Shared, Supervisor, SupervisorError};
 use crate::images::{Image, ImageError, Made, put_made};
 use crate::instances::{Instance, LaunchError};
 use crate::state::{StoreError, Transaction, transact};
-use crate::vmm_process::Commands as _;
+use crate::vmm_process::{Commands as _, VmmEvent};
 use crate::volumes::{
     BlockDevice, DeviceWish, Layer, MAX_BELOW, Progress, Snapshot, Unwritten, Volume, VolumeError, attached,
     copy_layer, discard_layer, merge_layers, resolve, slot,
@@ -28,6 +34,8 @@ use crate::volumes::{
 
 /// How long an instance may be between two states.
 const PATIENCE: Duration = Duration::from_secs(600);
+/// How long a reset may take to be told.
+const RESET_PATIENCE: Duration = Duration::from_secs(30);
 /// How often it is looked at.
 const LOOK: Duration = Duration::from_millis(50);
 
@@ -47,6 +55,8 @@ pub struct NewImage {
     pub devices: Vec<DeviceWish>,
     /// What is said of the root volume.
     pub root: DeviceWish,
+    /// Whether the guest of a running instance starts again for it.
+    pub reboot: bool,
 }
 
 impl NewImage {
@@ -60,6 +70,7 @@ struct Capture {
     instance: Option<InstanceId>,
     pieces: Vec<(Volume, Snapshot)>,
     image: Option<ImageId>,
+    reboot: bool,
 }
 
 impl Supervisor {
@@ -78,11 +89,16 @@ impl Supervisor {
             Ok::<_, VolumeError>((volume, snapshot))
         })?;
         let instance = volume.attachment.as_ref().map(|attachment| attachment.instance);
-        self.take(Capture { instance, pieces: vec![(volume, snapshot.clone())], image: None })?;
+        self.take(Capture {
+            instance,
+            pieces: vec![(volume, snapshot.clone())],
+            image: None,
+            reboot: false,
+        })?;
         Ok(snapshot)
     }
 
-    /// Makes an image of all volumes of an instance, without a reboot. It is pending when this returns.
+    /// Makes an image of the volumes of an instance. It is pending when this returns.
     pub fn create_image(&self, id: InstanceId, wish: &NewImage) -> Result<Image, SupervisorError> {
         let instance = self.plane().living(id, "be made an image of")?;
         let now = self.shared.now();
@@ -129,7 +145,7 @@ impl Supervisor {
             Ok((pieces, image))
         })
         .map_err(LaunchError::from)?;
-        self.take(Capture { instance: Some(id), pieces, image: Some(image.id) })?;
+        self.take(Capture { instance: Some(id), pieces, image: Some(image.id), reboot: wish.reboot })?;
         Ok(image)
     }
 
@@ -138,6 +154,9 @@ impl Supervisor {
         let shared = Arc::clone(&self.shared);
         let body = move || {
             let result = shared.capture(&capture);
+            if result.is_err() && capture.reboot {
+                shared.let_go_on(&capture);
+            }
             shared.conclude(&capture, result);
         };
         let thread = std::thread::Builder::new().name("capture".to_owned()).spawn(body);
@@ -204,8 +223,65 @@ fn merged_below(
 
 impl Shared {
     fn capture(&self, capture: &Capture) -> Result<(), SupervisorError> {
-        let _one = self.capturing.lock().unwrap_or_else(PoisonError::into_inner);
-        // While everything runs: it only concerns what is never written.
+        self.merge(capture)?;
+        let Some(id) = capture.instance else {
+            let _one = self.one_capture();
+            return self.copy_at_rest(capture).map(|_| ());
+        };
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build();
+        let runtime = runtime.map_err(|source| SupervisorError::Host { action: "wait for a VMM", source })?;
+        let deadline = Instant::now() + PATIENCE;
+        let mut reboots = capture.reboot;
+        loop {
+            let row = transact(self.parts().store.as_ref(), |tx| tx.get::<Instance>(&id))?;
+            let failed = match row.filter(Instance::is_active) {
+                None => {
+                    let _one = self.one_capture();
+                    if self.copy_at_rest(capture)? {
+                        return Ok(());
+                    }
+                    None
+                }
+                Some(row) if row.vmm.is_some() && row.state == InstanceState::Running && reboots => {
+                    reboots = false;
+                    runtime.block_on(self.reboot_into_pause(&row)).err()
+                }
+                Some(row) if row.vmm.is_some() && row.state != InstanceState::Pending => {
+                    let _one = self.one_capture();
+                    match runtime.block_on(self.copy_paused(&row, capture)) {
+                        Ok(()) => return Ok(()),
+                        Err(e) => Some(e),
+                    }
+                }
+                _ => None,
+            };
+            match failed {
+                // It may just have ended.
+                Some(e)
+                    if Instant::now() < deadline
+                        && !(capture.reboot && self.leaving.load(Ordering::Relaxed)) =>
+                {
+                    tracing::debug!(instance = %id, "not captured yet: {e}");
+                }
+                Some(e) => return Err(e),
+                None => {}
+            }
+            if Instant::now() >= deadline {
+                let state = self.parts().find(id).map_or(InstanceState::Terminated, |row| row.state);
+                return Err(SupervisorError::IncorrectState { id, state, action: "be captured" });
+            }
+            std::thread::sleep(LOOK);
+        }
+    }
+
+    fn one_capture(&self) -> MutexGuard<'_, ()> {
+        self.capturing.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Makes what snapshots lie over that do not lie over what is below their volumes. While everything runs: it
+    /// only concerns what is never written.
+    fn merge(&self, capture: &Capture) -> Result<(), SupervisorError> {
+        let _one = self.one_capture();
         for (volume, snapshot) in &capture.pieces {
             if let Some(merged @ Layer::Merged { .. }) = snapshot.layers.get(1)
                 && volume.below.first() != Some(merged)
@@ -213,29 +289,54 @@ impl Shared {
                 merge_layers(&self.parts().dir, merged, &volume.below)?;
             }
         }
-        let Some(id) = capture.instance else { return self.copy_at_rest(capture).map(|_| ()) };
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build();
-        let runtime = runtime.map_err(|source| SupervisorError::Host { action: "wait for a VMM", source })?;
-        let deadline = Instant::now() + PATIENCE;
-        loop {
-            let row = transact(self.parts().store.as_ref(), |tx| tx.get::<Instance>(&id))?;
-            match row.filter(Instance::is_active) {
-                None if self.copy_at_rest(capture)? => return Ok(()),
-                Some(row) if row.vmm.is_some() && row.state != InstanceState::Pending => {
-                    match runtime.block_on(self.copy_paused(&row, capture)) {
-                        Ok(()) => return Ok(()),
-                        // It may just have ended.
-                        Err(e) if Instant::now() >= deadline => return Err(e),
-                        Err(e) => tracing::debug!(instance = %id, "not captured yet: {e}"),
-                    }
+        Ok(())
+    }
+
+    /// Lets a guest power off and its machine start again, and stops that at once. Whoever copies then lets it go
+    /// on, as does the end of this process.
+    async fn reboot_into_pause(&self, row: &Instance) -> Result<(), SupervisorError> {
+        let (connection, mut events) = self.plane.connect(row)?;
+        connection.request(Command::Reboot).await?;
+        let grace = self.settings.reboot_grace;
+        if !self.until_rebooting(&mut events, grace).await? {
+            tracing::warn!(instance = %row.id, "the guest did not power off for its image");
+            connection.request(Command::Reset).await?;
+            self.until_rebooting(&mut events, RESET_PATIENCE).await?;
+        }
+        // The machine takes it when it has begun, before its guest has come far.
+        connection.request(Command::Pause).await?;
+        Ok(())
+    }
+
+    /// Whether a machine begins anew before `patience` is over. Nobody waits for a guest when this process is to
+    /// end.
+    async fn until_rebooting(
+        &self,
+        events: &mut Receiver<VmmEvent>,
+        patience: Duration,
+    ) -> Result<bool, SupervisorError> {
+        let deadline = Instant::now() + patience;
+        while Instant::now() < deadline {
+            if self.leaving.load(Ordering::Relaxed) {
+                let source = std::io::ErrorKind::Interrupted.into();
+                return Err(SupervisorError::Host { action: "wait for a guest to start again", source });
+            }
+            match tokio::time::timeout(LOOK, events.recv()).await {
+                // Or it has ended, and its row will say so.
+                Ok(Some(VmmEvent::Rebooting | VmmEvent::Exited(_) | VmmEvent::Lost { .. }) | None) => {
+                    return Ok(true);
                 }
-                _ => {}
+                Ok(Some(_)) | Err(_) => {}
             }
-            if Instant::now() >= deadline {
-                let state = self.parts().find(id).map_or(InstanceState::Terminated, |row| row.state);
-                return Err(SupervisorError::IncorrectState { id, state, action: "be captured" });
-            }
-            std::thread::sleep(LOOK);
+        }
+        Ok(false)
+    }
+
+    /// No machine is left standing still for an image that is not made.
+    fn let_go_on(&self, capture: &Capture) {
+        let Some(row) = capture.instance.and_then(|id| self.parts().find(id).ok()) else { return };
+        if let Ok((connection, _events)) = self.plane.connect(&row) {
+            let _ = connection.send(Command::Resume);
         }
     }
 

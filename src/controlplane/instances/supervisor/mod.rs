@@ -31,7 +31,7 @@ mod settings;
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
@@ -98,6 +98,8 @@ struct Shared {
     capturing: Mutex<()>,
     /// Held while a file is copied to make an image of it.
     importing: Mutex<()>,
+    /// This process is about to end: nobody waits for a guest any more.
+    leaving: AtomicBool,
     tally: Tally,
 }
 
@@ -153,6 +155,7 @@ impl Supervisor {
             admission: Mutex::default(),
             capturing: Mutex::default(),
             importing: Mutex::default(),
+            leaving: AtomicBool::new(false),
             tally: Tally::default(),
         });
         recover::recover(&shared)?;
@@ -502,6 +505,7 @@ impl Shared {
 
 impl Drop for Supervisor {
     fn drop(&mut self) {
+        self.shared.leaving.store(true, Ordering::Relaxed);
         // A machine is not left standing still, nor a snapshot half-way.
         for thread in self.captures.get_mut().unwrap_or_else(PoisonError::into_inner).drain(..) {
             let _ = thread.join();
