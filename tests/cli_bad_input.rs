@@ -123,7 +123,6 @@ fn volumes_that_cannot_be_are_refused() {
         |b| run_with(b, &["--volume=size=1,device=sdf", "--volume=size=1,device=xvdf"]),
         &["xvdf"],
     );
-    refuses("nothing", |b| run_with(b, &["--volume", "snapshot=snap-0f724cce28ee4aa78"]), &["snap-0f724"]);
 }
 
 #[test]

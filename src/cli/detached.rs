@@ -8,7 +8,7 @@ use std::path::Path;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use kiln_controlplane::images::{ImageError, ImportRequest};
+use kiln_controlplane::images::{Drivers, ImageError, ImportRequest};
 use kiln_controlplane::instances::{ControlPlane, LaunchRequest};
 use kiln_controlplane::key_pairs::{KeyPairError, KeyPairs};
 use kiln_controlplane::network::{DEFAULT_GROUP, NetworkError, PeerSpec, RuleSpec, Subnet};
@@ -126,7 +126,13 @@ fn image(plane: &ControlPlane, args: &RunArgs) -> Result<ImageId, Failure> {
         }
     }
     let format = args.format.map(Into::into);
-    let request = ImportRequest { path: args.image.clone().into(), format, name: None, replace: false };
+    let request = ImportRequest {
+        path: args.image.clone().into(),
+        format,
+        name: None,
+        replace: false,
+        drivers: Drivers::default(),
+    };
     Ok(plane.images().import(&request, plane.clock(), &Bars)?.id)
 }
 

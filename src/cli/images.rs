@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use kiln_controlplane::images::{Image, ImageError, ImportRequest, Source, format_name, inspect};
+use kiln_controlplane::images::{Drivers, Image, ImageError, ImportRequest, Source, format_name, inspect};
 use kiln_controlplane::printable;
 use kiln_controlplane::volumes::Progress;
 use serde::Serialize;
@@ -99,8 +99,13 @@ fn import(state_dir: &Path, args: &ImportArgs) -> Result<(), Failure> {
     // Looked at before the state directory is made for nothing.
     let source = Source::open(&args.file, format)?;
     let plane = open(state_dir)?;
-    let request =
-        ImportRequest { path: args.file.clone(), format, name: args.name.clone(), replace: args.replace };
+    let request = ImportRequest {
+        path: args.file.clone(),
+        format,
+        name: args.name.clone(),
+        replace: args.replace,
+        drivers: Drivers::default(),
+    };
     let image = plane.images().import(&request, plane.clock(), &Bars)?;
     let problem = inspect(&plane.images().open(&image)?, source.format)
         .map_or_else(|e| Some(e.to_string()), |report| report.problem);

@@ -185,12 +185,13 @@ moved = ec2.copy_snapshot(SourceSnapshotId=root_snapshot, SourceRegion="us-east-
     {"ResourceType": "snapshot", "Tags": [{"Key": "kind", "Value": "copy"}]}])
 same(moved["Tags"], [{"Key": "kind", "Value": "copy"}])
 same(code(ec2.copy_snapshot, SourceSnapshotId="snap-00000000000000001", SourceRegion="us-east-1"), "InvalidSnapshot.NotFound")
-registered = ec2.register_image(Name="registered", Architecture="x86_64", VirtualizationType="hvm", RootDeviceName="/dev/sda1", EnaSupport=True,
+registered = ec2.register_image(Name="registered", Architecture="x86_64", VirtualizationType="hvm", RootDeviceName="/dev/sda1", EnaSupport=True, SriovNetSupport="simple",
     BlockDeviceMappings=[{"DeviceName": "/dev/sda1", "Ebs": {"SnapshotId": moved["SnapshotId"], "DeleteOnTermination": True, "VolumeSize": 6}},
                          {"DeviceName": "/dev/sdf", "Ebs": {"SnapshotId": data_snapshot}}])["ImageId"]
 shown = images("registered")[0]
 same((shown["State"], shown["RootDeviceName"], [d["Ebs"].get("VolumeSize") for d in shown["BlockDeviceMappings"]]),
-     ("available", "/dev/sda1", [6, None]))
+     ("available", "/dev/sda1", [6, 2]))
+same((shown["EnaSupport"], shown["SriovNetSupport"]), (True, "simple"))
 for mappings, expected in [
     ([{"DeviceName": "/dev/sda1", "Ebs": {"VolumeSize": 1}}], "InvalidBlockDeviceMapping"),
     ([{"DeviceName": "/dev/sda1", "Ebs": {"SnapshotId": "snap-00000000000000001"}}], "InvalidSnapshot.NotFound"),

@@ -37,7 +37,7 @@ pub(super) fn describe(context: &Context<'_>, request: DescribeImageAttribute) -
         }
         "kernel" => ("KernelId", json!({})),
         "ramdisk" => ("RamdiskId", json!({})),
-        "sriovNetSupport" => ("SriovNetSupport", json!({})),
+        "sriovNetSupport" => ("SriovNetSupport", json!({"Value": image.drivers.sriov})),
         "bootMode" => ("BootMode", json!({})),
         "tpmSupport" => ("TpmSupport", json!({})),
         "uefiData" => ("UefiData", json!({})),

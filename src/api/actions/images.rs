@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use kiln_controlplane::images::{CopyWish, Image, ImageError, ImportRequest, Registration};
+use kiln_controlplane::images::{CopyWish, Drivers, Image, ImageError, ImportRequest, Registration};
 use kiln_controlplane::instances::{NewImage, NoticeEvent};
 use kiln_controlplane::metadata::{ACCOUNT, REGION};
 use kiln_controlplane::tags;
@@ -45,6 +45,8 @@ const FILTERS: &Filters = &[
     ("virtualization-type", "VirtualizationType"),
     ("creation-date", "CreationDate"),
     ("description", "Description"),
+    ("ena-support", "EnaSupport"),
+    ("sriov-net-support", "SriovNetSupport"),
     ("block-device-mapping.device-name", "BlockDeviceMappings.DeviceName"),
     ("block-device-mapping.snapshot-id", "BlockDeviceMappings.Ebs.SnapshotId"),
     ("block-device-mapping.volume-size", "BlockDeviceMappings.Ebs.VolumeSize"),
@@ -86,7 +88,8 @@ fn shown(image: &Image, tags: &TagMap) -> Value {
         "ImageLocation": format!("{ACCOUNT}/{name}"), "ImageType": "machine", "Architecture": "x86_64",
         "CreationDate": Utc::from_unix(image.created).rfc3339().replace('Z', ".000Z"),
         "RootDeviceName": root.device, "RootDeviceType": "ebs", "VirtualizationType": "hvm", "Hypervisor": "xen",
-        "PlatformDetails": "Linux/UNIX", "UsageOperation": "RunInstances", "EnaSupport": false,
+        "PlatformDetails": "Linux/UNIX", "UsageOperation": "RunInstances", "EnaSupport": image.drivers.ena,
+        "SriovNetSupport": image.drivers.sriov,
         "BlockDeviceMappings": mappings, "StateReason": image_attributes::reason(image),
         "Tags": tagging::shown_with_name(tags, &id, None),
     })
@@ -109,8 +112,9 @@ pub(super) fn describe(context: &Context<'_>, mut request: DescribeImages) -> An
 pub(super) fn register(context: &Context<'_>, mut request: RegisterImage) -> Answer {
     if request.architecture.as_ref().is_some_and(|word| word != "x86_64")
         || request.virtualization_type.as_ref().is_some_and(|word| word != "hvm")
+        || request.sriov_net_support.as_ref().is_some_and(|word| word != "simple")
     {
-        return Err(ApiError::unsupported("Images are of x86_64 and of hvm"));
+        return Err(ApiError::unsupported("Images are of x86_64, of hvm and of simple SriovNetSupport"));
     }
     let tags = tagging::specified(std::mem::take(&mut request.tag_specifications), "image")?;
     let image = match request.image_location.take() {
@@ -138,7 +142,13 @@ fn register_file(
     if !path.is_absolute() {
         return Err(ApiError::value("ImageLocation is the absolute path of a file of the host"));
     }
-    let wish = ImportRequest { path, format: None, name: Some(request.name.clone()), replace: false };
+    let wish = ImportRequest {
+        path,
+        format: None,
+        name: Some(request.name.clone()),
+        replace: false,
+        drivers: drivers(request),
+    };
     let description = request.description.as_deref().unwrap_or_default();
     Ok(context.supervisor.import_image(&wish, description, &mut |tx, image| {
         tagging::set_new(tx, &image.id.to_string(), tags)
@@ -150,6 +160,7 @@ fn register_snapshots(
     request: RegisterImage,
     tags: &[Tag],
 ) -> Result<Image, ApiError> {
+    let drivers = drivers(&request);
     let devices = devices::read(request.block_device_mappings)?;
     let Some(root) = devices.root else {
         return Err(ApiError::combination(
@@ -175,12 +186,17 @@ fn register_snapshots(
         description: request.description.unwrap_or_default(),
         root: own,
         devices: devices.others,
+        drivers,
     };
     let image = context.plane.images().register(&wish, context.plane.clock(), &mut |tx, image| {
         tagging::set_new(tx, &image.id.to_string(), tags)
     })?;
     tell(context, &image);
     Ok(image)
+}
+
+fn drivers(request: &RegisterImage) -> Drivers {
+    Drivers { ena: request.ena_support.unwrap_or_default(), sriov: request.sriov_net_support.clone() }
 }
 
 fn tell(context: &Context<'_>, image: &Image) {

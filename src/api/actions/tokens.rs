@@ -72,6 +72,15 @@ impl Token {
         }
     }
 
+    /// Forgets that it was used: what was made is not there after all.
+    pub(super) fn forget(&self, store: &dyn Store) -> Result<(), StoreError> {
+        let Some(own) = &self.0 else { return Ok(()) };
+        transact(store, |tx| {
+            tx.remove::<ClientToken>(&own.key);
+            Ok(())
+        })
+    }
+
     /// Notes what was made, as part of the transaction that makes it.
     pub(super) fn note(&self, tx: &mut Transaction<'_>, resources: Vec<String>) -> Result<(), StoreError> {
         let Some(own) = &self.0 else { return Ok(()) };

@@ -145,7 +145,14 @@ pub(super) fn create(context: &Context<'_>, mut input: Value) -> Answer {
         Ok(volume) => volume,
         // The same request may have been faster.
         Err(error) => match first(&token, store)? {
-            Some(id) => context.plane.volumes().get(id).map_err(|_| error)?,
+            Some(id) => match context.plane.volumes().get(id) {
+                Ok(volume) => volume,
+                // It was made as far as its row, and undone.
+                Err(_) => {
+                    token.forget(store)?;
+                    return Err(error.into());
+                }
+            },
             None => return Err(error.into()),
         },
     };

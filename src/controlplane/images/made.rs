@@ -3,7 +3,7 @@
 use kiln_model::{ByteSize, Clock, ImageId, SnapshotId, Tag};
 use kiln_vmspec::DiskFormat;
 
-use super::{Image, ImageError, ImageName, Images, check_name};
+use super::{Drivers, Image, ImageError, ImageName, Images, check_name};
 use crate::state::{StoreError, Transaction, transact};
 use crate::volumes::{self, BlockDevice, DeviceWish, Layer, Progress, Snapshot, VolumeError};
 
@@ -18,6 +18,7 @@ pub(crate) struct Made {
     pub(crate) root_device: BlockDevice,
     pub(crate) devices: Vec<BlockDevice>,
     pub(crate) size: ByteSize,
+    pub(crate) drivers: Drivers,
     /// For people.
     pub(crate) source: String,
 }
@@ -69,6 +70,7 @@ pub(crate) fn put_made(
         progress,
         importing: None,
         failure: None,
+        drivers: made.drivers.clone(),
         description: made.description.clone(),
         tags: made.tags.clone(),
     };
@@ -127,6 +129,8 @@ pub struct Registration {
     pub root: BlockDevice,
     /// Its other volumes.
     pub devices: Vec<DeviceWish>,
+    /// What is said of its drivers.
+    pub drivers: Drivers,
 }
 
 /// What a copy of an image is called.
@@ -149,13 +153,15 @@ impl Images<'_> {
         transact(self.store, |tx| {
             let id = wish.root.snapshot.ok_or(VolumeError::NoSize)?;
             let root = tx.get::<Snapshot>(&id)?.ok_or(VolumeError::NoSnapshot(id))?;
-            let devices = volumes::resolve(&wish.devices, &[])?;
-            let of = devices.iter().filter_map(|device| device.snapshot);
-            for id in of.chain([id]) {
+            let mut devices = volumes::resolve(&wish.devices, &[])?;
+            let mut root_device = wish.root.clone();
+            for device in devices.iter_mut().chain([&mut root_device]) {
+                let Some(id) = device.snapshot else { continue };
                 let row = tx.get::<Snapshot>(&id)?.ok_or(VolumeError::NoSnapshot(id))?;
                 if row.progress != Progress::Complete {
                     return Err(VolumeError::SnapshotPending(id).into());
                 }
+                device.size = device.size.or(Some(row.size));
             }
             let made = Made {
                 name: wish.name.clone(),
@@ -164,8 +170,9 @@ impl Images<'_> {
                 root: id,
                 layers: root.layers.clone(),
                 size: root.size,
-                root_device: wish.root.clone(),
+                root_device,
                 devices,
+                drivers: wish.drivers.clone(),
                 source: id.to_string(),
             };
             let image = put_made(tx, &made, Progress::Complete, clock.unix_seconds())?;

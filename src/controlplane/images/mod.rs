@@ -87,12 +87,24 @@ pub struct Image {
     /// Why it could not be made.
     #[serde(default)]
     pub failure: Option<String>,
+    /// What was said of its drivers.
+    #[serde(default)]
+    pub drivers: Drivers,
     /// For people.
     #[serde(default)]
     pub description: String,
     /// Its tags.
     #[serde(default)]
     pub tags: Vec<Tag>,
+}
+
+/// Which of EC2's network interfaces an image is said to know. Remembered and shown: instances have virtio.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Drivers {
+    /// Elastic network adapter.
+    pub ena: bool,
+    /// The older one: `simple`.
+    pub sriov: Option<String>,
 }
 
 impl Image {
@@ -239,6 +251,8 @@ pub struct ImportRequest {
     pub name: Option<String>,
     /// Move the name if it stands for another image.
     pub replace: bool,
+    /// What is said of its drivers.
+    pub drivers: Drivers,
 }
 
 /// The images of one state directory.

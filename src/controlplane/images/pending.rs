@@ -12,7 +12,8 @@ use serde::{Deserialize, Serialize};
 
 use super::made::put_named;
 use super::{
-    AlsoImage, FileIdentity, Image, ImageError, Images, ImportRequest, Source, check_name, default_name,
+    AlsoImage, Drivers, FileIdentity, Image, ImageError, Images, ImportRequest, Source, check_name,
+    default_name,
 };
 use crate::progress::Reporter;
 use crate::state::transact;
@@ -42,6 +43,7 @@ impl Images<'_> {
         let image = Image {
             description: description.to_owned(),
             progress: Progress::Pending,
+            drivers: request.drivers.clone(),
             importing: Some(PendingImport { path: source.path.clone(), identity: source.identity }),
             ..Image::of_file(ImageId::from_bits(rand::random()), name, &source, clock.unix_seconds())
         };
@@ -133,6 +135,7 @@ impl Image {
             progress: Progress::Complete,
             importing: None,
             failure: None,
+            drivers: Drivers::default(),
             description: String::new(),
             tags: Vec::new(),
         }

@@ -37,8 +37,13 @@ impl Fixture {
     }
 
     fn import(&self, path: &Path, name: Option<&str>, replace: bool) -> Result<Image, ImageError> {
-        let request =
-            ImportRequest { path: path.to_owned(), format: None, name: name.map(str::to_owned), replace };
+        let request = ImportRequest {
+            path: path.to_owned(),
+            format: None,
+            name: name.map(str::to_owned),
+            replace,
+            drivers: Drivers::default(),
+        };
         self.images().import(&request, &FixedClock, &Silent)
     }
 

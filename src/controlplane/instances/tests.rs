@@ -18,7 +18,7 @@ use tokio::sync::mpsc;
 use super::request::tests::{HOST, request};
 use super::*;
 use crate::host::ProcessIdentity;
-use crate::images::{ImportRequest, SourceError};
+use crate::images::{Drivers, ImportRequest, SourceError};
 use crate::network::{Attached, Counters, FabricError, NetworkFabric, NicRequest, PolicySource};
 use crate::progress::Silent;
 use crate::state::dir::InstanceDir;
@@ -471,8 +471,13 @@ fn base_file_that_changed_refuses_a_start() {
 #[test]
 fn image_in_use_cannot_be_removed() {
     let f = Fixture::new();
-    let import =
-        ImportRequest { path: f.image().into(), format: None, name: Some("base".into()), replace: false };
+    let import = ImportRequest {
+        path: f.image().into(),
+        format: None,
+        name: Some("base".into()),
+        replace: false,
+        drivers: Drivers::default(),
+    };
     let image = f.plane.images().import(&import, f.plane.clock(), &Silent).unwrap();
     let run = f.launch(|r| r.image = "base".into()).unwrap();
     assert_eq!(run.instance().root.base, BaseImage::Imported { image: image.id });

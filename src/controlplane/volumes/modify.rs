@@ -63,29 +63,34 @@ impl Volumes<'_> {
         let kind = change.kind(before.kind)?;
         let size = size.unwrap_or(before.size);
         let lock = if size == before.size { None } else { self.grow(&before, size)? };
+        let changed = self.note_modified(id, size, kind)?;
+        lock.into_iter().for_each(Lock::remove);
+        Ok(changed)
+    }
+
+    /// Writes down what a volume is since now; its file is as large already.
+    pub(crate) fn note_modified(
+        &self,
+        id: VolumeId,
+        size: ByteSize,
+        kind: VolumeKind,
+    ) -> Result<Volume, VolumeError> {
         let changed = transact(self.store, |tx| {
             let mut row = tx.get::<Volume>(&id)?.ok_or(VolumeError::NoVolume(id))?;
-            let original_size = row.size;
-            row.size = row.size.max(size);
-            row.modification = Some(Modification {
-                original_size,
-                original_kind: row.kind,
-                size: row.size,
-                kind,
-                at: self.now,
-            });
-            row.kind = kind;
+            let (original_size, original_kind) = (row.size, row.kind);
+            (row.size, row.kind) = (row.size.max(size), kind);
+            let size = row.size;
+            row.modification = Some(Modification { original_size, original_kind, size, kind, at: self.now });
             if row.is_root()
                 && let Some(attachment) = &row.attachment
                 && let Some(mut instance) = tx.get::<Instance>(&attachment.instance)?
             {
-                instance.root.size = row.size;
+                instance.root.size = size;
                 tx.put(&instance)?;
             }
             tx.put(&row)?;
             Ok::<_, VolumeError>(row)
         })?;
-        lock.into_iter().for_each(Lock::remove);
         let instance = changed.attachment.as_ref().map(|attachment| attachment.instance);
         self.tell(id, VolumeState::Modified, instance);
         Ok(changed)

@@ -24,7 +24,7 @@ use tokio::sync::mpsc::Receiver;
 
 use super::{NoticeEvent, Shared, Supervisor, SupervisorError};
 use crate::images::{Image, ImageError, Made, put_made};
-use crate::instances::{Instance, LaunchError};
+use crate::instances::{BaseImage, Instance, LaunchError};
 use crate::state::{StoreError, Transaction, transact};
 use crate::vmm_process::{Commands as _, VmmEvent};
 use crate::volumes::{
@@ -129,6 +129,12 @@ impl Supervisor {
                 return Err(ImageError::Volume(VolumeError::NoVolume(instance.root.id)));
             };
             root_device.change(&wish.root);
+            // As the image that it was launched from has them.
+            let drivers = match instance.root.base {
+                BaseImage::Imported { image } => tx.get::<Image>(&image)?.map(|image| image.drivers),
+                BaseImage::InPlace { .. } => None,
+            };
+            let drivers = drivers.unwrap_or_default();
             let own: Vec<_> = taken.map(|(device, _)| device).collect();
             let made = Made {
                 name: wish.name.clone(),
@@ -138,6 +144,7 @@ impl Supervisor {
                 layers: root.layers.clone(),
                 devices: resolve(&wish.devices, &own)?,
                 size: root.size,
+                drivers,
                 root_device,
                 source: id.to_string(),
             };
@@ -321,12 +328,11 @@ impl Shared {
                 let source = std::io::ErrorKind::Interrupted.into();
                 return Err(SupervisorError::Host { action: "wait for a guest to start again", source });
             }
-            match tokio::time::timeout(LOOK, events.recv()).await {
-                // Or it has ended, and its row will say so.
-                Ok(Some(VmmEvent::Rebooting | VmmEvent::Exited(_) | VmmEvent::Lost { .. }) | None) => {
-                    return Ok(true);
-                }
-                Ok(Some(_)) | Err(_) => {}
+            let heard = tokio::time::timeout(LOOK, events.recv()).await;
+            // Or it has ended, and its row will say so.
+            if let Ok(Some(VmmEvent::Rebooting | VmmEvent::Exited(_) | VmmEvent::Lost { .. }) | None) = heard
+            {
+                return Ok(true);
             }
         }
         Ok(false)

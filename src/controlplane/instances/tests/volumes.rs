@@ -104,7 +104,13 @@ impl Fixture {
 
     fn imported(&self) -> crate::images::Image {
         let path = self.image().into();
-        let import = ImportRequest { path, format: None, name: Some("base".into()), replace: false };
+        let import = ImportRequest {
+            path,
+            format: None,
+            name: Some("base".into()),
+            replace: false,
+            drivers: Drivers::default(),
+        };
         self.plane.images().import(&import, self.plane.clock(), &Silent).unwrap()
     }
 }
@@ -522,12 +528,19 @@ fn image_is_registered_of_snapshots_which_it_holds() {
     let root = d.snapshot(instance.root.id);
     let register = |name: &str, root: Option<SnapshotId>, devices: Vec<DeviceWish>| {
         let root = BlockDevice { device: "/dev/sda1".into(), snapshot: root, ..BlockDevice::plain_root() };
-        let wish = Registration { name: name.into(), description: "mine".into(), root, devices };
+        let wish = Registration {
+            name: name.into(),
+            description: "mine".into(),
+            root,
+            devices,
+            drivers: Drivers { ena: true, sriov: None },
+        };
         plane.images().register(&wish, plane.clock(), &mut |_, _| Ok(()))
     };
     let of_root = DeviceWish { snapshot: Some(root.id), ..wish("/dev/sdf", None) };
     let image = register("own", Some(root.id), vec![of_root]).unwrap();
     assert_eq!((image.progress, image.layers()), (Progress::Complete, root.layers.clone()));
+    assert_eq!((image.drivers.ena, image.devices[0].size), (true, Some(root.size)));
     for (name, root, device) in [
         ("own", Some(root.id), wish("/dev/sdf", Some(mib(1)))),
         ("other", None, wish("/dev/sdf", Some(mib(1)))),
@@ -556,8 +569,13 @@ fn image_of_a_file_is_pending_and_then_there() {
     let f = Fixture::new();
     let mut d = Daemon::new(&f);
     let plane = d.supervisor.plane().clone();
-    let request =
-        ImportRequest { path: f.image().into(), format: None, name: Some("base".into()), replace: false };
+    let request = ImportRequest {
+        path: f.image().into(),
+        format: None,
+        name: Some("base".into()),
+        replace: false,
+        drivers: Drivers::default(),
+    };
     let image = d.supervisor.import_image(&request, "a file", &mut |_, _| Ok(())).unwrap();
     assert_eq!(image.progress, Progress::Pending);
     let complete = |event: &NoticeEvent| matches!(event, NoticeEvent::Image { image: id, progress: Progress::Complete } if *id == image.id);
