@@ -270,6 +270,11 @@ fn inside() {
     let events_text = events.seen.clone();
     let ended = events.end();
     assert!(String::from_utf8_lossy(&ended.stderr).contains("kilnd"), "{ended:?}");
+    assert_eq!(
+        events_text.matches("\"state\":\"in-use\"").count(),
+        4,
+        "volumes of two launches: {events_text}"
+    );
     // Such as that the role had credentials to give.
     assert!(events_text.contains("\"event\":\"credentials\"") && events_text.contains("\"role\":\"app\""));
     let mut second_events = user.follow(&["events", "--since", "0"]);
