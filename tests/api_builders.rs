@@ -1,0 +1,57 @@
+//! Packer and Terraform against `kilnd` with real machines: what they make of volumes, snapshots and images.
+
+#![expect(clippy::unwrap_used, reason = "a failed step is a failed test")]
+
+mod api_support;
+
+use std::path::Path;
+use std::process::Command;
+
+use api_support::{Daemon, own_host};
+
+/// Whether the programs and the provider are there; says why not.
+fn lacks(program: &str, variable: Option<&str>) -> bool {
+    if Command::new(program).arg("version").output().is_err() {
+        println!("SKIPPED: needs the program {program}");
+        return true;
+    }
+    match variable.filter(|name| std::env::var_os(name).is_none()) {
+        Some(name) => {
+            println!("SKIPPED: no plugins for {program} ({name})");
+            true
+        }
+        None => false,
+    }
+}
+
+const PLUGINS: &str = "KILN_TEST_TERRAFORM_PLUGINS";
+
+#[test]
+fn packer_and_terraform_work_as_with_ec2() {
+    if !lacks("packer", None) || !lacks("terraform", Some(PLUGINS)) {
+        own_host::run_inside();
+    }
+}
+
+#[test]
+#[ignore = "runs on a host of its own, made by packer_and_terraform_work_as_with_ec2"]
+fn inside() {
+    if !own_host::is_inside() {
+        return;
+    }
+    let vmm = Path::new(env!("CARGO_BIN_EXE_kiln-vmm"));
+    for (script, lacking) in
+        [("packer.py", lacks("packer", None)), ("terraform.py", lacks("terraform", Some(PLUGINS)))]
+    {
+        if lacking {
+            continue;
+        }
+        let mut daemon = Daemon::new_with(&own_host::variables(vmm));
+        let image = own_host::guest_image(&daemon.path("guest.raw"));
+        let home = daemon.path("home");
+        std::fs::create_dir(&home).unwrap();
+        let variables = [("KILN_TEST_IMAGE", image.as_str()), ("HOME", home.to_str().unwrap())];
+        daemon.python_with(script, &variables);
+        assert!(daemon.stop().success());
+    }
+}
