@@ -30,6 +30,8 @@ use support::Deadline;
 const STATE: &str = "KILN_TEST_STATE";
 const IMAGE: &str = "KILN_TEST_IMAGE";
 const KERNEL: &str = "KILN_TEST_KERNEL";
+/// Seconds that a guest has to power off for a reboot.
+const GRACE: &str = "KILN_TEST_GRACE";
 /// Operations of the crash test, if not said otherwise in `KILN_ROUNDS`.
 const OPERATIONS: u32 = 200;
 /// Instances that it keeps at once.
@@ -37,6 +39,8 @@ const MOST: usize = 5;
 
 /// What the guests do: write to their disk, then wait for their power button.
 const CMDLINE: &str = "test=blk-rw,power-button";
+/// What those do that do not care for it.
+const DEAF: &str = "test=blk-rw,spin";
 
 #[test]
 #[ignore = "the daemon of the other tests"]
@@ -45,7 +49,11 @@ fn daemon() {
     let plane =
         ControlPlane::open(Path::new(&state), Arc::new(HostFabric::default()), Arc::new(NoSts)).unwrap();
     let capacity = Capacity { memory: ByteSize::bytes(1 << 30), vcpus: 64 };
-    let supervisor = Supervisor::open(plane, Settings { capacity, ..Settings::default() }).unwrap();
+    let mut settings = Settings { capacity, ..Settings::default() };
+    if let Ok(grace) = std::env::var(GRACE) {
+        settings.reboot_grace = Duration::from_secs(grace.parse().unwrap());
+    }
+    let supervisor = Supervisor::open(plane, settings).unwrap();
     println!("\nready");
     for line in std::io::stdin().lines() {
         let line = line.unwrap();
@@ -59,13 +67,14 @@ fn obey(supervisor: &Supervisor, verb: &str, id: Option<InstanceId>) -> Result<V
     let text = |e: kiln_controlplane::instances::SupervisorError| e.to_string();
     let ids: Vec<InstanceId> = id.into_iter().collect();
     match verb {
-        "launch" => {
+        "launch" | "launch-deaf" => {
             let mut request = LaunchRequest::new(&std::env::var(IMAGE).unwrap(), "t3.nano");
             request.memory = Some(ByteSize::bytes(64 << 20));
             request.vcpus = Some(1);
             request.network = NetworkMode::LinkLocalOnly;
             request.boot.kernel = Some(std::env::var_os(KERNEL).unwrap().into());
-            request.boot.cmdline = Some(CMDLINE.to_owned());
+            let cmdline = if verb == "launch" { CMDLINE } else { DEAF };
+            request.boot.cmdline = Some(cmdline.to_owned());
             let launched = supervisor.launch(&request, (1, 1), &mut |_, _, _| Ok(())).map_err(text)?;
             Ok(json!({ "id": launched[0].id.to_string() }))
         }
@@ -82,8 +91,10 @@ fn obey(supervisor: &Supervisor, verb: &str, id: Option<InstanceId>) -> Result<V
             let snapshot = supervisor.create_snapshot(root, "", &[]).map_err(text)?;
             Ok(json!({ "id": snapshot.id.to_string(), "volume": root.to_string() }))
         }
-        "image" => {
-            let wish = NewImage { name: format!("of-{}", ids[0]), ..NewImage::default() };
+        "image" | "image-after-reboot" => {
+            let reboot = verb != "image";
+            let name = format!("of-{}-{}", ids[0], supervisor.plane().images().list().unwrap().len());
+            let wish = NewImage { name, reboot, ..NewImage::default() };
             let image = supervisor.create_image(ids[0], &wish).map_err(text)?;
             Ok(json!({ "id": image.id.to_string(), "root": image.root.map(|root| root.to_string()) }))
         }
@@ -114,7 +125,12 @@ struct Daemon {
 
 impl Daemon {
     fn new(world: &World) -> Self {
+        Self::with_grace(world, None)
+    }
+
+    fn with_grace(world: &World, grace: Option<&str>) -> Self {
         let mut child = Command::new(std::env::current_exe().unwrap())
+            .envs(grace.map(|seconds| (GRACE, seconds)))
             .args(["--exact", "daemon", "--ignored", "--nocapture"])
             .env(STATE, world.bench.state_dir())
             .env(IMAGE, &world.image)
@@ -378,6 +394,50 @@ fn snapshot_and_image_of_a_running_guest_hold_what_it_wrote() {
     daemon.ask(&format!("terminate {id}"));
     daemon.until(&id, "terminated");
     qemu_img(&["check", "-q", "-f", "qcow2", &file(snapshots[0])]);
+    daemon.end();
+}
+
+#[test]
+fn guest_that_does_not_power_off_for_its_image_is_reset_and_runs_on() {
+    let Some(world) = World::new() else { return };
+    let mut daemon = Daemon::with_grace(&world, Some("1"));
+    let id = daemon.ask("launch-deaf")["id"].as_str().unwrap().to_owned();
+    let pid = daemon.until(&id, "running")["pid"].clone();
+    let deadline = Deadline::after(120);
+    let boots = |daemon: &mut Daemon, wanted: usize| {
+        let console = format!("console {id}");
+        while daemon.ask(&console)["text"].as_str().unwrap().matches("spinning").count() != wanted {
+            deadline.left(&format!("boot {wanted}"));
+            pause(20);
+        }
+    };
+    boots(&mut daemon, 1);
+    let root = daemon.ask(&format!("image-after-reboot {id}"))["root"].as_str().unwrap().to_owned();
+    boots(&mut daemon, 2);
+    while daemon.ask("progress")[&root] != "complete" {
+        deadline.left("the image");
+        pause(20);
+    }
+    assert_eq!(daemon.until(&id, "running")["pid"], pid);
+    daemon.end();
+
+    // One that waits for its guest when its daemon dies has failed; the guest knows nothing of it.
+    let mut daemon = Daemon::new(&world);
+    let root = daemon.ask(&format!("image-after-reboot {id}"))["root"].as_str().unwrap().to_owned();
+    assert_eq!(daemon.ask("progress")[&root], "pending");
+    daemon.kill();
+    let mut daemon = Daemon::new(&world);
+    assert_eq!(daemon.ask("progress")[&root], "failed");
+    assert_eq!(daemon.until(&id, "running")["pid"], pid);
+    boots(&mut daemon, 2);
+    // Nor does a daemon that ends wait for it.
+    let last = daemon.ask(&format!("image-after-reboot {id}"))["root"].as_str().unwrap().to_owned();
+    daemon.end();
+    let mut daemon = Daemon::new(&world);
+    assert_eq!(daemon.ask("progress")[&last], "failed");
+    boots(&mut daemon, 2);
+    daemon.ask(&format!("terminate {id}"));
+    daemon.until(&id, "terminated");
     daemon.end();
 }
 
