@@ -214,6 +214,9 @@ impl World {
             ("network-interface.network-interface-id", one.all("networkInterfaceId").remove(0), 1),
             ("subnet-id", one.all("subnetId").remove(0), 1000),
             ("vpc-id", "vpc-0".to_owned(), 0),
+            ("instance-id", last.clone(), 1),
+            ("instance-id", "i-%2A".to_owned(), 1000),
+            ("instance-id", last.to_uppercase(), 0),
         ] {
             let answer = self
                 .ask(&format!("Action=DescribeInstances&Filter.1.Name={filter}&Filter.1.Value.1={value}"));

@@ -13,7 +13,7 @@ use kiln_model::{InstanceId, InstanceState, InterfaceId};
 use serde_json::{Value, json};
 
 use super::ids::INSTANCE;
-use super::listing::{self, Filters, Sieve, listing};
+use super::listing::{self, Filter, Filters, Sieve, listing};
 use super::{
     Answer, Context, attributes, groups, interfaces, lifecycle, metadata_options, profiles, tagging,
 };
@@ -264,12 +264,25 @@ fn named(all: &Rows<Instance>, ids: &[String]) -> Result<Vec<Arc<Instance>>, Api
     Ok(found.into_values().collect())
 }
 
+/// The rows that can pass a filter by id. `None`: there is none, or it has wildcards.
+fn by_ids(all: &Rows<Instance>, filters: &[Filter]) -> Option<Vec<Arc<Instance>>> {
+    let filter = filters.iter().find(|filter| filter.name.as_deref() == Some("instance-id"))?;
+    if filter.values.iter().any(|value| value.contains(['*', '?', '\\'])) {
+        return None;
+    }
+    let ids: BTreeSet<InstanceId> = filter.values.iter().filter_map(|value| value.parse().ok()).collect();
+    Some(ids.iter().filter_map(|id| all.get(id).cloned()).collect())
+}
+
 /// `DescribeInstances`.
 pub(super) fn describe(context: &Context<'_>, mut request: DescribeInstances) -> Answer {
     no_pages(&request.instance_ids, request.max_results)?;
     let world = World::read(context)?;
     let all = context.plane.instance_rows()?;
-    let mut meant = named(&all, &request.instance_ids)?;
+    let mut meant = match by_ids(&all, &request.filters).filter(|_| request.instance_ids.is_empty()) {
+        Some(few) => few,
+        None => named(&all, &request.instance_ids)?,
+    };
     let mut wish = request.wish();
     // Of the reservation, which all instances of the list are in.
     let (own, mut filters): (Vec<_>, Vec<_>) = std::mem::take(&mut wish.filters)
