@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use kiln_model::security::{Member, NetworkPolicy, Rule, SubnetAcl};
+use kiln_model::security::{Member, NetworkPolicy, Route, Rule, SubnetAcl, SubnetRouting, TableNumber};
 use kiln_model::{InterfaceId, Ipv4Cidr, PrefixListId, SecurityGroupId, SubnetId};
 use serde::{Deserialize, Serialize};
 
@@ -24,6 +24,12 @@ pub(crate) struct Change {
     /// Network ACLs of subnets.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub subnets: Entries<SubnetId, SubnetAcl>,
+    /// Which subnets go by which table.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub routing: Entries<SubnetId, SubnetRouting>,
+    /// Route tables.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub tables: Entries<TableNumber, Vec<Route>>,
 }
 
 impl Change {
@@ -34,6 +40,8 @@ impl Change {
             groups: between(&old.groups, &new.groups),
             prefix_lists: between(&old.prefix_lists, &new.prefix_lists),
             subnets: between(&old.subnets, &new.subnets),
+            routing: between(&old.routing, &new.routing),
+            tables: between(&old.tables, &new.tables),
         }
     }
 
@@ -49,6 +57,8 @@ impl Change {
             groups: apply(&self.groups, &mut policy.groups),
             prefix_lists: apply(&self.prefix_lists, &mut policy.prefix_lists),
             subnets: apply(&self.subnets, &mut policy.subnets),
+            routing: apply(&self.routing, &mut policy.routing),
+            tables: apply(&self.tables, &mut policy.tables),
         }
     }
 }

@@ -4,7 +4,9 @@ use std::fs::OpenOptions;
 use std::net::{Ipv4Addr, Ipv6Addr};
 use std::process::Command;
 
-use kiln_model::security::{AclEntry, Member, NetworkPolicy, Peer, Rule, SubnetAcl, Traffic};
+use kiln_model::security::{
+    AclEntry, Member, NetworkPolicy, Peer, Rule, SubnetAcl, SubnetRouting, TableNumber, Traffic,
+};
 use kiln_model::{InterfaceId, Ipv4Cidr, MacAddr, SecurityGroupId, SecurityGroupRuleId, SubnetId};
 use nix::sched::{CloneFlags, unshare};
 
@@ -136,11 +138,15 @@ fn trial_policy(host: Ipv4Addr) -> NetworkPolicy {
         Rule { peer: Peer::PrefixList(list), traffic: Traffic::Protocol(47), ..Rule::all_egress(id(2)) };
     let subnet = Ipv4Cidr::containing(host, 24)
         .map(|cidr| (SubnetId::from_bits(0), SubnetAcl { cidr, ipv6: None, entries: AclEntry::all_pass() }));
+    let routing = Ipv4Cidr::containing(host, 24)
+        .map(|cidr| (SubnetId::from_bits(0), SubnetRouting { cidr, table: TableNumber(1) }));
     NetworkPolicy {
         interfaces: [(InterfaceId::from_bits(0), member)].into(),
         groups: [(group, vec![Rule::from_itself(id(0), group), Rule::all_egress(id(1)), listed])].into(),
         prefix_lists: [(list, vec![])].into(),
         subnets: subnet.into_iter().collect(),
+        routing: routing.into_iter().collect(),
+        ..NetworkPolicy::default()
     }
 }
 

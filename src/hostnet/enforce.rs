@@ -16,22 +16,36 @@ use kiln_model::{InterfaceId, VpcId};
 use crate::change::Change;
 use crate::error::HostNetError;
 use crate::netlink::{Netlink, Via};
+use crate::netns::NetNs;
 use crate::nft::{self, Filter, Outcome};
 use crate::note::Note;
 use crate::record::Records;
-use crate::{batch, conntrack, names, sysctl};
+use crate::routing::Surroundings;
+use crate::{batch, conntrack, names, routing, sysctl};
 
 /// The filter of one VPC.
 pub(crate) struct Enforced<'a> {
     records: &'a Records,
+    vpc: VpcId,
+    /// The host's namespace.
+    host: NetNs,
     note: Note,
 }
 
 impl<'a> Enforced<'a> {
-    /// Looks what is enforced.
+    /// Looks what is enforced. The calling thread's namespace is that of the host.
     pub fn open(records: &'a Records, vpc: VpcId) -> Result<Self, HostNetError> {
         let path = records.dir().join("vpc").join(vpc.to_string());
-        Ok(Enforced { records, note: Note::open(&path)? })
+        Ok(Enforced { records, vpc, host: NetNs::current()?, note: Note::open(&path)? })
+    }
+
+    /// What is enforced.
+    pub fn policy(&self) -> &NetworkPolicy {
+        self.note.applied()
+    }
+
+    fn around(&self) -> Surroundings<'_> {
+        Surroundings { records: self.records, vpc: self.vpc, host: &self.host }
     }
 
     /// Interfaces that the filter knows or is about to; `None` where that is not known.
@@ -78,7 +92,7 @@ impl<'a> Enforced<'a> {
         let Some(change) = self.note.pending() else { return Ok(()) };
         let mut target = self.note.applied().clone();
         change.apply(&mut target);
-        transition(self.records, self.note.applied(), &target, change, Time::Again)?;
+        transition(&self.around(), self.note.applied(), &target, change, Time::Again)?;
         self.note.done(target)
     }
 
@@ -88,7 +102,7 @@ impl<'a> Enforced<'a> {
         }
         self.note.begin(change)?;
         if let Some(change) = self.note.pending() {
-            transition(self.records, self.note.applied(), &target, change, Time::First)?;
+            transition(&self.around(), self.note.applied(), &target, change, Time::First)?;
         }
         self.note.done(target)?;
         Ok(true)
@@ -110,13 +124,15 @@ enum Time {
 
 /// Carries out a change that perhaps was carried out already.
 fn transition(
-    records: &Records,
+    around: &Surroundings<'_>,
     old: &NetworkPolicy,
     new: &NetworkPolicy,
     change: &Change,
     time: Time,
 ) -> Result<(), HostNetError> {
-    filter(records, old, new, change, time)?;
+    routing::open(around, new, change)?;
+    filter(around.records, old, new, change, time)?;
+    routing::close(around, old, new, change)?;
     for id in change.interfaces.keys() {
         if let (Some(before), Some(after)) = (old.interfaces.get(id), new.interfaces.get(id)) {
             move_addresses(*id, before, after)?;

@@ -74,7 +74,8 @@ pub(crate) fn of(line: &Line) -> Option<Vec<u8>> {
         | Line::SameSubnet { .. }
         | Line::SameSubnet6 { .. }
         | Line::AclEntry { .. }
-        | Line::AclEnd => None,
+        | Line::AclEnd
+        | Line::Table(_) => None,
     }
 }
 

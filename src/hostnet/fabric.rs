@@ -30,10 +30,10 @@ use crate::nft::{self, Outcome};
 use crate::plan::{HostAddresses, MTU_RANGE, Nic, NicPlan};
 use crate::publish;
 use crate::record::{Record, Records};
-use crate::{sysctl, tap};
+use crate::{routing, sysctl, tap};
 
 /// Gateway's end of its link to the VPC.
-const GATEWAY_INSIDE: Ipv4Addr = Ipv4Addr::new(169, 254, 255, 1);
+pub(crate) const GATEWAY_INSIDE: Ipv4Addr = Ipv4Addr::new(169, 254, 255, 1);
 /// The VPC's end.
 const VPC_OUTSIDE: Ipv4Addr = Ipv4Addr::new(169, 254, 255, 2);
 /// First of the addresses between host and gateways, in pairs.
@@ -41,7 +41,7 @@ const TRANSIT: Ipv4Addr = Ipv4Addr::new(169, 254, 208, 0);
 /// Number of pairs: up to 169.254.223.255.
 const TRANSIT_PAIRS: u32 = 2048;
 /// MTU of links between namespaces: that of the largest interface, so that only taps are a bottleneck.
-const LINK_MTU: u16 = *MTU_RANGE.end();
+pub(crate) const LINK_MTU: u16 = *MTU_RANGE.end();
 /// All addresses.
 const ANYWHERE: Ipv4Addr = Ipv4Addr::UNSPECIFIED;
 
@@ -310,9 +310,9 @@ fn set_up_interface(
     {
         return Err(HostNetError::Plan(format!("the policy has other addresses for {}", plan.interface)));
     }
+    set_up_router(&netlink, plan.vpc_cidr, plan.router, host)?;
     // The filter stands before there is anything to filter.
     enforced.change(policy)?;
-    set_up_router(&netlink, plan.vpc_cidr, plan.router, host)?;
     if let Some(dual) = dual {
         ipv6::set_up_router(&netlink, dual)?;
     }
@@ -331,6 +331,7 @@ fn set_up_interface(
     sysctl::set(&format!("ipv4/neigh/{name}/proxy_delay"), "0")?;
     netlink.up(link)?;
     place_addresses(&netlink, plan.interface, &member)?;
+    routing::place_interface(&netlink, enforced.policy(), plan.interface)?;
     Ok(queues)
 }
 
@@ -389,13 +390,13 @@ fn remove_interface(records: &Records, record: &Record) -> Result<(), HostNetErr
         records.list()?.into_iter().filter(|other| other.interface != record.interface).collect();
     let last_of_vpc = !others.iter().any(|other| other.vpc == record.vpc);
     publish::retract(records, record)?;
+    let mut enforced = Enforced::open(records, record.vpc)?;
     if let Some(vpc) = NetNs::open(&names::vpc_namespace(record.vpc))? {
         vpc.run(|| {
             remove_port(records, record.interface)?;
             // By name and not by closing descriptors: a VMM may have kept its tap alive.
             Netlink::open()?.remove(&names::tap(record.interface))?;
             if !last_of_vpc {
-                let mut enforced = Enforced::open(records, record.vpc)?;
                 let member = enforced.change_interface(record.interface, None)?;
                 let own = || own_addresses(record).collect::<Vec<_>>();
                 let addresses = member.map_or_else(own, |member| member.all_addresses().collect());
@@ -419,7 +420,7 @@ fn remove_interface(records: &Records, record: &Record) -> Result<(), HostNetErr
     })?;
     if last_of_vpc {
         remove_vpc(record.vpc)?;
-        Enforced::open(records, record.vpc)?.forget()?;
+        enforced.forget()?;
     }
     if others.is_empty() {
         on_thread(|| close_host(records))?;

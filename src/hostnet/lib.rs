@@ -26,6 +26,7 @@ mod note;
 mod plan;
 mod publish;
 mod record;
+mod routing;
 mod sysctl;
 mod tap;
 

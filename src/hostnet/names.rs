@@ -1,7 +1,7 @@
 //! Names of everything that is made on the host. All derive from ids, so that what a crash left
 //! behind can be found and told from what belongs to others.
 
-use kiln_model::{InterfaceId, VpcId};
+use kiln_model::{InterfaceId, NatGatewayId, VpcId};
 
 /// Start of all namespace names.
 pub const NAMESPACE_PREFIX: &str = "kiln-";
@@ -17,6 +17,23 @@ pub const UPLINK: &str = "up0";
 pub const GATEWAY_VPC: &str = "vpc0";
 /// Link of the gateway namespace to the host.
 pub const GATEWAY_WAN: &str = "wan0";
+
+/// Link of the VPC namespace to its gateway, for what goes out by public addresses alone.
+pub const INTERNET_UPLINK: &str = "igw0";
+/// Its other end, in the gateway namespace.
+pub const GATEWAY_INTERNET: &str = "vpc1";
+/// Start of the names of links of the VPC namespace to NAT gateways.
+pub const NAT_UPLINK_PREFIX: &str = "nt";
+
+/// Link of the VPC namespace to a NAT gateway.
+pub fn nat_uplink(gateway: NatGatewayId) -> String {
+    format!("{NAT_UPLINK_PREFIX}{}", gateway.short())
+}
+
+/// Its other end, in the gateway namespace.
+pub fn gateway_nat(gateway: NatGatewayId) -> String {
+    format!("vn{}", gateway.short())
+}
 
 /// Tap of an interface: 14 characters of the 15 that a name may have.
 pub fn tap(interface: InterfaceId) -> String {

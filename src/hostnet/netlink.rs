@@ -3,6 +3,8 @@
 //! A socket belongs to the namespace of the thread that opened it. So each value lives on a helper
 //! thread of [`crate::netns`] and has a small runtime of its own; its methods block.
 
+mod tables;
+
 use std::future::Future;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -17,6 +19,8 @@ use tokio::runtime::Runtime;
 
 use crate::error::HostNetError;
 use crate::netns::NetNs;
+
+pub(crate) use tables::{Entry, Hop, Policy};
 
 /// An open route socket.
 pub(crate) struct Netlink {

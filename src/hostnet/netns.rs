@@ -50,6 +50,13 @@ impl NetNs {
         }
     }
 
+    /// The calling thread's own, whatever its name is.
+    pub fn current() -> Result<Self, HostNetError> {
+        let name = "of the host";
+        let file = File::open("/proc/thread-self/ns/net").map_err(failed("opening", name))?;
+        Ok(NetNs { name: name.to_owned(), file })
+    }
+
     /// Makes a new, empty namespace of this name; one that a crash left half-made is replaced.
     pub fn create(name: &str) -> Result<Self, HostNetError> {
         prepare_dir().map_err(failed("preparing the directory for", name))?;

@@ -218,10 +218,13 @@ fn translation(record: &Record, public: Ipv4Addr, verbs: &[&str]) -> String {
         format!(
             "{verb} element ip {TABLE} public_in {{ {public} : {address} }}
 {verb} element ip {TABLE} public_out {{ {address} : {public} }}
+{verb} element ip {TABLE} public_of {{ {address} }}
 "
         )
     };
-    verbs.iter().map(line).collect()
+    // In gateways of an older release there is no such set, and nobody asks for it.
+    let set = format!("add set ip {TABLE} public_of {{ type ipv4_addr; }}\n");
+    set + &verbs.iter().map(line).collect::<String>()
 }
 
 /// Elements of the host's sets and maps.

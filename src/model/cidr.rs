@@ -34,6 +34,9 @@ pub enum ParseCidrError {
 }
 
 impl Ipv4Cidr {
+    /// All addresses: `0.0.0.0/0`.
+    pub const ANYWHERE: Ipv4Cidr = Ipv4Cidr { network: 0, prefix_len: 0 };
+
     /// The network of `prefix_len` bits (0 to 32) that contains `address`; `None` above 32.
     pub fn containing(address: Ipv4Addr, prefix_len: u8) -> Option<Self> {
         (prefix_len <= 32)

@@ -146,6 +146,22 @@ id!(
     NetworkAclId, "acl-", "a", "network ACL"
 );
 id!(
+    /// A list of routes that subnets go by.
+    RouteTableId, "rtb-", "a", "route table"
+);
+id!(
+    /// A subnet, or a VPC's rest, going by a route table.
+    RouteTableAssociationId, "rtbassoc-", "a", "route table association"
+);
+id!(
+    /// The way between a VPC and the world, by public addresses.
+    InternetGatewayId, "igw-", "an", "internet gateway"
+);
+id!(
+    /// The way out of a VPC for those without a public address.
+    NatGatewayId, "nat-", "a", "NAT gateway"
+);
+id!(
     /// An allocated Elastic address.
     AllocationId, "eipalloc-", "an", "address allocation"
 );

@@ -26,8 +26,9 @@ pub use cidr::{Ipv4Cidr, ParseCidrError};
 pub use clock::Clock;
 pub use cpu_template::CpuTemplate;
 pub use id::{
-    AllocationId, AssociationId, ImageId, InstanceId, InterfaceId, KeyPairId, NetworkAclId, ParseIdError,
-    PrefixListId, ReservationId, SecurityGroupId, SecurityGroupRuleId, SnapshotId, SubnetId, VolumeId, VpcId,
+    AllocationId, AssociationId, ImageId, InstanceId, InterfaceId, InternetGatewayId, KeyPairId,
+    NatGatewayId, NetworkAclId, ParseIdError, PrefixListId, ReservationId, RouteTableAssociationId,
+    RouteTableId, SecurityGroupId, SecurityGroupRuleId, SnapshotId, SubnetId, VolumeId, VpcId,
 };
 pub use instance_state::{IllegalTransition, InstanceEvent, InstanceState};
 pub use instance_type::{InstanceType, Performance, UnknownInstanceType};

@@ -533,6 +533,7 @@ fn policy(store: &dyn Store, vpc: VpcId) -> Result<NetworkPolicy, StoreError> {
             groups: groups.map(|group| (group.id, group.rules)).collect(),
             prefix_lists: tx.list::<PrefixList>()?.into_iter().map(|list| (list.id, list.ranges)).collect(),
             subnets: acls::of_vpc(tx, vpc)?,
+            ..NetworkPolicy::default()
         })
     })
 }

@@ -156,7 +156,10 @@ impl Script {
 mod tests {
     use std::net::{Ipv4Addr, Ipv6Addr};
 
-    use kiln_model::security::{AclEntry, Direction, Member, NetworkPolicy, Peer, Rule, SubnetAcl, Traffic};
+    use kiln_model::security::{
+        AclEntry, Direction, Member, NetworkPolicy, Peer, Rule, SubnetAcl, SubnetRouting, TableNumber,
+        Traffic,
+    };
     use kiln_model::{InterfaceId, MacAddr, PrefixListId, SecurityGroupId, SecurityGroupRuleId, SubnetId};
     use proptest::prelude::*;
 
@@ -286,41 +289,53 @@ mod tests {
         let interfaces = proptest::collection::btree_map(1..5u8, member, 0..4);
         let lists = proptest::collection::btree_map(1..4u64, 0..3u8, 0..3);
         let subnets = proptest::collection::btree_map(0..3u8, (any::<bool>(), 0..3u16), 0..3);
-        (groups, interfaces, lists, subnets).prop_map(|(groups, interfaces, lists, subnets)| {
-            let subnets = subnets.into_iter().map(|(n, (wide, entries))| {
-                let all = AclEntry::all_pass().remove(0);
-                let entries = (1..=entries).map(|number| AclEntry { number, ..all.clone() }).collect();
-                // Of the interfaces' primary addresses, 10.0.0.1 to 10.0.0.4, some are in the one, some
-                // in the other, and some in none.
-                let cidr = format!("10.0.0.{}/{}", 2 * n, if wide { 31 } else { 32 }).parse().unwrap();
-                let ipv6 = wide.then(|| "fd00::/64".parse().unwrap());
-                (SubnetId::from_bits(n.into()), SubnetAcl { cidr, ipv6, entries })
-            });
-            let groups = groups.into_iter().map(|(n, rules)| {
-                let numbered = rules.into_iter().enumerate().map(|(k, (direction, traffic, peer))| {
-                    rule(n * 10 + u64::try_from(k).unwrap(), direction, traffic, peer)
+        let routing = proptest::collection::btree_map(0..3u8, (any::<bool>(), 0..3u16), 0..3);
+        (groups, interfaces, lists, (subnets, routing)).prop_map(
+            |(groups, interfaces, lists, (subnets, routing))| {
+                let range = |n: u8, wide: bool| {
+                    format!("10.0.0.{}/{}", 2 * n, if wide { 31 } else { 32 }).parse().unwrap()
+                };
+                let routing = routing.into_iter().map(|(n, (wide, table))| {
+                    let routing = SubnetRouting { cidr: range(n, wide), table: TableNumber(table) };
+                    (SubnetId::from_bits(n.into()), routing)
                 });
-                (group(n), numbered.collect())
-            });
-            let interfaces = interfaces.into_iter().map(|(last, (groups, (more, ipv6), host, check))| {
-                let groups: Vec<_> = groups.into_iter().collect();
-                let (id, mut member) = member_with(last, &groups, host, check);
-                let last6 = u16::from(last);
-                member.ipv6.extend((0..ipv6).map(|k| Ipv6Addr::new(0xfd00, 0, 0, k, 0, 0, 0, last6)));
-                member.addresses.extend(more.into_iter().map(|k| Ipv4Addr::new(10, 0, 1 + k, last)));
-                (id, member)
-            });
-            let lists = lists.into_iter().map(|(n, k)| {
-                let ranges = (0..k).map(|k| format!("10.{k}.0.0/16").parse().unwrap()).collect();
-                (PrefixListId::from_bits(n), ranges)
-            });
-            NetworkPolicy {
-                interfaces: interfaces.collect(),
-                groups: groups.collect(),
-                prefix_lists: lists.collect(),
-                subnets: subnets.collect(),
-            }
-        })
+                let subnets = subnets.into_iter().map(|(n, (wide, entries))| {
+                    let all = AclEntry::all_pass().remove(0);
+                    let entries = (1..=entries).map(|number| AclEntry { number, ..all.clone() }).collect();
+                    // Of the interfaces' primary addresses, 10.0.0.1 to 10.0.0.4, some are in the one, some
+                    // in the other, and some in none.
+                    let cidr = range(n, wide);
+                    let ipv6 = wide.then(|| "fd00::/64".parse().unwrap());
+                    (SubnetId::from_bits(n.into()), SubnetAcl { cidr, ipv6, entries })
+                });
+                let groups = groups.into_iter().map(|(n, rules)| {
+                    let numbered = rules.into_iter().enumerate().map(|(k, (direction, traffic, peer))| {
+                        rule(n * 10 + u64::try_from(k).unwrap(), direction, traffic, peer)
+                    });
+                    (group(n), numbered.collect())
+                });
+                let interfaces = interfaces.into_iter().map(|(last, (groups, (more, ipv6), host, check))| {
+                    let groups: Vec<_> = groups.into_iter().collect();
+                    let (id, mut member) = member_with(last, &groups, host, check);
+                    let last6 = u16::from(last);
+                    member.ipv6.extend((0..ipv6).map(|k| Ipv6Addr::new(0xfd00, 0, 0, k, 0, 0, 0, last6)));
+                    member.addresses.extend(more.into_iter().map(|k| Ipv4Addr::new(10, 0, 1 + k, last)));
+                    (id, member)
+                });
+                let lists = lists.into_iter().map(|(n, k)| {
+                    let ranges = (0..k).map(|k| format!("10.{k}.0.0/16").parse().unwrap()).collect();
+                    (PrefixListId::from_bits(n), ranges)
+                });
+                NetworkPolicy {
+                    interfaces: interfaces.collect(),
+                    groups: groups.collect(),
+                    prefix_lists: lists.collect(),
+                    subnets: subnets.collect(),
+                    routing: routing.collect(),
+                    tables: [].into(),
+                }
+            },
+        )
     }
 
     fn member_with(last: u8, groups: &[u64], host: bool, check: bool) -> (InterfaceId, Member) {

@@ -17,7 +17,7 @@ use kiln_model::{InterfaceId, Ipv4Cidr, MacAddr, PrefixListId, SecurityGroupId, 
 
 use super::line::{Line, matches_anything};
 use crate::change::Change;
-use crate::names;
+use crate::{names, routing};
 
 /// A table.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -96,6 +96,8 @@ struct Scope {
     lists: BTreeSet<PrefixListId>,
     /// Network ACLs of these.
     subnets: BTreeSet<SubnetId>,
+    /// Route tables of these.
+    routing: BTreeSet<SubnetId>,
 }
 
 /// Counter of a rule.
@@ -139,6 +141,10 @@ fn group_chain(group: SecurityGroupId, direction: Direction) -> String {
 
 fn subnet_chain(subnet: SubnetId, direction: Direction) -> String {
     format!("acl_{}_{}", subnet.short(), side(direction))
+}
+
+fn routing_chain(subnet: SubnetId) -> String {
+    format!("rt_{}", subnet.short())
 }
 
 /// Interfaces whose primary address is in a range.
@@ -186,6 +192,7 @@ impl Scope {
             members: uses.members.clone(),
             lists: uses.lists.clone(),
             subnets: policy.subnets.keys().copied().collect(),
+            routing: policy.routing.keys().copied().collect(),
         }
     }
 
@@ -220,12 +227,23 @@ impl Scope {
                 }
             }
         }
+        // The same for one that gets its first table.
+        for id in change.routing.keys() {
+            for (policy, other) in [(old.0, new.0), (new.0, old.0)] {
+                if let Some(subnet) = policy.routing.get(id)
+                    && other.routing.get(id).map(|other| other.cidr) != Some(subnet.cidr)
+                {
+                    interfaces.extend(members_in(policy, subnet.cidr));
+                }
+            }
+        }
         Scope {
             interfaces,
             groups,
             members: differing(&old.1.members, &new.1.members).collect(),
             lists: lists.chain(differing(&old.1.lists, &new.1.lists)).collect(),
             subnets: change.subnets.keys().copied().collect(),
+            routing: change.routing.keys().copied().collect(),
         }
     }
 }
@@ -265,6 +283,11 @@ impl Filter {
             for direction in [Direction::Ingress, Direction::Egress] {
                 filter.chains.insert(subnet_chain(*id, direction), Line::acl(subnet, direction));
             }
+        }
+        for id in &scope.routing {
+            let Some(subnet) = policy.routing.get(id) else { continue };
+            let mark = routing::table_id(subnet.table);
+            filter.chains.insert(routing_chain(*id), vec![Line::Table(mark)]);
         }
         for group in scope.members.intersection(&uses.members) {
             filter.sets.insert(member_set(*group), SetKind::Addresses);
@@ -328,6 +351,10 @@ impl Filter {
     }
 
     fn add_to_subnet(&mut self, policy: &NetworkPolicy, id: InterfaceId, member: &Member) {
+        if let Some((subnet, _)) = member.addresses.first().and_then(|a| policy.routing_of(*a)) {
+            let element = Element::Chain(names::tap(id), routing_chain(subnet));
+            self.element(Family::Inet, "routing", element);
+        }
         let Some((subnet, _)) = member.addresses.first().and_then(|a| policy.subnet_of(*a)) else {
             return;
         };

@@ -5,7 +5,7 @@
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 
-use crate::names::{GATEWAY_VPC, GATEWAY_WAN, TABLE};
+use crate::names::{GATEWAY_INTERNET, GATEWAY_VPC, GATEWAY_WAN, TABLE};
 
 /// Everything of the gateway. `host`: the host's address in the VPC.
 pub(crate) fn base(host: Ipv4Addr) -> String {
@@ -15,6 +15,11 @@ table ip {TABLE} {{
   # Public addresses, one to one.
   map public_in {{ type ipv4_addr : ipv4_addr; }}
   map public_out {{ type ipv4_addr : ipv4_addr; }}
+  # Private addresses that have a public one.
+  set public_of {{ type ipv4_addr; }}
+  # NAT gateways by their links, with their addresses.
+  set nat_links {{ type ifname; }}
+  map nat_out {{ type ifname : ipv4_addr; }}
   chain pre {{
     type nat hook prerouting priority dstnat; policy accept;
     dnat to ip daddr map @public_in
@@ -23,6 +28,8 @@ table ip {TABLE} {{
     type nat hook postrouting priority srcnat; policy accept;
     iifname \"{GATEWAY_VPC}\" snat to ip saddr map @public_out
     iifname \"{GATEWAY_VPC}\" oifname \"{GATEWAY_WAN}\" masquerade
+    iifname \"{GATEWAY_INTERNET}\" snat to ip saddr map @public_out
+    snat to iifname map @nat_out
   }}
   chain input {{
     type filter hook input priority 0; policy drop;
@@ -33,6 +40,8 @@ table ip {TABLE} {{
     ct state vmap {{ established : accept, related : accept, invalid : drop }}
     ct status dnat accept
     iifname \"{GATEWAY_VPC}\" oifname \"{GATEWAY_WAN}\" accept
+    iifname \"{GATEWAY_INTERNET}\" oifname \"{GATEWAY_WAN}\" ip saddr @public_of accept
+    iifname @nat_links oifname \"{GATEWAY_WAN}\" accept
     # Only the host itself: what it forwards for others has other sources, and its own filter drops it.
     iifname \"{GATEWAY_WAN}\" oifname \"{GATEWAY_VPC}\" ip saddr {host} accept
   }}

@@ -43,6 +43,8 @@ pub(crate) enum Line {
     AclEntry { matching: Match, allow: bool },
     /// Drops and counts the rest.
     AclEnd,
+    /// Names the route table, as the mark that the router looks at.
+    Table(u32),
 }
 
 /// What is accepted, and counted.
@@ -163,6 +165,7 @@ impl fmt::Display for Line {
             Line::AclEntry { matching, allow: false } => {
                 write!(f, "{matching} counter name \"deny_acl\" drop")
             }
+            Line::Table(mark) => write!(f, "meta mark set {mark}"),
             Line::AclEnd => f.write_str("counter name \"deny_acl\" drop"),
             Line::SameSubnet { direction: Direction::Egress, subnet } => {
                 write!(f, "oifname != \"{UPLINK}\" ip daddr {subnet} accept")

@@ -15,7 +15,7 @@
 //! is in sets and maps, are in [`super::filter`].
 
 use super::line::CONVERSATION_BUCKETS;
-use crate::names::{TABLE, UPLINK};
+use crate::names::{INTERNET_UPLINK, NAT_UPLINK_PREFIX, TABLE, UPLINK};
 
 /// Everything that does not vary. `create` makes the whole fail if any of it exists.
 pub(crate) fn base() -> String {
@@ -38,6 +38,8 @@ table inet {TABLE} {{
   map acl_out {{ type ifname : verdict; }}
   map acl_in {{ type ifname : verdict; }}
   counter deny_acl {{ }}
+  # Interfaces in subnets with route tables.
+  map routing {{ type ifname : verdict; }}
   # Conversations of each interface, in parts by their addresses and ports.
   set conns_out {{ typeof iifname . meta mark; size 262144; flags dynamic; }}
   set conns_in {{ typeof oifname . meta mark; size 262144; flags dynamic; }}
@@ -54,6 +56,12 @@ table inet {TABLE} {{
     iifname . ether saddr @nochk accept
     counter name iifname map @spoof_by
     counter name spoof drop
+  }}
+
+  # Says by which table the router looks for the way out.
+  chain route_tables {{
+    type filter hook prerouting priority -150; policy accept;
+    iifname vmap @routing
   }}
 
   # The router itself offers nothing: the services on the link are answered before the tap.
@@ -92,6 +100,8 @@ table inet {TABLE} {{
     type filter hook forward priority 10; policy drop;
     ct state vmap {{ established : accept, related : accept, invalid : drop }}
     oifname \"{UPLINK}\" accept
+    oifname \"{INTERNET_UPLINK}\" accept
+    oifname \"{NAT_UPLINK_PREFIX}*\" accept
     oifname vmap @eni_in
     counter name deny_in
   }}

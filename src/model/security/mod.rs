@@ -13,10 +13,12 @@
 
 mod acl;
 mod policy;
+mod routing;
 mod rule;
 mod traffic;
 
 pub use acl::{AclDecision, AclEntry, SubnetAcl};
 pub use policy::{Decision, Member, Message, NetworkPolicy, Packet, Verdict};
+pub use routing::{Route, SubnetRouting, TableNumber, Way};
 pub use rule::{Direction, Peer, Rule};
 pub use traffic::{IcmpMatch, InvalidTraffic, PortRange, Traffic};

@@ -8,7 +8,10 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use serde::{Deserialize, Serialize};
 
-use super::{AclDecision, Direction, IcmpMatch, Peer, PortRange, Rule, SubnetAcl, Traffic};
+use super::{
+    AclDecision, Direction, IcmpMatch, Peer, PortRange, Route, Rule, SubnetAcl, SubnetRouting, TableNumber,
+    Traffic,
+};
 use crate::{
     InterfaceId, Ipv4Cidr, Ipv6Cidr, MacAddr, PrefixListId, SecurityGroupId, SecurityGroupRuleId, SubnetId,
 };
@@ -26,6 +29,12 @@ pub struct NetworkPolicy {
     /// primary address is in.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub subnets: BTreeMap<SubnetId, SubnetAcl>,
+    /// Subnets that have their ways out of the VPC from a table. All others have the gateway's open way.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub routing: BTreeMap<SubnetId, SubnetRouting>,
+    /// Those tables.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub tables: BTreeMap<TableNumber, Vec<Route>>,
 }
 
 /// An interface.
