@@ -16,6 +16,11 @@ fn networks_groups_keys_and_tags_are_as_boto3_expects() {
 }
 
 #[test]
+fn routes_gateways_acls_and_interfaces_are_as_boto3_expects() {
+    Daemon::new().python("routing.py");
+}
+
+#[test]
 fn roles_policies_and_sessions_are_as_boto3_expects() {
     Daemon::new().python("access.py");
 }

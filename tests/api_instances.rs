@@ -23,5 +23,6 @@ fn inside() {
     let mut daemon = Daemon::new_with(&own_host::variables(vmm));
     let image = own_host::guest_image(&daemon.path("guest.raw"));
     daemon.python_with("instances.py", &[("KILN_TEST_IMAGE", &image)]);
+    daemon.python_with("interfaces.py", &[("KILN_TEST_IMAGE", &image)]);
     assert!(daemon.stop().success());
 }

@@ -22,7 +22,7 @@ pub fn acl(state_dir: &Path, command: &AclCommand) -> Result<(), Failure> {
     match command {
         AclCommand::Create { name, vpc } => {
             let vpc = networks.find_vpc(vpc.as_deref())?;
-            crate::print(&format!("{}\n", networks.create_acl(vpc.id, name)?.id))
+            crate::print(&format!("{}\n", networks.create_acl(vpc.id, Some(name), &mut |_, _| Ok(()))?.id))
         }
         AclCommand::Add(args) => {
             let acl = find(&args.vpc, &args.acl)?;

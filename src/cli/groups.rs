@@ -127,7 +127,7 @@ fn show(plane: &ControlPlane, group: &SecurityGroup, args: &SgShowArgs) -> Resul
         return print_json(&Shown {
             group,
             packets: group.rules.iter().filter_map(count).collect(),
-            instances: members.iter().map(|row| row.instance.to_string()).collect(),
+            instances: members.iter().map(|row| row.held_by()).collect(),
         });
     }
     let names = Names::new(plane)?;
@@ -144,7 +144,7 @@ fn show(plane: &ControlPlane, group: &SecurityGroup, args: &SgShowArgs) -> Resul
     }
     text += &table.render();
     for member in &members {
-        text += &format!("{} {}\n", member.instance, member.interface.address);
+        text += &format!("{} {}\n", member.held_by(), member.interface.address);
     }
     crate::print(&text)
 }

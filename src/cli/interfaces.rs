@@ -25,7 +25,7 @@ pub fn interface(state_dir: &Path, command: &InterfaceCommand) -> Result<(), Fai
                 addresses.extend(row.interface.ipv6.map(|address| address.to_string()));
                 table.row([
                     row.interface.id.to_string(),
-                    row.instance.to_string(),
+                    row.held_by(),
                     row.interface.subnet.id.to_string(),
                     addresses.join(" "),
                     if row.forwards { "off" } else { "on" }.to_owned(),

@@ -93,7 +93,7 @@ pub fn address(state_dir: &Path, command: &AddressCommand) -> Result<(), Failure
             }
             let mut table = Table::new(["ADDRESS", "ID", "INSTANCE"]);
             for row in addresses {
-                let instance = row.association.map_or_else(|| "-".to_owned(), |a| a.instance.to_string());
+                let instance = row.association.map_or_else(|| "-".to_owned(), |a| a.target());
                 table.row([row.address.to_string(), row.id.to_string(), instance]);
             }
             crate::print(&table.render())

@@ -91,6 +91,7 @@ pub fn request(args: &RunArgs) -> Result<LaunchRequest, Failure> {
             allow: args.allow.clone(),
             public_ip: args.public_ip,
             publish: args.publish.clone(),
+            ..Placement::default()
         },
         more_interfaces: args.interface.iter().map(|interface| interface.0.clone()).collect(),
         user_data: args.user_data.as_deref().map(user_data).transpose()?,

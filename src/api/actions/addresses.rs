@@ -1,8 +1,7 @@
 //! Elastic addresses.
 
-use kiln_controlplane::instances::Instance;
 use kiln_controlplane::metadata::{ACCOUNT, REGION};
-use kiln_controlplane::network::{ElasticAddress, Moved};
+use kiln_controlplane::network::{ElasticAddress, Membership, Moved, NatGateway};
 use kiln_controlplane::tags;
 use kiln_model::{AllocationId, InstanceId, InterfaceId};
 use serde_json::{Value, json};
@@ -59,7 +58,7 @@ fn note(context: &Context<'_>, moved: &Moved) -> Result<(), ApiError> {
     Ok(context.plane.note_moved(moved)?)
 }
 
-fn shown(row: &ElasticAddress, instances: &[Instance], tags: &TagMap) -> Value {
+fn shown(row: &ElasticAddress, members: &[Membership], nats: &[NatGateway], tags: &TagMap) -> Value {
     let id = row.id.to_string();
     let mut answer = json!({
         "AllocationId": id, "PublicIp": row.address.to_string(), "Domain": "vpc", "PublicIpv4Pool": "amazon",
@@ -67,11 +66,13 @@ fn shown(row: &ElasticAddress, instances: &[Instance], tags: &TagMap) -> Value {
     });
     if let Some(association) = &row.association {
         answer["AssociationId"] = association.id.to_string().into();
-        answer["InstanceId"] = association.instance.to_string().into();
+        answer["InstanceId"] = association.instance.map(|id| id.to_string()).into();
         answer["NetworkInterfaceId"] = association.interface.to_string().into();
         answer["NetworkInterfaceOwnerId"] = ACCOUNT.into();
-        let instance = instances.iter().find(|instance| instance.id == association.instance);
-        answer["PrivateIpAddress"] = instance.map(|i| i.interface.address.to_string()).into();
+        let member = members.iter().find(|member| member.interface.id == association.interface);
+        let nat = nats.iter().find(|nat| nat.interface == association.interface).map(|nat| nat.address);
+        let address = member.map(|member| member.interface.address).or(nat);
+        answer["PrivateIpAddress"] = address.map(|address| address.to_string()).into();
     }
     answer
 }
@@ -114,7 +115,10 @@ pub(super) fn associate(context: &Context<'_>, request: AssociateAddress) -> Ans
         }
         (None, Some(id)) => {
             let wanted: InstanceId = ids::INSTANCE.parse(id)?;
-            members.iter().find(|m| m.instance == wanted).ok_or_else(|| ids::INSTANCE.missing(id))?
+            members
+                .iter()
+                .find(|m| m.instance == Some(wanted) && m.device == 0)
+                .ok_or_else(|| ids::INSTANCE.missing(id))?
         }
         (Some(_), Some(_)) => {
             return Err(ApiError::combination("Name an instance or an interface, not both"));
@@ -154,9 +158,10 @@ pub(super) fn disassociate(context: &Context<'_>, request: DisassociateAddress) 
 
 /// `DescribeAddresses`.
 pub(super) fn describe(context: &Context<'_>, request: DescribeAddresses) -> Answer {
-    let (instances, tags) = (context.plane.instances()?, tagging::read(context)?);
-    let rows = context.plane.networks().elastic_addresses()?;
-    let mut items: Vec<_> = rows.iter().map(|row| shown(row, &instances, &tags)).collect();
+    let (networks, tags) = (context.plane.networks(), tagging::read(context)?);
+    let (members, nats) = (networks.memberships()?, networks.nat_gateways()?);
+    let rows = networks.elastic_addresses()?;
+    let mut items: Vec<_> = rows.iter().map(|row| shown(row, &members, &nats, &tags)).collect();
     listing::select(&mut items, &request.allocation_ids, "AllocationId", ALLOCATION)?;
     listing::select_names(&mut items, &request.public_ips, "PublicIp", no_address)?;
     listing::answer(

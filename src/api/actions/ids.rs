@@ -32,6 +32,12 @@ kind!(VOLUME, "vol-", "InvalidVolumeID.Malformed", "InvalidVolume.NotFound");
 kind!(SNAPSHOT, "snap-", "InvalidSnapshotID.Malformed", "InvalidSnapshot.NotFound");
 kind!(ROUTE_TABLE, "rtb-", "InvalidRouteTableId.Malformed", "InvalidRouteTableID.NotFound");
 kind!(GATEWAY, "igw-", "InvalidInternetGatewayId.Malformed", "InvalidInternetGatewayID.NotFound");
+kind!(TABLE_ASSOCIATION, "rtbassoc-", "InvalidAssociationID.Malformed", "InvalidAssociationID.NotFound");
+kind!(NAT_GATEWAY, "nat-", "NatGatewayMalformed", "NatGatewayNotFound");
+kind!(NETWORK_ACL, "acl-", "InvalidNetworkAclId.Malformed", "InvalidNetworkAclID.NotFound");
+kind!(ACL_ASSOCIATION, "aclassoc-", "InvalidAssociationID.Malformed", "InvalidAssociationID.NotFound");
+kind!(PREFIX_LIST, "pl-", "InvalidPrefixListID.Malformed", "InvalidPrefixListID.NotFound");
+kind!(ATTACHMENT, "eni-attach-", "InvalidAttachmentID.Malformed", "InvalidAttachmentID.NotFound");
 kind!(DHCP_OPTIONS, "dopt-", "InvalidDhcpOptionsId.Malformed", "InvalidDhcpOptionID.NotFound");
 
 impl IdKind {

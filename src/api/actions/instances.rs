@@ -96,6 +96,14 @@ pub(super) struct World {
     volumes: Arc<Rows<Volume>>,
 }
 
+/// An instance shows the public addresses of its interfaces without the ids of Elastic addresses.
+fn without_ids(mut association: Value) -> Value {
+    if let Some(members) = association.as_object_mut() {
+        members.retain(|name, _| !matches!(name.as_str(), "AllocationId" | "AssociationId"));
+    }
+    association
+}
+
 impl World {
     pub(super) fn read(context: &Context<'_>) -> Result<Self, ApiError> {
         let store = context.plane.store();
@@ -168,14 +176,8 @@ impl World {
     fn show_network(&self, instance: &Instance, shown: &mut Value) {
         let interface = &instance.interface;
         let name = private_host_name(interface.address, Some(REGION));
-        let mut association = interfaces::association(interface.id, instance.public_address, &self.elastic)
-            .map(|mut a| {
-                // Here without the ids of an Elastic address.
-                if let Some(members) = a.as_object_mut() {
-                    members.retain(|name, _| !matches!(name.as_str(), "AllocationId" | "AssociationId"));
-                }
-                a
-            });
+        let mut association =
+            interfaces::association(interface.id, instance.public_address, &self.elastic).map(without_ids);
         let address = interface.address.to_string();
         let (subnet, vpc) = (interface.subnet.id.to_string(), interface.subnet.vpc.to_string());
         if let Some(public) = association.as_ref().and_then(|a| a["PublicIp"].as_str()?.parse().ok()) {
@@ -186,40 +188,33 @@ impl World {
         shown["PrivateDnsName"] = name.as_str().into();
         shown["SubnetId"] = subnet.as_str().into();
         shown["VpcId"] = vpc.as_str().into();
-        shown["SourceDestCheck"] = true.into();
-        let interfaces = (0u32..).zip(instance.interfaces());
-        shown["NetworkInterfaces"] = interfaces
-            .map(|(device, interface)| self.interface(instance, device, interface, association.take()))
+        shown["SourceDestCheck"] = self.member(interface.id).is_none_or(|member| !member.forwards).into();
+        shown["NetworkInterfaces"] = instance
+            .interfaces()
+            .map(|interface| self.interface(instance, interface, association.take()))
             .collect();
     }
 
     /// One of an instance's interfaces, as the instance shows it.
-    fn interface(
-        &self,
-        instance: &Instance,
-        device: u32,
-        interface: &Interface,
-        association: Option<Value>,
-    ) -> Value {
-        let (address, name) =
-            (interface.address.to_string(), private_host_name(interface.address, Some(REGION)));
+    fn interface(&self, instance: &Instance, interface: &Interface, association: Option<Value>) -> Value {
+        let name = private_host_name(interface.address, Some(REGION));
         let member = self.member(interface.id);
         let groups =
             groups::identifiers(member.into_iter().flat_map(|member| member.groups.iter()), &self.groups);
+        // Of others than the primary one only those of Elastic addresses.
+        let association = association
+            .or_else(|| interfaces::association(interface.id, None, &self.elastic).map(without_ids));
         json!({
             "NetworkInterfaceId": interface.id.to_string(), "SubnetId": interface.subnet.id.to_string(),
-            "VpcId": interface.subnet.vpc.to_string(), "Description": "",
-            "OwnerId": ACCOUNT, "Status": "in-use", "InterfaceType": "interface", "SourceDestCheck": true,
-            "MacAddress": interface.mac.to_string(), "PrivateIpAddress": address, "PrivateDnsName": name,
-            "Association": association, "Groups": groups, "Ipv6Addresses": interfaces::ipv6_addresses(interface),
-            "PrivateIpAddresses": [{
-                "PrivateIpAddress": address, "PrivateDnsName": name, "Primary": true, "Association": association,
-            }],
-            "Attachment": {
-                "AttachmentId": interfaces::attachment_id(interface.id), "DeviceIndex": device,
-                "NetworkCardIndex": 0, "Status": "attached", "DeleteOnTermination": true,
-                "AttachTime": instance.created,
-            },
+            "VpcId": interface.subnet.vpc.to_string(), "OwnerId": ACCOUNT, "Status": "in-use",
+            "Description": member.map(|member| member.description.as_str()).unwrap_or_default(),
+            "InterfaceType": "interface", "SourceDestCheck": member.is_none_or(|member| !member.forwards),
+            "MacAddress": interface.mac.to_string(), "PrivateIpAddress": interface.address.to_string(),
+            "PrivateDnsName": name, "Association": association, "Groups": groups,
+            "Ipv6Addresses": interfaces::ipv6_addresses(interface),
+            "PrivateIpAddresses":
+                member.map(|member| interfaces::private_addresses(member, association.as_ref())),
+            "Attachment": member.map(|member| interfaces::attachment(member, instance)),
         })
     }
 

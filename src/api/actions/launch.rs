@@ -9,11 +9,11 @@ use kiln_controlplane::instances::{
     Instance, LaunchError, LaunchRequest, RequestError, ShutdownBehavior, SupervisorError,
 };
 use kiln_controlplane::network::{DEFAULT_GROUP, Ipv6Wish, Placement};
-use kiln_model::{ImageId, InstanceType, SubnetId, UserData, VpcId};
+use kiln_model::{ImageId, InstanceType, InterfaceId, SubnetId, UserData, VpcId};
 use serde_json::Value;
 
 use super::devices::{self, Mapping};
-use super::ids::{GROUP, IMAGE, SUBNET};
+use super::ids::{GROUP, IMAGE, INTERFACE, SUBNET};
 use super::instances::World;
 use super::metadata_options::{self, MetadataOptionsRequest};
 use super::tagging::{self, TagSpecification};
@@ -31,7 +31,7 @@ input!(Configured { configured: bool });
 input!(Interface { device_index: i64, subnet_id: Option<String>, groups: Vec<String>,
     associate_public_ip_address: Option<bool>, delete_on_termination: Option<bool>, private_ip_address: Option<String>,
     description: Option<String>, network_card_index: Option<i64>, interface_type: Option<String>,
-    ipv6_address_count: Option<i64>, ipv6_addresses: Vec<Ipv6Address> });
+    ipv6_address_count: Option<i64>, ipv6_addresses: Vec<Ipv6Address>, network_interface_id: Option<String> });
 input!(Ipv6Address { ipv6_address: String });
 input!(RunInstances { image_id: Option<String>, instance_type: Option<String>, min_count: i64, max_count: i64,
     key_name: Option<String>, security_group_ids: Vec<String>, security_groups: Vec<String>,
@@ -53,17 +53,38 @@ struct Where {
     ipv6: Ipv6Wish,
     /// As the subnet says where this does not.
     public: Option<bool>,
+    /// One that is there already, with all of the above.
+    interface: Option<InterfaceId>,
+    stays: bool,
+    description: String,
+}
+
+fn texts(addresses: &[Ipv6Address]) -> Vec<String> {
+    addresses.iter().map(|one| one.ipv6_address.clone()).collect()
+}
+
+impl Interface {
+    /// Whether it says what only a new interface can be told.
+    fn says_more(&self) -> bool {
+        self.subnet_id.is_some()
+            || !self.groups.is_empty()
+            || self.associate_public_ip_address.is_some()
+            || self.private_ip_address.is_some()
+            || self.description.is_some()
+            || self.ipv6_address_count.is_some()
+            || !self.ipv6_addresses.is_empty()
+    }
 }
 
 /// An interface has one IPv6 address, or none.
-fn ipv6(count: Option<i64>, addresses: &[Ipv6Address]) -> Result<Ipv6Wish, ApiError> {
+pub(super) fn ipv6(count: Option<i64>, addresses: &[String]) -> Result<Ipv6Wish, ApiError> {
     match (count.unwrap_or(0), addresses) {
         (0, []) => Ok(Ipv6Wish::None),
         (1, []) => Ok(Ipv6Wish::Any),
-        (0, [one]) => one.ipv6_address.parse().map(Ipv6Wish::Address).map_err(|_| {
-            let text = &one.ipv6_address;
-            ApiError::value(format!("Value ({text}) for parameter ipv6Address is invalid"))
-        }),
+        (0, [text]) => text
+            .parse()
+            .map(Ipv6Wish::Address)
+            .map_err(|_| ApiError::value(format!("Value ({text}) for parameter ipv6Address is invalid"))),
         _ => Err(ApiError::unsupported("A network interface has at most one IPv6 address")),
     }
 }
@@ -75,8 +96,11 @@ impl RunInstances {
             subnet: self.subnet_id.take(),
             address: self.private_ip_address.take(),
             groups: std::mem::take(&mut self.security_group_ids),
-            ipv6: ipv6(self.ipv6_address_count, &self.ipv6_addresses)?,
+            ipv6: ipv6(self.ipv6_address_count, &texts(&self.ipv6_addresses))?,
             public: None,
+            interface: None,
+            stays: false,
+            description: String::new(),
         };
         let mut interfaces = std::mem::take(&mut self.network_interfaces);
         if interfaces.is_empty() {
@@ -91,11 +115,16 @@ impl RunInstances {
         for own in &interfaces {
             if own.network_card_index.is_some_and(|card| card != 0)
                 || own.interface_type.as_ref().is_some_and(|kind| kind != "interface")
-                || own.delete_on_termination == Some(false)
             {
-                return Err(ApiError::unsupported(
-                    "The interface of an instance is a plain one and goes with it",
+                return Err(ApiError::unsupported("The interface of an instance is a plain one"));
+            }
+            if own.network_interface_id.is_some() && own.says_more() {
+                return Err(ApiError::combination(
+                    "An interface that is there already has its subnet, addresses, groups and description",
                 ));
+            }
+            if own.network_interface_id.is_some() && self.max_count != 1 {
+                return Err(ApiError::combination("An interface that is there already is for one instance"));
             }
             if own.device_index != 0 && own.associate_public_ip_address == Some(true) {
                 return Err(ApiError::unsupported("The primary interface alone has a public address"));
@@ -113,8 +142,13 @@ impl RunInstances {
             ));
         }
         let place = |own: Interface| {
+            let interface = own.network_interface_id.as_deref().map(|id| INTERFACE.parse(id)).transpose()?;
             Ok(Where {
-                ipv6: ipv6(own.ipv6_address_count, &own.ipv6_addresses)?,
+                // One that was there before stays, unless somebody says else.
+                stays: own.delete_on_termination.map_or(interface.is_some(), |goes| !goes),
+                interface,
+                description: own.description.unwrap_or_default(),
+                ipv6: ipv6(own.ipv6_address_count, &texts(&own.ipv6_addresses))?,
                 subnet: own.subnet_id,
                 address: own.private_ip_address,
                 groups: own.groups,
@@ -175,7 +209,7 @@ fn groups(
     Ok(found)
 }
 
-fn address(text: Option<&str>) -> Result<Option<Ipv4Addr>, ApiError> {
+pub(super) fn address(text: Option<&str>) -> Result<Option<Ipv4Addr>, ApiError> {
     let invalid = |text| ApiError::value(format!("Value ({text}) for parameter privateIpAddress is invalid"));
     text.map(|text| text.parse().map_err(|_| invalid(text))).transpose()
 }
@@ -216,15 +250,27 @@ pub(super) fn run(context: &Context<'_>, mut input: Value) -> Answer {
     }
     let mut request = LaunchRequest::new(&named, &kind);
     let default = context.plane.networks().default_subnet()?;
-    let subnet = match &place.subnet {
-        Some(subnet) => {
+    let members = context.plane.networks().memberships()?;
+    let there = |id: InterfaceId| {
+        let found = members.iter().find(|member| member.interface.id == id);
+        found.ok_or_else(|| INTERFACE.missing(&id.to_string()))
+    };
+    let subnet = match (&place.interface, &place.subnet) {
+        (Some(id), _) => there(*id)?.interface.subnet.clone(),
+        (None, Some(subnet)) => {
             let id: SubnetId = SUBNET.parse(subnet)?;
             let all = context.plane.networks().subnets()?;
             all.into_iter().find(|row| row.id == id).ok_or_else(|| SUBNET.missing(subnet))?
         }
-        None => default.clone(),
+        (None, None) => default.clone(),
     };
     for other in others {
+        if let Some(id) = other.interface {
+            there(id)?;
+            let (interface, stays) = (Some(id), other.stays);
+            request.more_interfaces.push(Placement { interface, stays, ..Placement::default() });
+            continue;
+        }
         request.more_interfaces.push(Placement {
             address: address(other.address.as_deref())?,
             subnet: other
@@ -233,6 +279,8 @@ pub(super) fn run(context: &Context<'_>, mut input: Value) -> Answer {
                 .transpose()?,
             ipv6: other.ipv6,
             groups: groups(context, subnet.vpc, other.groups, Vec::new())?,
+            stays: other.stays,
+            description: other.description,
             ..Placement::default()
         });
     }
@@ -241,7 +289,11 @@ pub(super) fn run(context: &Context<'_>, mut input: Value) -> Answer {
         subnet: place.subnet,
         ipv6: place.ipv6,
         groups: groups(context, subnet.vpc, place.groups, std::mem::take(&mut wish.security_groups))?,
-        public_ip: place.public.unwrap_or(subnets::maps_public(subnet.id, default.id)),
+        interface: place.interface,
+        stays: place.stays,
+        description: place.description,
+        public_ip: place.interface.is_none()
+            && place.public.unwrap_or(subnets::maps_public(&subnet, default.id)),
         ..Placement::default()
     };
     let devices = devices::read(std::mem::take(&mut wish.block_device_mappings))?;

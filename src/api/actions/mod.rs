@@ -5,9 +5,11 @@
 
 #![expect(clippy::needless_pass_by_value, reason = "all actions have one signature and own their parameters")]
 
+mod acls;
 mod addresses;
 mod attributes;
 mod devices;
+mod gateways;
 mod groups;
 mod iam;
 mod ids;
@@ -21,7 +23,9 @@ mod lifecycle;
 mod listing;
 mod managed_policies;
 mod metadata_options;
+mod nat_gateways;
 mod places;
+mod prefix_lists;
 mod profiles;
 mod routes;
 mod rules;
@@ -67,11 +71,11 @@ pub(crate) struct Context<'a> {
 
 /// The parameters that an action serves, by the names of the model.
 macro_rules! input {
-    ($(#[$meta:meta])* $name:ident { $($field:ident: $kind:ty),* $(,)? }) => {
+    ($(#[$meta:meta])* $name:ident { $($(#[$field_meta:meta])* $field:ident: $kind:ty),* $(,)? }) => {
         $(#[$meta])*
         #[derive(Debug, Default, serde::Deserialize)]
         #[serde(rename_all = "PascalCase", deny_unknown_fields, default)]
-        pub(super) struct $name { $(pub(super) $field: $kind),* }
+        pub(super) struct $name { $($(#[$field_meta])* pub(super) $field: $kind),* }
     };
 }
 pub(crate) use input;
@@ -104,22 +108,42 @@ macro_rules! actions {
 /// Actions of EC2 by name.
 static EC2: &[(&str, Action)] = actions! { ec2:
     AllocateAddress => addresses::allocate,
+    AssignPrivateIpAddresses => interfaces::assign,
     AssociateAddress => addresses::associate,
     AssociateIamInstanceProfile => profiles::associate,
+    AssociateRouteTable => routes::associate,
+    AttachInternetGateway => gateways::attach,
+    AttachNetworkInterface => interfaces::attach,
     AttachVolume => volumes::attach,
     AuthorizeSecurityGroupEgress => rules::authorize_egress,
     AuthorizeSecurityGroupIngress => rules::authorize_ingress,
     CopyImage => images::copy,
     CopySnapshot => volumes::copy_snapshot,
     CreateImage => images::create,
+    CreateInternetGateway => gateways::create,
     CreateKeyPair => key_pairs::create,
+    CreateManagedPrefixList => prefix_lists::create,
+    CreateNatGateway => nat_gateways::create,
+    CreateNetworkAcl => acls::create,
+    CreateNetworkAclEntry => acls::create_entry,
+    CreateNetworkInterface => interfaces::create,
+    CreateRoute => routes::create_route,
+    CreateRouteTable => routes::create_table,
     CreateSecurityGroup => groups::create,
     CreateSnapshot => volumes::create_snapshot,
     CreateSubnet => subnets::create,
     CreateTags => tagging::create,
     CreateVolume => volumes::create,
     CreateVpc => vpcs::create,
+    DeleteInternetGateway => gateways::delete,
     DeleteKeyPair => key_pairs::delete,
+    DeleteManagedPrefixList => prefix_lists::delete,
+    DeleteNatGateway => nat_gateways::delete,
+    DeleteNetworkAcl => acls::delete,
+    DeleteNetworkAclEntry => acls::delete_entry,
+    DeleteNetworkInterface => interfaces::delete,
+    DeleteRoute => routes::delete_route,
+    DeleteRouteTable => routes::delete_table,
     DeleteSecurityGroup => groups::delete,
     DeleteSnapshot => volumes::delete_snapshot,
     DeleteSubnet => subnets::delete,
@@ -141,8 +165,12 @@ static EC2: &[(&str, Action)] = actions! { ec2:
     DescribeInstanceTypeOfferings => types::offerings,
     DescribeInstanceTypes => types::describe,
     DescribeInstances => instances::describe,
-    DescribeInternetGateways => routes::internet_gateways,
+    DescribeInternetGateways => gateways::describe,
     DescribeKeyPairs => key_pairs::describe,
+    DescribeManagedPrefixLists => prefix_lists::describe,
+    DescribeNatGateways => nat_gateways::describe,
+    DescribeNetworkAcls => acls::describe,
+    DescribeNetworkInterfaceAttribute => interfaces::describe_attribute,
     DescribeNetworkInterfaces => interfaces::describe,
     DescribeRegions => places::regions,
     DescribeRouteTables => routes::route_tables,
@@ -156,18 +184,24 @@ static EC2: &[(&str, Action)] = actions! { ec2:
     DescribeVolumesModifications => volumes::describe_modifications,
     DescribeVpcAttribute => vpcs::describe_attribute,
     DescribeVpcs => vpcs::describe,
+    DetachInternetGateway => gateways::detach,
+    DetachNetworkInterface => interfaces::detach,
     DetachVolume => volumes::detach,
     DisassociateAddress => addresses::disassociate,
     DisassociateIamInstanceProfile => profiles::disassociate,
+    DisassociateRouteTable => routes::disassociate,
     GetConsoleOutput => attributes::console,
     GetInstanceUefiData => attributes::uefi_data,
+    GetManagedPrefixListEntries => prefix_lists::get_entries,
     GetPasswordData => attributes::password,
     ImportKeyPair => key_pairs::import,
     ModifyImageAttribute => image_attributes::modify,
     ModifyInstanceAttribute => attributes::modify,
     ModifyInstanceMetadataOptions => metadata_options::modify,
+    ModifyManagedPrefixList => prefix_lists::modify,
     ModifyNetworkInterfaceAttribute => interfaces::modify,
     ModifySecurityGroupRules => rules::modify,
+    ModifySubnetAttribute => subnets::modify,
     ModifyVolume => volumes::modify,
     ModifyVpcAttribute => vpcs::modify_attribute,
     MonitorInstances => attributes::monitor,
@@ -175,12 +209,17 @@ static EC2: &[(&str, Action)] = actions! { ec2:
     RegisterImage => images::register,
     ReleaseAddress => addresses::release,
     ReplaceIamInstanceProfileAssociation => profiles::replace,
+    ReplaceNetworkAclAssociation => acls::replace_association,
+    ReplaceNetworkAclEntry => acls::replace_entry,
+    ReplaceRoute => routes::replace_route,
+    ReplaceRouteTableAssociation => routes::replace_association,
     RevokeSecurityGroupEgress => rules::revoke_egress,
     RevokeSecurityGroupIngress => rules::revoke_ingress,
     RunInstances => launch::run,
     StartInstances => lifecycle::start,
     StopInstances => lifecycle::stop,
     TerminateInstances => lifecycle::terminate,
+    UnassignPrivateIpAddresses => interfaces::unassign,
     UnmonitorInstances => attributes::unmonitor,
     UpdateSecurityGroupRuleDescriptionsEgress => rules::describe_egress,
     UpdateSecurityGroupRuleDescriptionsIngress => rules::describe_ingress,

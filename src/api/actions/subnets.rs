@@ -11,11 +11,18 @@ use serde_json::{Value, json};
 use super::ids::{self, SUBNET};
 use super::listing::{self, Filters, listing};
 use super::tagging::{self, TagMap, TagSpecification};
+use super::vpcs::Switch;
 use super::{Answer, Context, arn, done, input, vpcs};
 use crate::error::ApiError;
 
 input!(CreateSubnet { vpc_id: String, cidr_block: String, ipv6_cidr_block: Option<String>, availability_zone: Option<String>,
     availability_zone_id: Option<String>, tag_specifications: Vec<TagSpecification> });
+input!(ModifySubnetAttribute { subnet_id: String, map_public_ip_on_launch: Option<Switch>,
+    assign_ipv6_address_on_creation: Option<Switch>,
+    #[serde(rename = "EnableDns64")] enable_dns64: Option<Switch>,
+    private_dns_hostname_type_on_launch: Option<String>,
+    #[serde(rename = "EnableResourceNameDnsARecordOnLaunch")] enable_resource_name_dns_a_record_on_launch: Option<Switch>,
+    #[serde(rename = "EnableResourceNameDnsAAAARecordOnLaunch")] enable_resource_name_dns_aaaa_record_on_launch: Option<Switch> });
 input!(DeleteSubnet { subnet_id: String });
 listing!(DescribeSubnets { subnet_ids: Vec<String> });
 
@@ -37,9 +44,10 @@ const FILTERS: &Filters = &[
     ("subnet-arn", "SubnetArn"),
 ];
 
-/// Whether instances of a subnet get a public address when nothing is said: in the default one, as in EC2.
-pub(super) fn maps_public(subnet: SubnetId, default: SubnetId) -> bool {
-    subnet == default
+/// Whether instances of a subnet get a public address when nothing is said: in the default one, as in EC2, and
+/// where somebody said so.
+pub(super) fn maps_public(subnet: &Subnet, default: SubnetId) -> bool {
+    subnet.map_public.unwrap_or(subnet.id == default)
 }
 
 fn shown(subnet: &Subnet, default: SubnetId, taken: usize, tags: &TagMap) -> Value {
@@ -51,7 +59,7 @@ fn shown(subnet: &Subnet, default: SubnetId, taken: usize, tags: &TagMap) -> Val
         "CidrBlock": subnet.cidr.to_string(), "State": "available", "OwnerId": ACCOUNT,
         "AvailabilityZone": ZONE, "AvailabilityZoneId": ZONE_ID, "AvailableIpAddressCount": free,
         "DefaultForAz": subnet.id == default,
-        "MapPublicIpOnLaunch": maps_public(subnet.id, default),
+        "MapPublicIpOnLaunch": maps_public(subnet, default),
         "AssignIpv6AddressOnCreation": false, "MapCustomerOwnedIpOnLaunch": false, "EnableDns64": false,
         "Ipv6Native": false,
         "Ipv6CidrBlockAssociationSet": subnet.ipv6.iter().map(|range| json!({
@@ -95,6 +103,32 @@ pub(super) fn create(context: &Context<'_>, request: CreateSubnet) -> Answer {
     let subnet = context.plane.networks().create_subnet(vpc.id, cidr, ipv6, name)?;
     tags::set(context.plane.store(), &[subnet.id.to_string()], &tags)?;
     Ok(json!({"Subnet": shown(&subnet, default, 0, &tagging::read(context)?)}))
+}
+
+/// `ModifySubnetAttribute`: whether instances get a public address; everything else to what it is.
+pub(super) fn modify(context: &Context<'_>, request: ModifySubnetAttribute) -> Answer {
+    let id: SubnetId = SUBNET.parse(&request.subnet_id)?;
+    let on = |switch: &Option<Switch>| switch.as_ref().and_then(|s| s.value) == Some(true);
+    let others = [
+        &request.assign_ipv6_address_on_creation,
+        &request.enable_dns64,
+        &request.enable_resource_name_dns_a_record_on_launch,
+        &request.enable_resource_name_dns_aaaa_record_on_launch,
+    ];
+    if others.into_iter().any(on)
+        || request.private_dns_hostname_type_on_launch.is_some_and(|t| t != "ip-name")
+    {
+        return Err(ApiError::unsupported("MapPublicIpOnLaunch is what can be changed of a subnet"));
+    }
+    let networks = context.plane.networks();
+    match request.map_public_ip_on_launch.and_then(|switch| switch.value) {
+        Some(maps) => networks.set_map_public(id, maps)?,
+        None if !networks.subnets()?.iter().any(|row| row.id == id) => {
+            return Err(SUBNET.missing(&request.subnet_id));
+        }
+        None => {}
+    }
+    done()
 }
 
 /// `DeleteSubnet`.

@@ -171,6 +171,31 @@ impl Known {
                     text(&mut networks.elastic_addresses()?.iter().map(|e| e.id.to_string())),
                 ),
                 (
+                    "acl-",
+                    ids::NETWORK_ACL,
+                    text(&mut networks.network_acls()?.iter().map(|a| a.id.to_string())),
+                ),
+                (
+                    "pl-",
+                    ids::PREFIX_LIST,
+                    text(&mut networks.prefix_lists()?.iter().map(|l| l.id.to_string())),
+                ),
+                (
+                    "rtb-",
+                    ids::ROUTE_TABLE,
+                    text(&mut networks.route_tables()?.tables.iter().map(|t| t.id.to_string())),
+                ),
+                (
+                    "igw-",
+                    ids::GATEWAY,
+                    text(&mut networks.internet_gateways()?.iter().map(|g| g.id.to_string())),
+                ),
+                (
+                    "nat-",
+                    ids::NAT_GATEWAY,
+                    text(&mut networks.nat_gateways()?.iter().map(|n| n.id.to_string())),
+                ),
+                (
                     "key-",
                     ids::KEY_PAIR,
                     text(&mut super::key_pairs::service(context).list()?.iter().map(|k| k.id.to_string())),

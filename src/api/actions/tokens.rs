@@ -3,12 +3,14 @@
 //! The row of a token is written in the transaction that makes the resources, with their ids; the
 //! answer to a repetition is told from those. A token lives for a day.
 
+use kiln_controlplane::network::NetworkError;
 use kiln_controlplane::state::{Row, Store, StoreError, Transaction, transact};
+use kiln_model::Tag;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use sha2::{Digest as _, Sha256};
 
-use super::Context;
+use super::{Context, tagging};
 use crate::error::ApiError;
 
 /// How long a token is kept, in seconds.
@@ -93,5 +95,36 @@ impl Token {
             Some(there) if !over(&there) => Err(StoreError::Contended),
             _ => tx.put(&ClientToken { resources, ..own.clone() }),
         }
+    }
+}
+
+impl Token {
+    /// What the transaction that makes one resource writes besides: its tags, and this token.
+    pub(super) fn making<'a>(
+        &'a self,
+        tags: &'a [Tag],
+    ) -> impl FnMut(&mut Transaction<'_>, &str) -> Result<(), StoreError> + 'a {
+        move |tx, id| {
+            tagging::set_new(tx, id, tags)?;
+            self.note(tx, vec![id.to_owned()])
+        }
+    }
+}
+
+/// The id of the one resource that a request makes, or made when it was sent before.
+pub(super) fn once(
+    context: &Context<'_>,
+    token: &Token,
+    make: impl FnOnce(&Token) -> Result<String, NetworkError>,
+) -> Result<String, ApiError> {
+    let store = context.plane.store();
+    let made = || Ok::<_, ApiError>(token.made(store)?.and_then(|made| made.into_iter().next()));
+    if let Some(id) = made()? {
+        return Ok(id);
+    }
+    match make(token) {
+        Ok(id) => Ok(id),
+        // The same request may have been faster.
+        Err(error) => made()?.ok_or_else(|| error.into()),
     }
 }

@@ -94,7 +94,7 @@ pub(super) fn create(context: &Context<'_>, request: CreateVpc) -> Answer {
     })?;
     let default = default_id(context)?;
     let name = tags.iter().find(|tag| tag.key() == Tag::NAME).map(Tag::value);
-    let vpc = context.plane.networks().create_vpc(cidr, ipv6, name)?;
+    let vpc = context.plane.networks().create_closed_vpc(cidr, ipv6, name)?;
     tags::set(context.plane.store(), &[vpc.id.to_string()], &tags)?;
     Ok(json!({"Vpc": shown(&vpc, default, &tagging::read(context)?)}))
 }
@@ -102,8 +102,17 @@ pub(super) fn create(context: &Context<'_>, request: CreateVpc) -> Answer {
 /// `DeleteVpc`.
 pub(super) fn delete(context: &Context<'_>, request: DeleteVpc) -> Answer {
     let id: VpcId = VPC.parse(&request.vpc_id)?;
-    context.plane.networks().delete_vpc(id)?;
-    tags::forget(context.plane.store(), &request.vpc_id)?;
+    let networks = context.plane.networks();
+    // What goes with it.
+    let main = networks.route_tables()?.main.into_iter().filter(|main| main.vpc == id);
+    let acls = networks.network_acls()?.into_iter().filter(|acl| acl.vpc == id);
+    let gateways = networks.internet_gateways()?.into_iter().filter(|gateway| gateway.vpc == Some(id));
+    let mut gone = vec![request.vpc_id];
+    gone.extend(main.map(|main| main.table.to_string()));
+    gone.extend(acls.map(|acl| acl.id.to_string()));
+    gone.extend(gateways.map(|gateway| gateway.id.to_string()));
+    networks.delete_vpc(id)?;
+    gone.iter().try_for_each(|id| tags::forget(context.plane.store(), id))?;
     done()
 }
 

@@ -15,7 +15,7 @@ use super::{Caller, Kind};
 use crate::error::ApiError;
 
 /// Resources of EC2 by the beginning of their ids.
-const KINDS: [(&str, &str); 18] = [
+const KINDS: [(&str, &str); 19] = [
     ("i-", "instance"),
     ("ami-", "image"),
     ("vol-", "volume"),
@@ -32,6 +32,7 @@ const KINDS: [(&str, &str); 18] = [
     ("acl-", "network-acl"),
     ("rtb-", "route-table"),
     ("igw-", "internet-gateway"),
+    ("nat-", "natgateway"),
     ("dopt-", "dhcp-options"),
     ("iip-assoc-", "iam-instance-profile-association"),
 ];

@@ -5,24 +5,44 @@ use super::{Bounds, EMPTY, List, Operation, Service, Shape, member, required};
 pub(super) static SERVICE: Service =
     Service { name: "ec2", version: "2016-11-15", namespace: "http://ec2.amazonaws.com/doc/2016-11-15", operations: &OPERATIONS };
 
-static OPERATIONS: [Operation; 81] = [
+static OPERATIONS: [Operation; 116] = [
     Operation { name: "AllocateAddress", input: &ALLOCATE_ADDRESS_REQUEST, output: &ALLOCATE_ADDRESS_RESULT, wrapper: None },
+    Operation { name: "AssignPrivateIpAddresses", input: &ASSIGN_PRIVATE_IP_ADDRESSES_REQUEST, output: &ASSIGN_PRIVATE_IP_ADDRESSES_RESULT, wrapper: None },
     Operation { name: "AssociateAddress", input: &ASSOCIATE_ADDRESS_REQUEST, output: &ASSOCIATE_ADDRESS_RESULT, wrapper: None },
     Operation { name: "AssociateIamInstanceProfile", input: &ASSOCIATE_IAM_INSTANCE_PROFILE_REQUEST, output: &ASSOCIATE_IAM_INSTANCE_PROFILE_RESULT, wrapper: None },
+    Operation { name: "AssociateRouteTable", input: &ASSOCIATE_ROUTE_TABLE_REQUEST, output: &ASSOCIATE_ROUTE_TABLE_RESULT, wrapper: None },
+    Operation { name: "AttachInternetGateway", input: &ATTACH_INTERNET_GATEWAY_REQUEST, output: &EMPTY, wrapper: None },
+    Operation { name: "AttachNetworkInterface", input: &ATTACH_NETWORK_INTERFACE_REQUEST, output: &ATTACH_NETWORK_INTERFACE_RESULT, wrapper: None },
     Operation { name: "AttachVolume", input: &ATTACH_VOLUME_REQUEST, output: &VOLUME_ATTACHMENT, wrapper: None },
     Operation { name: "AuthorizeSecurityGroupEgress", input: &AUTHORIZE_SECURITY_GROUP_EGRESS_REQUEST, output: &AUTHORIZE_SECURITY_GROUP_EGRESS_RESULT, wrapper: None },
     Operation { name: "AuthorizeSecurityGroupIngress", input: &AUTHORIZE_SECURITY_GROUP_INGRESS_REQUEST, output: &AUTHORIZE_SECURITY_GROUP_INGRESS_RESULT, wrapper: None },
     Operation { name: "CopyImage", input: &COPY_IMAGE_REQUEST, output: &COPY_IMAGE_RESULT, wrapper: None },
     Operation { name: "CopySnapshot", input: &COPY_SNAPSHOT_REQUEST, output: &COPY_SNAPSHOT_RESULT, wrapper: None },
     Operation { name: "CreateImage", input: &CREATE_IMAGE_REQUEST, output: &CREATE_IMAGE_RESULT, wrapper: None },
+    Operation { name: "CreateInternetGateway", input: &CREATE_INTERNET_GATEWAY_REQUEST, output: &CREATE_INTERNET_GATEWAY_RESULT, wrapper: None },
     Operation { name: "CreateKeyPair", input: &CREATE_KEY_PAIR_REQUEST, output: &KEY_PAIR, wrapper: None },
+    Operation { name: "CreateManagedPrefixList", input: &CREATE_MANAGED_PREFIX_LIST_REQUEST, output: &CREATE_MANAGED_PREFIX_LIST_RESULT, wrapper: None },
+    Operation { name: "CreateNatGateway", input: &CREATE_NAT_GATEWAY_REQUEST, output: &CREATE_NAT_GATEWAY_RESULT, wrapper: None },
+    Operation { name: "CreateNetworkAcl", input: &CREATE_NETWORK_ACL_REQUEST, output: &CREATE_NETWORK_ACL_RESULT, wrapper: None },
+    Operation { name: "CreateNetworkAclEntry", input: &CREATE_NETWORK_ACL_ENTRY_REQUEST, output: &EMPTY, wrapper: None },
+    Operation { name: "CreateNetworkInterface", input: &CREATE_NETWORK_INTERFACE_REQUEST, output: &CREATE_NETWORK_INTERFACE_RESULT, wrapper: None },
+    Operation { name: "CreateRoute", input: &CREATE_ROUTE_REQUEST, output: &CREATE_ROUTE_RESULT, wrapper: None },
+    Operation { name: "CreateRouteTable", input: &CREATE_ROUTE_TABLE_REQUEST, output: &CREATE_ROUTE_TABLE_RESULT, wrapper: None },
     Operation { name: "CreateSecurityGroup", input: &CREATE_SECURITY_GROUP_REQUEST, output: &CREATE_SECURITY_GROUP_RESULT, wrapper: None },
     Operation { name: "CreateSnapshot", input: &CREATE_SNAPSHOT_REQUEST, output: &SNAPSHOT, wrapper: None },
     Operation { name: "CreateSubnet", input: &CREATE_SUBNET_REQUEST, output: &CREATE_SUBNET_RESULT, wrapper: None },
     Operation { name: "CreateTags", input: &CREATE_TAGS_REQUEST, output: &EMPTY, wrapper: None },
     Operation { name: "CreateVolume", input: &CREATE_VOLUME_REQUEST, output: &VOLUME, wrapper: None },
     Operation { name: "CreateVpc", input: &CREATE_VPC_REQUEST, output: &CREATE_VPC_RESULT, wrapper: None },
+    Operation { name: "DeleteInternetGateway", input: &DELETE_INTERNET_GATEWAY_REQUEST, output: &EMPTY, wrapper: None },
     Operation { name: "DeleteKeyPair", input: &DELETE_KEY_PAIR_REQUEST, output: &DELETE_KEY_PAIR_RESULT, wrapper: None },
+    Operation { name: "DeleteManagedPrefixList", input: &DELETE_MANAGED_PREFIX_LIST_REQUEST, output: &DELETE_MANAGED_PREFIX_LIST_RESULT, wrapper: None },
+    Operation { name: "DeleteNatGateway", input: &DELETE_NAT_GATEWAY_REQUEST, output: &DELETE_NAT_GATEWAY_RESULT, wrapper: None },
+    Operation { name: "DeleteNetworkAcl", input: &DELETE_NETWORK_ACL_REQUEST, output: &EMPTY, wrapper: None },
+    Operation { name: "DeleteNetworkAclEntry", input: &DELETE_NETWORK_ACL_ENTRY_REQUEST, output: &EMPTY, wrapper: None },
+    Operation { name: "DeleteNetworkInterface", input: &DELETE_NETWORK_INTERFACE_REQUEST, output: &EMPTY, wrapper: None },
+    Operation { name: "DeleteRoute", input: &DELETE_ROUTE_REQUEST, output: &EMPTY, wrapper: None },
+    Operation { name: "DeleteRouteTable", input: &DELETE_ROUTE_TABLE_REQUEST, output: &EMPTY, wrapper: None },
     Operation { name: "DeleteSecurityGroup", input: &DELETE_SECURITY_GROUP_REQUEST, output: &DELETE_SECURITY_GROUP_RESULT, wrapper: None },
     Operation { name: "DeleteSnapshot", input: &DELETE_SNAPSHOT_REQUEST, output: &EMPTY, wrapper: None },
     Operation { name: "DeleteSubnet", input: &DELETE_SUBNET_REQUEST, output: &EMPTY, wrapper: None },
@@ -46,6 +66,10 @@ static OPERATIONS: [Operation; 81] = [
     Operation { name: "DescribeInstances", input: &DESCRIBE_INSTANCES_REQUEST, output: &DESCRIBE_INSTANCES_RESULT, wrapper: None },
     Operation { name: "DescribeInternetGateways", input: &DESCRIBE_INTERNET_GATEWAYS_REQUEST, output: &DESCRIBE_INTERNET_GATEWAYS_RESULT, wrapper: None },
     Operation { name: "DescribeKeyPairs", input: &DESCRIBE_KEY_PAIRS_REQUEST, output: &DESCRIBE_KEY_PAIRS_RESULT, wrapper: None },
+    Operation { name: "DescribeManagedPrefixLists", input: &DESCRIBE_MANAGED_PREFIX_LISTS_REQUEST, output: &DESCRIBE_MANAGED_PREFIX_LISTS_RESULT, wrapper: None },
+    Operation { name: "DescribeNatGateways", input: &DESCRIBE_NAT_GATEWAYS_REQUEST, output: &DESCRIBE_NAT_GATEWAYS_RESULT, wrapper: None },
+    Operation { name: "DescribeNetworkAcls", input: &DESCRIBE_NETWORK_ACLS_REQUEST, output: &DESCRIBE_NETWORK_ACLS_RESULT, wrapper: None },
+    Operation { name: "DescribeNetworkInterfaceAttribute", input: &DESCRIBE_NETWORK_INTERFACE_ATTRIBUTE_REQUEST, output: &DESCRIBE_NETWORK_INTERFACE_ATTRIBUTE_RESULT, wrapper: None },
     Operation { name: "DescribeNetworkInterfaces", input: &DESCRIBE_NETWORK_INTERFACES_REQUEST, output: &DESCRIBE_NETWORK_INTERFACES_RESULT, wrapper: None },
     Operation { name: "DescribeRegions", input: &DESCRIBE_REGIONS_REQUEST, output: &DESCRIBE_REGIONS_RESULT, wrapper: None },
     Operation { name: "DescribeRouteTables", input: &DESCRIBE_ROUTE_TABLES_REQUEST, output: &DESCRIBE_ROUTE_TABLES_RESULT, wrapper: None },
@@ -59,18 +83,24 @@ static OPERATIONS: [Operation; 81] = [
     Operation { name: "DescribeVolumesModifications", input: &DESCRIBE_VOLUMES_MODIFICATIONS_REQUEST, output: &DESCRIBE_VOLUMES_MODIFICATIONS_RESULT, wrapper: None },
     Operation { name: "DescribeVpcAttribute", input: &DESCRIBE_VPC_ATTRIBUTE_REQUEST, output: &DESCRIBE_VPC_ATTRIBUTE_RESULT, wrapper: None },
     Operation { name: "DescribeVpcs", input: &DESCRIBE_VPCS_REQUEST, output: &DESCRIBE_VPCS_RESULT, wrapper: None },
+    Operation { name: "DetachInternetGateway", input: &DETACH_INTERNET_GATEWAY_REQUEST, output: &EMPTY, wrapper: None },
+    Operation { name: "DetachNetworkInterface", input: &DETACH_NETWORK_INTERFACE_REQUEST, output: &EMPTY, wrapper: None },
     Operation { name: "DetachVolume", input: &DETACH_VOLUME_REQUEST, output: &VOLUME_ATTACHMENT, wrapper: None },
     Operation { name: "DisassociateAddress", input: &DISASSOCIATE_ADDRESS_REQUEST, output: &EMPTY, wrapper: None },
     Operation { name: "DisassociateIamInstanceProfile", input: &DISASSOCIATE_IAM_INSTANCE_PROFILE_REQUEST, output: &DISASSOCIATE_IAM_INSTANCE_PROFILE_RESULT, wrapper: None },
+    Operation { name: "DisassociateRouteTable", input: &DISASSOCIATE_ROUTE_TABLE_REQUEST, output: &EMPTY, wrapper: None },
     Operation { name: "GetConsoleOutput", input: &GET_CONSOLE_OUTPUT_REQUEST, output: &GET_CONSOLE_OUTPUT_RESULT, wrapper: None },
     Operation { name: "GetInstanceUefiData", input: &GET_INSTANCE_UEFI_DATA_REQUEST, output: &GET_INSTANCE_UEFI_DATA_RESULT, wrapper: None },
+    Operation { name: "GetManagedPrefixListEntries", input: &GET_MANAGED_PREFIX_LIST_ENTRIES_REQUEST, output: &GET_MANAGED_PREFIX_LIST_ENTRIES_RESULT, wrapper: None },
     Operation { name: "GetPasswordData", input: &GET_PASSWORD_DATA_REQUEST, output: &GET_PASSWORD_DATA_RESULT, wrapper: None },
     Operation { name: "ImportKeyPair", input: &IMPORT_KEY_PAIR_REQUEST, output: &IMPORT_KEY_PAIR_RESULT, wrapper: None },
     Operation { name: "ModifyImageAttribute", input: &MODIFY_IMAGE_ATTRIBUTE_REQUEST, output: &EMPTY, wrapper: None },
     Operation { name: "ModifyInstanceAttribute", input: &MODIFY_INSTANCE_ATTRIBUTE_REQUEST, output: &EMPTY, wrapper: None },
     Operation { name: "ModifyInstanceMetadataOptions", input: &MODIFY_INSTANCE_METADATA_OPTIONS_REQUEST, output: &MODIFY_INSTANCE_METADATA_OPTIONS_RESULT, wrapper: None },
+    Operation { name: "ModifyManagedPrefixList", input: &MODIFY_MANAGED_PREFIX_LIST_REQUEST, output: &MODIFY_MANAGED_PREFIX_LIST_RESULT, wrapper: None },
     Operation { name: "ModifyNetworkInterfaceAttribute", input: &MODIFY_NETWORK_INTERFACE_ATTRIBUTE_REQUEST, output: &EMPTY, wrapper: None },
     Operation { name: "ModifySecurityGroupRules", input: &MODIFY_SECURITY_GROUP_RULES_REQUEST, output: &MODIFY_SECURITY_GROUP_RULES_RESULT, wrapper: None },
+    Operation { name: "ModifySubnetAttribute", input: &MODIFY_SUBNET_ATTRIBUTE_REQUEST, output: &EMPTY, wrapper: None },
     Operation { name: "ModifyVolume", input: &MODIFY_VOLUME_REQUEST, output: &MODIFY_VOLUME_RESULT, wrapper: None },
     Operation { name: "ModifyVpcAttribute", input: &MODIFY_VPC_ATTRIBUTE_REQUEST, output: &EMPTY, wrapper: None },
     Operation { name: "MonitorInstances", input: &MONITOR_INSTANCES_REQUEST, output: &MONITOR_INSTANCES_RESULT, wrapper: None },
@@ -78,12 +108,17 @@ static OPERATIONS: [Operation; 81] = [
     Operation { name: "RegisterImage", input: &REGISTER_IMAGE_REQUEST, output: &REGISTER_IMAGE_RESULT, wrapper: None },
     Operation { name: "ReleaseAddress", input: &RELEASE_ADDRESS_REQUEST, output: &EMPTY, wrapper: None },
     Operation { name: "ReplaceIamInstanceProfileAssociation", input: &REPLACE_IAM_INSTANCE_PROFILE_ASSOCIATION_REQUEST, output: &REPLACE_IAM_INSTANCE_PROFILE_ASSOCIATION_RESULT, wrapper: None },
+    Operation { name: "ReplaceNetworkAclAssociation", input: &REPLACE_NETWORK_ACL_ASSOCIATION_REQUEST, output: &REPLACE_NETWORK_ACL_ASSOCIATION_RESULT, wrapper: None },
+    Operation { name: "ReplaceNetworkAclEntry", input: &REPLACE_NETWORK_ACL_ENTRY_REQUEST, output: &EMPTY, wrapper: None },
+    Operation { name: "ReplaceRoute", input: &REPLACE_ROUTE_REQUEST, output: &EMPTY, wrapper: None },
+    Operation { name: "ReplaceRouteTableAssociation", input: &REPLACE_ROUTE_TABLE_ASSOCIATION_REQUEST, output: &REPLACE_ROUTE_TABLE_ASSOCIATION_RESULT, wrapper: None },
     Operation { name: "RevokeSecurityGroupEgress", input: &REVOKE_SECURITY_GROUP_EGRESS_REQUEST, output: &REVOKE_SECURITY_GROUP_EGRESS_RESULT, wrapper: None },
     Operation { name: "RevokeSecurityGroupIngress", input: &REVOKE_SECURITY_GROUP_INGRESS_REQUEST, output: &REVOKE_SECURITY_GROUP_INGRESS_RESULT, wrapper: None },
     Operation { name: "RunInstances", input: &RUN_INSTANCES_REQUEST, output: &RESERVATION, wrapper: None },
     Operation { name: "StartInstances", input: &START_INSTANCES_REQUEST, output: &START_INSTANCES_RESULT, wrapper: None },
     Operation { name: "StopInstances", input: &STOP_INSTANCES_REQUEST, output: &STOP_INSTANCES_RESULT, wrapper: None },
     Operation { name: "TerminateInstances", input: &TERMINATE_INSTANCES_REQUEST, output: &TERMINATE_INSTANCES_RESULT, wrapper: None },
+    Operation { name: "UnassignPrivateIpAddresses", input: &UNASSIGN_PRIVATE_IP_ADDRESSES_REQUEST, output: &EMPTY, wrapper: None },
     Operation { name: "UnmonitorInstances", input: &UNMONITOR_INSTANCES_REQUEST, output: &UNMONITOR_INSTANCES_RESULT, wrapper: None },
     Operation { name: "UpdateSecurityGroupRuleDescriptionsEgress", input: &UPDATE_SECURITY_GROUP_RULE_DESCRIPTIONS_EGRESS_REQUEST, output: &UPDATE_SECURITY_GROUP_RULE_DESCRIPTIONS_EGRESS_RESULT, wrapper: None },
     Operation { name: "UpdateSecurityGroupRuleDescriptionsIngress", input: &UPDATE_SECURITY_GROUP_RULE_DESCRIPTIONS_INGRESS_REQUEST, output: &UPDATE_SECURITY_GROUP_RULE_DESCRIPTIONS_INGRESS_RESULT, wrapper: None },
@@ -129,6 +164,11 @@ static ADDRESS_ATTRIBUTE_NAME: Shape = Shape::Choice(&["domain-name"]);
 static ADDRESS_LIST: Shape = Shape::List(List { element: "item", flat: true, bounds: Bounds { min: None, max: None }, shape: &ADDRESS });
 static ADDRESS_MAX_RESULTS: Shape = Shape::Integer(Bounds { min: Some(1), max: Some(1000) });
 static ADDRESS_SET: Shape = Shape::List(List { element: "item", flat: true, bounds: Bounds { min: None, max: None }, shape: &ADDRESS_ATTRIBUTE });
+static ADD_PREFIX_LIST_ENTRIES: Shape = Shape::List(List { element: "member", flat: true, bounds: Bounds { min: Some(0), max: Some(100) }, shape: &ADD_PREFIX_LIST_ENTRY });
+static ADD_PREFIX_LIST_ENTRY: Shape = Shape::Structure(&[
+    required("Cidr", "Cidr", "Cidr", &STRING),
+    member("Description", "Description", "Description", &STRING),
+]);
 static ALLOCATE_ADDRESS_REQUEST: Shape = Shape::Structure(&[
     member("Domain", "Domain", "Domain", &DOMAIN_TYPE),
     member("Address", "Address", "Address", &PUBLIC_IP_ADDRESS),
@@ -160,6 +200,23 @@ static APPLICATION_STATUS_SUMMARY: Shape = Shape::Structure(&[
 static ARCHITECTURE_TYPE: Shape = Shape::Choice(&["i386", "x86_64", "arm64", "x86_64_mac", "arm64_mac"]);
 static ARCHITECTURE_TYPE_LIST: Shape = Shape::List(List { element: "item", flat: true, bounds: Bounds { min: None, max: None }, shape: &ARCHITECTURE_TYPE });
 static ARCHITECTURE_VALUES: Shape = Shape::Choice(&["i386", "x86_64", "arm64", "x86_64_mac", "arm64_mac"]);
+static ASSIGNED_PRIVATE_IP_ADDRESS: Shape = Shape::Structure(&[
+    member("PrivateIpAddress", "PrivateIpAddress", "privateIpAddress", &STRING),
+]);
+static ASSIGNED_PRIVATE_IP_ADDRESS_LIST: Shape = Shape::List(List { element: "item", flat: true, bounds: Bounds { min: None, max: None }, shape: &ASSIGNED_PRIVATE_IP_ADDRESS });
+static ASSIGN_PRIVATE_IP_ADDRESSES_REQUEST: Shape = Shape::Structure(&[
+    member("Ipv4Prefixes", "Ipv4Prefix", "Ipv4Prefix", &IP_PREFIX_LIST),
+    member("Ipv4PrefixCount", "Ipv4PrefixCount", "Ipv4PrefixCount", &INTEGER),
+    required("NetworkInterfaceId", "NetworkInterfaceId", "networkInterfaceId", &NETWORK_INTERFACE_ID),
+    member("PrivateIpAddresses", "PrivateIpAddress", "privateIpAddress", &PRIVATE_IP_ADDRESS_STRING_LIST),
+    member("SecondaryPrivateIpAddressCount", "SecondaryPrivateIpAddressCount", "secondaryPrivateIpAddressCount", &INTEGER),
+    member("AllowReassignment", "AllowReassignment", "allowReassignment", &BOOLEAN),
+]);
+static ASSIGN_PRIVATE_IP_ADDRESSES_RESULT: Shape = Shape::Structure(&[
+    member("NetworkInterfaceId", "NetworkInterfaceId", "networkInterfaceId", &STRING),
+    member("AssignedPrivateIpAddresses", "AssignedPrivateIpAddressesSet", "assignedPrivateIpAddressesSet", &ASSIGNED_PRIVATE_IP_ADDRESS_LIST),
+    member("AssignedIpv4Prefixes", "AssignedIpv4PrefixSet", "assignedIpv4PrefixSet", &IPV4_PREFIXES_LIST),
+]);
 static ASSOCIATED_KMS_KEY: Shape = Shape::Structure(&[
     member("KmsKeyId", "KmsKeyId", "kmsKeyId", &STRING),
 ]);
@@ -184,6 +241,17 @@ static ASSOCIATE_IAM_INSTANCE_PROFILE_REQUEST: Shape = Shape::Structure(&[
 static ASSOCIATE_IAM_INSTANCE_PROFILE_RESULT: Shape = Shape::Structure(&[
     member("IamInstanceProfileAssociation", "IamInstanceProfileAssociation", "iamInstanceProfileAssociation", &IAM_INSTANCE_PROFILE_ASSOCIATION),
 ]);
+static ASSOCIATE_ROUTE_TABLE_REQUEST: Shape = Shape::Structure(&[
+    member("GatewayId", "GatewayId", "GatewayId", &ROUTE_GATEWAY_ID),
+    member("PublicIpv4Pool", "PublicIpv4Pool", "PublicIpv4Pool", &IPV4_POOL_EC2_ID),
+    member("DryRun", "DryRun", "dryRun", &BOOLEAN),
+    member("SubnetId", "SubnetId", "subnetId", &SUBNET_ID),
+    required("RouteTableId", "RouteTableId", "routeTableId", &ROUTE_TABLE_ID),
+]);
+static ASSOCIATE_ROUTE_TABLE_RESULT: Shape = Shape::Structure(&[
+    member("AssociationId", "AssociationId", "associationId", &STRING),
+    member("AssociationState", "AssociationState", "associationState", &ROUTE_TABLE_ASSOCIATION_STATE),
+]);
 static ASSOCIATION_ID_LIST: Shape = Shape::List(List { element: "AssociationId", flat: true, bounds: Bounds { min: None, max: None }, shape: &IAM_INSTANCE_PROFILE_ASSOCIATION_ID });
 static ATTACHMENT_ENA_SRD_SPECIFICATION: Shape = Shape::Structure(&[
     member("EnaSrdEnabled", "EnaSrdEnabled", "enaSrdEnabled", &BOOLEAN),
@@ -194,6 +262,24 @@ static ATTACHMENT_ENA_SRD_UDP_SPECIFICATION: Shape = Shape::Structure(&[
 ]);
 static ATTACHMENT_LIMIT_TYPE: Shape = Shape::Choice(&["shared", "dedicated"]);
 static ATTACHMENT_STATUS: Shape = Shape::Choice(&["attaching", "attached", "detaching", "detached"]);
+static ATTACH_INTERNET_GATEWAY_REQUEST: Shape = Shape::Structure(&[
+    member("DryRun", "DryRun", "dryRun", &BOOLEAN),
+    required("InternetGatewayId", "InternetGatewayId", "internetGatewayId", &INTERNET_GATEWAY_ID),
+    required("VpcId", "VpcId", "vpcId", &VPC_ID),
+]);
+static ATTACH_NETWORK_INTERFACE_REQUEST: Shape = Shape::Structure(&[
+    member("NetworkCardIndex", "NetworkCardIndex", "NetworkCardIndex", &INTEGER),
+    member("EnaSrdSpecification", "EnaSrdSpecification", "EnaSrdSpecification", &ENA_SRD_SPECIFICATION),
+    member("EnaQueueCount", "EnaQueueCount", "EnaQueueCount", &INTEGER),
+    member("DryRun", "DryRun", "dryRun", &BOOLEAN),
+    required("NetworkInterfaceId", "NetworkInterfaceId", "networkInterfaceId", &NETWORK_INTERFACE_ID),
+    required("InstanceId", "InstanceId", "instanceId", &INSTANCE_ID),
+    required("DeviceIndex", "DeviceIndex", "deviceIndex", &INTEGER),
+]);
+static ATTACH_NETWORK_INTERFACE_RESULT: Shape = Shape::Structure(&[
+    member("AttachmentId", "AttachmentId", "attachmentId", &STRING),
+    member("NetworkCardIndex", "NetworkCardIndex", "networkCardIndex", &INTEGER),
+]);
 static ATTACH_VOLUME_REQUEST: Shape = Shape::Structure(&[
     required("Device", "Device", "Device", &STRING),
     required("InstanceId", "InstanceId", "InstanceId", &INSTANCE_ID),
@@ -240,7 +326,10 @@ static AUTHORIZE_SECURITY_GROUP_INGRESS_RESULT: Shape = Shape::Structure(&[
     member("Return", "Return", "return", &BOOLEAN),
     member("SecurityGroupRules", "SecurityGroupRuleSet", "securityGroupRuleSet", &SECURITY_GROUP_RULE_LIST),
 ]);
+static AUTO_PROVISION_ZONES_STATE: Shape = Shape::Choice(&["enabled", "disabled"]);
 static AUTO_RECOVERY_FLAG: Shape = Shape::Boolean;
+static AUTO_SCALING_IPS_STATE: Shape = Shape::Choice(&["enabled", "disabled"]);
+static AVAILABILITY_MODE: Shape = Shape::Choice(&["zonal", "regional"]);
 static AVAILABILITY_ZONE: Shape = Shape::Structure(&[
     member("OptInStatus", "OptInStatus", "optInStatus", &AVAILABILITY_ZONE_OPT_IN_STATUS),
     member("Messages", "MessageSet", "messageSet", &AVAILABILITY_ZONE_MESSAGE_LIST),
@@ -257,6 +346,12 @@ static AVAILABILITY_ZONE: Shape = Shape::Structure(&[
     member("SubGeography", "SubGeographySet", "subGeographySet", &AVAILABILITY_ZONE_SUB_GEOGRAPHY_LIST),
     member("State", "ZoneState", "zoneState", &AVAILABILITY_ZONE_STATE),
 ]);
+static AVAILABILITY_ZONE_ADDRESS: Shape = Shape::Structure(&[
+    member("AvailabilityZone", "AvailabilityZone", "AvailabilityZone", &AVAILABILITY_ZONE_NAME),
+    member("AvailabilityZoneId", "AvailabilityZoneId", "AvailabilityZoneId", &AVAILABILITY_ZONE_ID),
+    member("AllocationIds", "AllocationId", "AllocationId", &ALLOCATION_ID_LIST),
+]);
+static AVAILABILITY_ZONE_ADDRESSES: Shape = Shape::List(List { element: "AvailabilityZoneAddress", flat: true, bounds: Bounds { min: None, max: None }, shape: &AVAILABILITY_ZONE_ADDRESS });
 static AVAILABILITY_ZONE_GEOGRAPHY: Shape = Shape::Structure(&[
     member("Name", "Name", "name", &STRING),
 ]);
@@ -300,6 +395,7 @@ static BOOT_MODE_OVERRIDE_VALUES: Shape = Shape::Choice(&["uefi"]);
 static BOOT_MODE_TYPE: Shape = Shape::Choice(&["legacy-bios", "uefi"]);
 static BOOT_MODE_TYPE_LIST: Shape = Shape::List(List { element: "item", flat: true, bounds: Bounds { min: None, max: None }, shape: &BOOT_MODE_TYPE });
 static BOOT_MODE_VALUES: Shape = Shape::Choice(&["legacy-bios", "uefi", "uefi-preferred"]);
+static BOXED_BOOLEAN: Shape = Shape::Boolean;
 static BOXED_INTEGER: Shape = Shape::Integer(Bounds { min: None, max: None });
 static BURSTABLE_PERFORMANCE_FLAG: Shape = Shape::Boolean;
 static CAPACITY_RESERVATION_ID: Shape = Shape::Text(Bounds { min: None, max: None });
@@ -337,6 +433,7 @@ static CONNECTION_TRACKING_SPECIFICATION_RESPONSE: Shape = Shape::Structure(&[
     member("UdpStreamTimeout", "UdpStreamTimeout", "udpStreamTimeout", &INTEGER),
     member("UdpTimeout", "UdpTimeout", "udpTimeout", &INTEGER),
 ]);
+static CONNECTIVITY_TYPE: Shape = Shape::Choice(&["private", "public"]);
 static COPY_IMAGE_CLIENT_TOKEN: Shape = Shape::Text(Bounds { min: Some(0), max: Some(128) });
 static COPY_IMAGE_REQUEST: Shape = Shape::Structure(&[
     member("ClientToken", "ClientToken", "ClientToken", &COPY_IMAGE_CLIENT_TOKEN),
@@ -406,12 +503,129 @@ static CREATE_IMAGE_REQUEST: Shape = Shape::Structure(&[
 static CREATE_IMAGE_RESULT: Shape = Shape::Structure(&[
     member("ImageId", "ImageId", "imageId", &STRING),
 ]);
+static CREATE_INTERNET_GATEWAY_REQUEST: Shape = Shape::Structure(&[
+    member("TagSpecifications", "TagSpecification", "TagSpecification", &TAG_SPECIFICATION_LIST),
+    member("DryRun", "DryRun", "dryRun", &BOOLEAN),
+]);
+static CREATE_INTERNET_GATEWAY_RESULT: Shape = Shape::Structure(&[
+    member("InternetGateway", "InternetGateway", "internetGateway", &INTERNET_GATEWAY),
+]);
 static CREATE_KEY_PAIR_REQUEST: Shape = Shape::Structure(&[
     required("KeyName", "KeyName", "KeyName", &STRING),
     member("KeyType", "KeyType", "KeyType", &KEY_TYPE),
     member("TagSpecifications", "TagSpecification", "TagSpecification", &TAG_SPECIFICATION_LIST),
     member("KeyFormat", "KeyFormat", "KeyFormat", &KEY_FORMAT),
     member("DryRun", "DryRun", "dryRun", &BOOLEAN),
+]);
+static CREATE_MANAGED_PREFIX_LIST_REQUEST: Shape = Shape::Structure(&[
+    member("DryRun", "DryRun", "DryRun", &BOOLEAN),
+    required("PrefixListName", "PrefixListName", "PrefixListName", &STRING),
+    member("Entries", "Entry", "Entry", &ADD_PREFIX_LIST_ENTRIES),
+    required("MaxEntries", "MaxEntries", "MaxEntries", &INTEGER),
+    member("TagSpecifications", "TagSpecification", "TagSpecification", &TAG_SPECIFICATION_LIST),
+    required("AddressFamily", "AddressFamily", "AddressFamily", &STRING),
+    member("ClientToken", "ClientToken", "ClientToken", &STRING),
+]);
+static CREATE_MANAGED_PREFIX_LIST_RESULT: Shape = Shape::Structure(&[
+    member("PrefixList", "PrefixList", "prefixList", &MANAGED_PREFIX_LIST),
+]);
+static CREATE_NAT_GATEWAY_REQUEST: Shape = Shape::Structure(&[
+    member("AvailabilityMode", "AvailabilityMode", "AvailabilityMode", &AVAILABILITY_MODE),
+    member("AllocationId", "AllocationId", "AllocationId", &ALLOCATION_ID),
+    member("ClientToken", "ClientToken", "ClientToken", &STRING),
+    member("DryRun", "DryRun", "DryRun", &BOOLEAN),
+    member("SubnetId", "SubnetId", "SubnetId", &SUBNET_ID),
+    member("VpcId", "VpcId", "VpcId", &VPC_ID),
+    member("AvailabilityZoneAddresses", "AvailabilityZoneAddress", "AvailabilityZoneAddress", &AVAILABILITY_ZONE_ADDRESSES),
+    member("TagSpecifications", "TagSpecification", "TagSpecification", &TAG_SPECIFICATION_LIST),
+    member("ConnectivityType", "ConnectivityType", "ConnectivityType", &CONNECTIVITY_TYPE),
+    member("PrivateIpAddress", "PrivateIpAddress", "PrivateIpAddress", &STRING),
+    member("SecondaryAllocationIds", "SecondaryAllocationId", "SecondaryAllocationId", &ALLOCATION_ID_LIST),
+    member("SecondaryPrivateIpAddresses", "SecondaryPrivateIpAddress", "SecondaryPrivateIpAddress", &IP_LIST),
+    member("SecondaryPrivateIpAddressCount", "SecondaryPrivateIpAddressCount", "SecondaryPrivateIpAddressCount", &PRIVATE_IP_ADDRESS_COUNT),
+]);
+static CREATE_NAT_GATEWAY_RESULT: Shape = Shape::Structure(&[
+    member("ClientToken", "ClientToken", "clientToken", &STRING),
+    member("NatGateway", "NatGateway", "natGateway", &NAT_GATEWAY),
+]);
+static CREATE_NETWORK_ACL_ENTRY_REQUEST: Shape = Shape::Structure(&[
+    member("DryRun", "DryRun", "dryRun", &BOOLEAN),
+    required("NetworkAclId", "NetworkAclId", "networkAclId", &NETWORK_ACL_ID),
+    required("RuleNumber", "RuleNumber", "ruleNumber", &INTEGER),
+    required("Protocol", "Protocol", "protocol", &STRING),
+    required("RuleAction", "RuleAction", "ruleAction", &RULE_ACTION),
+    required("Egress", "Egress", "egress", &BOOLEAN),
+    member("CidrBlock", "CidrBlock", "cidrBlock", &STRING),
+    member("Ipv6CidrBlock", "Ipv6CidrBlock", "ipv6CidrBlock", &STRING),
+    member("IcmpTypeCode", "Icmp", "Icmp", &ICMP_TYPE_CODE),
+    member("PortRange", "PortRange", "portRange", &PORT_RANGE),
+]);
+static CREATE_NETWORK_ACL_REQUEST: Shape = Shape::Structure(&[
+    member("TagSpecifications", "TagSpecification", "TagSpecification", &TAG_SPECIFICATION_LIST),
+    member("ClientToken", "ClientToken", "ClientToken", &STRING),
+    member("DryRun", "DryRun", "dryRun", &BOOLEAN),
+    required("VpcId", "VpcId", "vpcId", &VPC_ID),
+]);
+static CREATE_NETWORK_ACL_RESULT: Shape = Shape::Structure(&[
+    member("NetworkAcl", "NetworkAcl", "networkAcl", &NETWORK_ACL),
+    member("ClientToken", "ClientToken", "clientToken", &STRING),
+]);
+static CREATE_NETWORK_INTERFACE_REQUEST: Shape = Shape::Structure(&[
+    member("Ipv4Prefixes", "Ipv4Prefix", "Ipv4Prefix", &IPV4_PREFIX_LIST),
+    member("Ipv4PrefixCount", "Ipv4PrefixCount", "Ipv4PrefixCount", &INTEGER),
+    member("Ipv6Prefixes", "Ipv6Prefix", "Ipv6Prefix", &IPV6_PREFIX_LIST),
+    member("Ipv6PrefixCount", "Ipv6PrefixCount", "Ipv6PrefixCount", &INTEGER),
+    member("InterfaceType", "InterfaceType", "InterfaceType", &NETWORK_INTERFACE_CREATION_TYPE),
+    member("TagSpecifications", "TagSpecification", "TagSpecification", &TAG_SPECIFICATION_LIST),
+    member("ClientToken", "ClientToken", "ClientToken", &STRING),
+    member("EnablePrimaryIpv6", "EnablePrimaryIpv6", "EnablePrimaryIpv6", &BOOLEAN),
+    member("ConnectionTrackingSpecification", "ConnectionTrackingSpecification", "ConnectionTrackingSpecification", &CONNECTION_TRACKING_SPECIFICATION_REQUEST),
+    member("Operator", "Operator", "Operator", &OPERATOR_REQUEST),
+    required("SubnetId", "SubnetId", "subnetId", &SUBNET_ID),
+    member("Description", "Description", "description", &STRING),
+    member("PrivateIpAddress", "PrivateIpAddress", "privateIpAddress", &STRING),
+    member("Groups", "SecurityGroupId", "SecurityGroupId", &SECURITY_GROUP_ID_STRING_LIST),
+    member("PrivateIpAddresses", "PrivateIpAddresses", "privateIpAddresses", &PRIVATE_IP_ADDRESS_SPECIFICATION_LIST),
+    member("SecondaryPrivateIpAddressCount", "SecondaryPrivateIpAddressCount", "secondaryPrivateIpAddressCount", &INTEGER),
+    member("Ipv6Addresses", "Ipv6Addresses", "ipv6Addresses", &INSTANCE_IPV6_ADDRESS_LIST),
+    member("Ipv6AddressCount", "Ipv6AddressCount", "ipv6AddressCount", &INTEGER),
+    member("DryRun", "DryRun", "dryRun", &BOOLEAN),
+]);
+static CREATE_NETWORK_INTERFACE_RESULT: Shape = Shape::Structure(&[
+    member("NetworkInterface", "NetworkInterface", "networkInterface", &NETWORK_INTERFACE),
+    member("ClientToken", "ClientToken", "clientToken", &STRING),
+]);
+static CREATE_ROUTE_REQUEST: Shape = Shape::Structure(&[
+    member("DestinationPrefixListId", "DestinationPrefixListId", "DestinationPrefixListId", &PREFIX_LIST_RESOURCE_ID),
+    member("VpcEndpointId", "VpcEndpointId", "VpcEndpointId", &VPC_ENDPOINT_ID),
+    member("TransitGatewayId", "TransitGatewayId", "TransitGatewayId", &TRANSIT_GATEWAY_ID),
+    member("LocalGatewayId", "LocalGatewayId", "LocalGatewayId", &LOCAL_GATEWAY_ID),
+    member("CarrierGatewayId", "CarrierGatewayId", "CarrierGatewayId", &CARRIER_GATEWAY_ID),
+    member("CoreNetworkArn", "CoreNetworkArn", "CoreNetworkArn", &CORE_NETWORK_ARN),
+    member("OdbNetworkArn", "OdbNetworkArn", "OdbNetworkArn", &ODB_NETWORK_ARN),
+    member("DryRun", "DryRun", "dryRun", &BOOLEAN),
+    required("RouteTableId", "RouteTableId", "routeTableId", &ROUTE_TABLE_ID),
+    member("DestinationCidrBlock", "DestinationCidrBlock", "destinationCidrBlock", &STRING),
+    member("GatewayId", "GatewayId", "gatewayId", &ROUTE_GATEWAY_ID),
+    member("DestinationIpv6CidrBlock", "DestinationIpv6CidrBlock", "destinationIpv6CidrBlock", &STRING),
+    member("EgressOnlyInternetGatewayId", "EgressOnlyInternetGatewayId", "egressOnlyInternetGatewayId", &EGRESS_ONLY_INTERNET_GATEWAY_ID),
+    member("InstanceId", "InstanceId", "instanceId", &INSTANCE_ID),
+    member("NetworkInterfaceId", "NetworkInterfaceId", "networkInterfaceId", &NETWORK_INTERFACE_ID),
+    member("VpcPeeringConnectionId", "VpcPeeringConnectionId", "vpcPeeringConnectionId", &VPC_PEERING_CONNECTION_ID),
+    member("NatGatewayId", "NatGatewayId", "natGatewayId", &NAT_GATEWAY_ID),
+]);
+static CREATE_ROUTE_RESULT: Shape = Shape::Structure(&[
+    member("Return", "Return", "return", &BOOLEAN),
+]);
+static CREATE_ROUTE_TABLE_REQUEST: Shape = Shape::Structure(&[
+    member("TagSpecifications", "TagSpecification", "TagSpecification", &TAG_SPECIFICATION_LIST),
+    member("ClientToken", "ClientToken", "ClientToken", &STRING),
+    member("DryRun", "DryRun", "dryRun", &BOOLEAN),
+    required("VpcId", "VpcId", "vpcId", &VPC_ID),
+]);
+static CREATE_ROUTE_TABLE_RESULT: Shape = Shape::Structure(&[
+    member("RouteTable", "RouteTable", "routeTable", &ROUTE_TABLE),
+    member("ClientToken", "ClientToken", "clientToken", &STRING),
 ]);
 static CREATE_SECURITY_GROUP_REQUEST: Shape = Shape::Structure(&[
     required("Description", "GroupDescription", "GroupDescription", &STRING),
@@ -513,6 +727,10 @@ static DEFAULT_NETWORK_CARD_INDEX: Shape = Shape::Integer(Bounds { min: None, ma
 static DEFAULT_TCP_ESTABLISHED_TIMEOUT: Shape = Shape::Integer(Bounds { min: None, max: None });
 static DEFAULT_UDP_STREAM_TIMEOUT: Shape = Shape::Integer(Bounds { min: None, max: None });
 static DEFAULT_UDP_TIMEOUT: Shape = Shape::Integer(Bounds { min: None, max: None });
+static DELETE_INTERNET_GATEWAY_REQUEST: Shape = Shape::Structure(&[
+    member("DryRun", "DryRun", "dryRun", &BOOLEAN),
+    required("InternetGatewayId", "InternetGatewayId", "internetGatewayId", &INTERNET_GATEWAY_ID),
+]);
 static DELETE_KEY_PAIR_REQUEST: Shape = Shape::Structure(&[
     member("KeyName", "KeyName", "KeyName", &KEY_PAIR_NAME_WITH_RESOLVER),
     member("KeyPairId", "KeyPairId", "KeyPairId", &KEY_PAIR_ID),
@@ -521,6 +739,45 @@ static DELETE_KEY_PAIR_REQUEST: Shape = Shape::Structure(&[
 static DELETE_KEY_PAIR_RESULT: Shape = Shape::Structure(&[
     member("Return", "Return", "return", &BOOLEAN),
     member("KeyPairId", "KeyPairId", "keyPairId", &STRING),
+]);
+static DELETE_MANAGED_PREFIX_LIST_REQUEST: Shape = Shape::Structure(&[
+    member("DryRun", "DryRun", "DryRun", &BOOLEAN),
+    required("PrefixListId", "PrefixListId", "PrefixListId", &PREFIX_LIST_RESOURCE_ID),
+]);
+static DELETE_MANAGED_PREFIX_LIST_RESULT: Shape = Shape::Structure(&[
+    member("PrefixList", "PrefixList", "prefixList", &MANAGED_PREFIX_LIST),
+]);
+static DELETE_NAT_GATEWAY_REQUEST: Shape = Shape::Structure(&[
+    member("DryRun", "DryRun", "DryRun", &BOOLEAN),
+    required("NatGatewayId", "NatGatewayId", "NatGatewayId", &NAT_GATEWAY_ID),
+]);
+static DELETE_NAT_GATEWAY_RESULT: Shape = Shape::Structure(&[
+    member("NatGatewayId", "NatGatewayId", "natGatewayId", &STRING),
+]);
+static DELETE_NETWORK_ACL_ENTRY_REQUEST: Shape = Shape::Structure(&[
+    member("DryRun", "DryRun", "dryRun", &BOOLEAN),
+    required("NetworkAclId", "NetworkAclId", "networkAclId", &NETWORK_ACL_ID),
+    required("RuleNumber", "RuleNumber", "ruleNumber", &INTEGER),
+    required("Egress", "Egress", "egress", &BOOLEAN),
+]);
+static DELETE_NETWORK_ACL_REQUEST: Shape = Shape::Structure(&[
+    member("DryRun", "DryRun", "dryRun", &BOOLEAN),
+    required("NetworkAclId", "NetworkAclId", "networkAclId", &NETWORK_ACL_ID),
+]);
+static DELETE_NETWORK_INTERFACE_REQUEST: Shape = Shape::Structure(&[
+    member("DryRun", "DryRun", "dryRun", &BOOLEAN),
+    required("NetworkInterfaceId", "NetworkInterfaceId", "networkInterfaceId", &NETWORK_INTERFACE_ID),
+]);
+static DELETE_ROUTE_REQUEST: Shape = Shape::Structure(&[
+    member("DestinationPrefixListId", "DestinationPrefixListId", "DestinationPrefixListId", &PREFIX_LIST_RESOURCE_ID),
+    member("DryRun", "DryRun", "dryRun", &BOOLEAN),
+    required("RouteTableId", "RouteTableId", "routeTableId", &ROUTE_TABLE_ID),
+    member("DestinationCidrBlock", "DestinationCidrBlock", "destinationCidrBlock", &STRING),
+    member("DestinationIpv6CidrBlock", "DestinationIpv6CidrBlock", "destinationIpv6CidrBlock", &STRING),
+]);
+static DELETE_ROUTE_TABLE_REQUEST: Shape = Shape::Structure(&[
+    member("DryRun", "DryRun", "dryRun", &BOOLEAN),
+    required("RouteTableId", "RouteTableId", "routeTableId", &ROUTE_TABLE_ID),
 ]);
 static DELETE_SECURITY_GROUP_REQUEST: Shape = Shape::Structure(&[
     member("GroupId", "GroupId", "GroupId", &SECURITY_GROUP_ID),
@@ -733,6 +990,41 @@ static DESCRIBE_KEY_PAIRS_REQUEST: Shape = Shape::Structure(&[
 static DESCRIBE_KEY_PAIRS_RESULT: Shape = Shape::Structure(&[
     member("KeyPairs", "KeySet", "keySet", &KEY_PAIR_LIST),
 ]);
+static DESCRIBE_MANAGED_PREFIX_LISTS_REQUEST: Shape = Shape::Structure(&[
+    member("DryRun", "DryRun", "DryRun", &BOOLEAN),
+    member("Filters", "Filter", "Filter", &FILTER_LIST),
+    member("MaxResults", "MaxResults", "MaxResults", &PREFIX_LIST_MAX_RESULTS),
+    member("NextToken", "NextToken", "NextToken", &NEXT_TOKEN),
+    member("PrefixListIds", "PrefixListId", "PrefixListId", &VALUE_STRING_LIST),
+]);
+static DESCRIBE_MANAGED_PREFIX_LISTS_RESULT: Shape = Shape::Structure(&[
+    member("NextToken", "NextToken", "nextToken", &NEXT_TOKEN),
+    member("PrefixLists", "PrefixListSet", "prefixListSet", &MANAGED_PREFIX_LIST_SET),
+]);
+static DESCRIBE_NAT_GATEWAYS_MAX_RESULTS: Shape = Shape::Integer(Bounds { min: Some(5), max: Some(1000) });
+static DESCRIBE_NAT_GATEWAYS_REQUEST: Shape = Shape::Structure(&[
+    member("DryRun", "DryRun", "DryRun", &BOOLEAN),
+    member("Filter", "Filter", "Filter", &FILTER_LIST),
+    member("MaxResults", "MaxResults", "MaxResults", &DESCRIBE_NAT_GATEWAYS_MAX_RESULTS),
+    member("NatGatewayIds", "NatGatewayId", "NatGatewayId", &NAT_GATEWAY_ID_STRING_LIST),
+    member("NextToken", "NextToken", "NextToken", &STRING),
+]);
+static DESCRIBE_NAT_GATEWAYS_RESULT: Shape = Shape::Structure(&[
+    member("NatGateways", "NatGatewaySet", "natGatewaySet", &NAT_GATEWAY_LIST),
+    member("NextToken", "NextToken", "nextToken", &STRING),
+]);
+static DESCRIBE_NETWORK_ACLS_MAX_RESULTS: Shape = Shape::Integer(Bounds { min: Some(5), max: Some(1000) });
+static DESCRIBE_NETWORK_ACLS_REQUEST: Shape = Shape::Structure(&[
+    member("NextToken", "NextToken", "NextToken", &STRING),
+    member("MaxResults", "MaxResults", "MaxResults", &DESCRIBE_NETWORK_ACLS_MAX_RESULTS),
+    member("DryRun", "DryRun", "dryRun", &BOOLEAN),
+    member("NetworkAclIds", "NetworkAclId", "NetworkAclId", &NETWORK_ACL_ID_STRING_LIST),
+    member("Filters", "Filter", "Filter", &FILTER_LIST),
+]);
+static DESCRIBE_NETWORK_ACLS_RESULT: Shape = Shape::Structure(&[
+    member("NetworkAcls", "NetworkAclSet", "networkAclSet", &NETWORK_ACL_LIST),
+    member("NextToken", "NextToken", "nextToken", &STRING),
+]);
 static DESCRIBE_NETWORK_INTERFACES_MAX_RESULTS: Shape = Shape::Integer(Bounds { min: Some(5), max: Some(1000) });
 static DESCRIBE_NETWORK_INTERFACES_REQUEST: Shape = Shape::Structure(&[
     member("NextToken", "NextToken", "NextToken", &STRING),
@@ -745,6 +1037,19 @@ static DESCRIBE_NETWORK_INTERFACES_REQUEST: Shape = Shape::Structure(&[
 static DESCRIBE_NETWORK_INTERFACES_RESULT: Shape = Shape::Structure(&[
     member("NetworkInterfaces", "NetworkInterfaceSet", "networkInterfaceSet", &NETWORK_INTERFACE_LIST),
     member("NextToken", "NextToken", "nextToken", &STRING),
+]);
+static DESCRIBE_NETWORK_INTERFACE_ATTRIBUTE_REQUEST: Shape = Shape::Structure(&[
+    member("DryRun", "DryRun", "dryRun", &BOOLEAN),
+    required("NetworkInterfaceId", "NetworkInterfaceId", "networkInterfaceId", &NETWORK_INTERFACE_ID),
+    member("Attribute", "Attribute", "attribute", &NETWORK_INTERFACE_ATTRIBUTE),
+]);
+static DESCRIBE_NETWORK_INTERFACE_ATTRIBUTE_RESULT: Shape = Shape::Structure(&[
+    member("Attachment", "Attachment", "attachment", &NETWORK_INTERFACE_ATTACHMENT),
+    member("Description", "Description", "description", &ATTRIBUTE_VALUE),
+    member("Groups", "GroupSet", "groupSet", &GROUP_IDENTIFIER_LIST),
+    member("NetworkInterfaceId", "NetworkInterfaceId", "networkInterfaceId", &STRING),
+    member("SourceDestCheck", "SourceDestCheck", "sourceDestCheck", &ATTRIBUTE_BOOLEAN_VALUE),
+    member("AssociatePublicIpAddress", "AssociatePublicIpAddress", "associatePublicIpAddress", &BOOLEAN),
 ]);
 static DESCRIBE_REGIONS_REQUEST: Shape = Shape::Structure(&[
     member("RegionNames", "RegionName", "RegionName", &REGION_NAME_STRING_LIST),
@@ -884,6 +1189,16 @@ static DESCRIBE_VPC_ATTRIBUTE_RESULT: Shape = Shape::Structure(&[
     member("EnableNetworkAddressUsageMetrics", "EnableNetworkAddressUsageMetrics", "enableNetworkAddressUsageMetrics", &ATTRIBUTE_BOOLEAN_VALUE),
     member("VpcId", "VpcId", "vpcId", &STRING),
 ]);
+static DETACH_INTERNET_GATEWAY_REQUEST: Shape = Shape::Structure(&[
+    member("DryRun", "DryRun", "dryRun", &BOOLEAN),
+    required("InternetGatewayId", "InternetGatewayId", "internetGatewayId", &INTERNET_GATEWAY_ID),
+    required("VpcId", "VpcId", "vpcId", &VPC_ID),
+]);
+static DETACH_NETWORK_INTERFACE_REQUEST: Shape = Shape::Structure(&[
+    member("DryRun", "DryRun", "dryRun", &BOOLEAN),
+    required("AttachmentId", "AttachmentId", "attachmentId", &NETWORK_INTERFACE_ATTACHMENT_ID),
+    member("Force", "Force", "force", &BOOLEAN),
+]);
 static DETACH_VOLUME_REQUEST: Shape = Shape::Structure(&[
     member("Device", "Device", "Device", &STRING),
     member("Force", "Force", "Force", &BOOLEAN),
@@ -917,6 +1232,10 @@ static DISASSOCIATE_IAM_INSTANCE_PROFILE_REQUEST: Shape = Shape::Structure(&[
 ]);
 static DISASSOCIATE_IAM_INSTANCE_PROFILE_RESULT: Shape = Shape::Structure(&[
     member("IamInstanceProfileAssociation", "IamInstanceProfileAssociation", "iamInstanceProfileAssociation", &IAM_INSTANCE_PROFILE_ASSOCIATION),
+]);
+static DISASSOCIATE_ROUTE_TABLE_REQUEST: Shape = Shape::Structure(&[
+    member("DryRun", "DryRun", "dryRun", &BOOLEAN),
+    required("AssociationId", "AssociationId", "associationId", &ROUTE_TABLE_ASSOCIATION_ID),
 ]);
 static DISK_COUNT: Shape = Shape::Integer(Bounds { min: None, max: None });
 static DISK_INFO: Shape = Shape::Structure(&[
@@ -1005,6 +1324,7 @@ static EFA_INFO: Shape = Shape::Structure(&[
     member("MaximumEfaInterfaces", "MaximumEfaInterfaces", "maximumEfaInterfaces", &MAXIMUM_EFA_INTERFACES),
 ]);
 static EFA_SUPPORTED_FLAG: Shape = Shape::Boolean;
+static EGRESS_ONLY_INTERNET_GATEWAY_ID: Shape = Shape::Text(Bounds { min: None, max: None });
 static EIP_ALLOCATION_PUBLIC_IP: Shape = Shape::Text(Bounds { min: None, max: None });
 static ELASTIC_GPU_ASSOCIATION: Shape = Shape::Structure(&[
     member("ElasticGpuId", "ElasticGpuId", "elasticGpuId", &ELASTIC_GPU_ID),
@@ -1101,6 +1421,17 @@ static GET_INSTANCE_UEFI_DATA_RESULT: Shape = Shape::Structure(&[
     member("InstanceId", "InstanceId", "instanceId", &INSTANCE_ID),
     member("UefiData", "UefiData", "uefiData", &SENSITIVE_STRING),
 ]);
+static GET_MANAGED_PREFIX_LIST_ENTRIES_REQUEST: Shape = Shape::Structure(&[
+    member("DryRun", "DryRun", "DryRun", &BOOLEAN),
+    required("PrefixListId", "PrefixListId", "PrefixListId", &PREFIX_LIST_RESOURCE_ID),
+    member("TargetVersion", "TargetVersion", "TargetVersion", &LONG),
+    member("MaxResults", "MaxResults", "MaxResults", &PREFIX_LIST_MAX_RESULTS),
+    member("NextToken", "NextToken", "NextToken", &NEXT_TOKEN),
+]);
+static GET_MANAGED_PREFIX_LIST_ENTRIES_RESULT: Shape = Shape::Structure(&[
+    member("Entries", "EntrySet", "entrySet", &PREFIX_LIST_ENTRY_SET),
+    member("NextToken", "NextToken", "nextToken", &NEXT_TOKEN),
+]);
 static GET_PASSWORD_DATA_REQUEST: Shape = Shape::Structure(&[
     required("InstanceId", "InstanceId", "InstanceId", &INSTANCE_ID),
     member("DryRun", "DryRun", "dryRun", &BOOLEAN),
@@ -1166,6 +1497,10 @@ static IAM_INSTANCE_PROFILE_ASSOCIATION_STATE: Shape = Shape::Choice(&["associat
 static IAM_INSTANCE_PROFILE_SPECIFICATION: Shape = Shape::Structure(&[
     member("Arn", "Arn", "arn", &STRING),
     member("Name", "Name", "name", &STRING),
+]);
+static ICMP_TYPE_CODE: Shape = Shape::Structure(&[
+    member("Code", "Code", "code", &INTEGER),
+    member("Type", "Type", "type", &INTEGER),
 ]);
 static IMAGE: Shape = Shape::Structure(&[
     member("PlatformDetails", "PlatformDetails", "platformDetails", &STRING),
@@ -1704,6 +2039,7 @@ static IPV6_RANGE: Shape = Shape::Structure(&[
     member("CidrIpv6", "CidrIpv6", "cidrIpv6", &STRING),
 ]);
 static IPV6_RANGE_LIST: Shape = Shape::List(List { element: "item", flat: true, bounds: Bounds { min: None, max: None }, shape: &IPV6_RANGE });
+static IP_LIST: Shape = Shape::List(List { element: "item", flat: true, bounds: Bounds { min: None, max: None }, shape: &STRING });
 static IP_PERMISSION: Shape = Shape::Structure(&[
     member("IpProtocol", "IpProtocol", "ipProtocol", &STRING),
     member("FromPort", "FromPort", "fromPort", &INTEGER),
@@ -1714,6 +2050,7 @@ static IP_PERMISSION: Shape = Shape::Structure(&[
     member("PrefixListIds", "PrefixListIds", "prefixListIds", &PREFIX_LIST_ID_LIST),
 ]);
 static IP_PERMISSION_LIST: Shape = Shape::List(List { element: "item", flat: true, bounds: Bounds { min: None, max: None }, shape: &IP_PERMISSION });
+static IP_PREFIX_LIST: Shape = Shape::List(List { element: "item", flat: true, bounds: Bounds { min: None, max: None }, shape: &STRING });
 static IP_RANGE: Shape = Shape::Structure(&[
     member("Description", "Description", "description", &STRING),
     member("CidrIp", "CidrIp", "cidrIp", &STRING),
@@ -1771,10 +2108,26 @@ static LICENSE_CONFIGURATION_REQUEST: Shape = Shape::Structure(&[
 ]);
 static LICENSE_LIST: Shape = Shape::List(List { element: "item", flat: true, bounds: Bounds { min: None, max: None }, shape: &LICENSE_CONFIGURATION });
 static LICENSE_SPECIFICATION_LIST_REQUEST: Shape = Shape::List(List { element: "item", flat: true, bounds: Bounds { min: None, max: None }, shape: &LICENSE_CONFIGURATION_REQUEST });
+static LOCAL_GATEWAY_ID: Shape = Shape::Text(Bounds { min: None, max: None });
 static LOCATION: Shape = Shape::Text(Bounds { min: None, max: None });
 static LOCATION_TYPE: Shape = Shape::Choice(&["region", "availability-zone", "availability-zone-id", "outpost"]);
 static LOGICAL_GPU_COUNT: Shape = Shape::Integer(Bounds { min: None, max: None });
 static LONG: Shape = Shape::Integer(Bounds { min: None, max: None });
+static MANAGED_PREFIX_LIST: Shape = Shape::Structure(&[
+    member("PrefixListId", "PrefixListId", "prefixListId", &PREFIX_LIST_RESOURCE_ID),
+    member("AddressFamily", "AddressFamily", "addressFamily", &STRING),
+    member("State", "State", "state", &PREFIX_LIST_STATE),
+    member("StateMessage", "StateMessage", "stateMessage", &STRING),
+    member("PrefixListArn", "PrefixListArn", "prefixListArn", &RESOURCE_ARN),
+    member("PrefixListName", "PrefixListName", "prefixListName", &STRING),
+    member("MaxEntries", "MaxEntries", "maxEntries", &INTEGER),
+    member("Version", "Version", "version", &LONG),
+    member("Tags", "TagSet", "tagSet", &TAG_LIST),
+    member("OwnerId", "OwnerId", "ownerId", &STRING),
+    member("IpamPrefixListResolverTargetId", "IpamPrefixListResolverTargetId", "ipamPrefixListResolverTargetId", &STRING),
+    member("IpamPrefixListResolverSyncEnabled", "IpamPrefixListResolverSyncEnabled", "ipamPrefixListResolverSyncEnabled", &BOOLEAN),
+]);
+static MANAGED_PREFIX_LIST_SET: Shape = Shape::List(List { element: "item", flat: true, bounds: Bounds { min: None, max: None }, shape: &MANAGED_PREFIX_LIST });
 static MARKET_TYPE: Shape = Shape::Choice(&["spot", "capacity-block", "interruptible-capacity-reservation", "on-demand"]);
 static MAXIMUM_BANDWIDTH_IN_MBPS: Shape = Shape::Integer(Bounds { min: None, max: None });
 static MAXIMUM_EBS_ATTACHMENTS: Shape = Shape::Integer(Bounds { min: None, max: None });
@@ -1863,6 +2216,19 @@ static MODIFY_INSTANCE_METADATA_OPTIONS_RESULT: Shape = Shape::Structure(&[
     member("InstanceId", "InstanceId", "instanceId", &STRING),
     member("InstanceMetadataOptions", "InstanceMetadataOptions", "instanceMetadataOptions", &INSTANCE_METADATA_OPTIONS_RESPONSE),
 ]);
+static MODIFY_MANAGED_PREFIX_LIST_REQUEST: Shape = Shape::Structure(&[
+    member("DryRun", "DryRun", "DryRun", &BOOLEAN),
+    required("PrefixListId", "PrefixListId", "PrefixListId", &PREFIX_LIST_RESOURCE_ID),
+    member("CurrentVersion", "CurrentVersion", "CurrentVersion", &LONG),
+    member("PrefixListName", "PrefixListName", "PrefixListName", &STRING),
+    member("AddEntries", "AddEntry", "AddEntry", &ADD_PREFIX_LIST_ENTRIES),
+    member("RemoveEntries", "RemoveEntry", "RemoveEntry", &REMOVE_PREFIX_LIST_ENTRIES),
+    member("MaxEntries", "MaxEntries", "MaxEntries", &INTEGER),
+    member("IpamPrefixListResolverSyncEnabled", "IpamPrefixListResolverSyncEnabled", "IpamPrefixListResolverSyncEnabled", &BOXED_BOOLEAN),
+]);
+static MODIFY_MANAGED_PREFIX_LIST_RESULT: Shape = Shape::Structure(&[
+    member("PrefixList", "PrefixList", "prefixList", &MANAGED_PREFIX_LIST),
+]);
 static MODIFY_NETWORK_INTERFACE_ATTRIBUTE_REQUEST: Shape = Shape::Structure(&[
     member("EnaSrdSpecification", "EnaSrdSpecification", "EnaSrdSpecification", &ENA_SRD_SPECIFICATION),
     member("EnablePrimaryIpv6", "EnablePrimaryIpv6", "EnablePrimaryIpv6", &BOOLEAN),
@@ -1883,6 +2249,19 @@ static MODIFY_SECURITY_GROUP_RULES_REQUEST: Shape = Shape::Structure(&[
 ]);
 static MODIFY_SECURITY_GROUP_RULES_RESULT: Shape = Shape::Structure(&[
     member("Return", "Return", "return", &BOOLEAN),
+]);
+static MODIFY_SUBNET_ATTRIBUTE_REQUEST: Shape = Shape::Structure(&[
+    member("AssignIpv6AddressOnCreation", "AssignIpv6AddressOnCreation", "AssignIpv6AddressOnCreation", &ATTRIBUTE_BOOLEAN_VALUE),
+    member("MapPublicIpOnLaunch", "MapPublicIpOnLaunch", "MapPublicIpOnLaunch", &ATTRIBUTE_BOOLEAN_VALUE),
+    required("SubnetId", "SubnetId", "subnetId", &SUBNET_ID),
+    member("MapCustomerOwnedIpOnLaunch", "MapCustomerOwnedIpOnLaunch", "MapCustomerOwnedIpOnLaunch", &ATTRIBUTE_BOOLEAN_VALUE),
+    member("CustomerOwnedIpv4Pool", "CustomerOwnedIpv4Pool", "CustomerOwnedIpv4Pool", &COIP_POOL_ID),
+    member("EnableDns64", "EnableDns64", "EnableDns64", &ATTRIBUTE_BOOLEAN_VALUE),
+    member("PrivateDnsHostnameTypeOnLaunch", "PrivateDnsHostnameTypeOnLaunch", "PrivateDnsHostnameTypeOnLaunch", &HOSTNAME_TYPE),
+    member("EnableResourceNameDnsARecordOnLaunch", "EnableResourceNameDnsARecordOnLaunch", "EnableResourceNameDnsARecordOnLaunch", &ATTRIBUTE_BOOLEAN_VALUE),
+    member("EnableResourceNameDnsAAAARecordOnLaunch", "EnableResourceNameDnsAAAARecordOnLaunch", "EnableResourceNameDnsAAAARecordOnLaunch", &ATTRIBUTE_BOOLEAN_VALUE),
+    member("EnableLniAtDeviceIndex", "EnableLniAtDeviceIndex", "EnableLniAtDeviceIndex", &INTEGER),
+    member("DisableLniAtDeviceIndex", "DisableLniAtDeviceIndex", "DisableLniAtDeviceIndex", &ATTRIBUTE_BOOLEAN_VALUE),
 ]);
 static MODIFY_VOLUME_REQUEST: Shape = Shape::Structure(&[
     member("DryRun", "DryRun", "DryRun", &BOOLEAN),
@@ -1915,8 +2294,88 @@ static MONITOR_INSTANCES_REQUEST: Shape = Shape::Structure(&[
 static MONITOR_INSTANCES_RESULT: Shape = Shape::Structure(&[
     member("InstanceMonitorings", "InstancesSet", "instancesSet", &INSTANCE_MONITORING_LIST),
 ]);
+static NAT_GATEWAY: Shape = Shape::Structure(&[
+    member("CreateTime", "CreateTime", "createTime", &DATE_TIME),
+    member("DeleteTime", "DeleteTime", "deleteTime", &DATE_TIME),
+    member("FailureCode", "FailureCode", "failureCode", &STRING),
+    member("FailureMessage", "FailureMessage", "failureMessage", &STRING),
+    member("NatGatewayAddresses", "NatGatewayAddressSet", "natGatewayAddressSet", &NAT_GATEWAY_ADDRESS_LIST),
+    member("NatGatewayId", "NatGatewayId", "natGatewayId", &STRING),
+    member("ProvisionedBandwidth", "ProvisionedBandwidth", "provisionedBandwidth", &PROVISIONED_BANDWIDTH),
+    member("State", "State", "state", &NAT_GATEWAY_STATE),
+    member("SubnetId", "SubnetId", "subnetId", &STRING),
+    member("VpcId", "VpcId", "vpcId", &STRING),
+    member("Tags", "TagSet", "tagSet", &TAG_LIST),
+    member("ConnectivityType", "ConnectivityType", "connectivityType", &CONNECTIVITY_TYPE),
+    member("AvailabilityMode", "AvailabilityMode", "availabilityMode", &AVAILABILITY_MODE),
+    member("AutoScalingIps", "AutoScalingIps", "autoScalingIps", &AUTO_SCALING_IPS_STATE),
+    member("AutoProvisionZones", "AutoProvisionZones", "autoProvisionZones", &AUTO_PROVISION_ZONES_STATE),
+    member("AttachedAppliances", "AttachedApplianceSet", "attachedApplianceSet", &NAT_GATEWAY_ATTACHED_APPLIANCE_LIST),
+    member("RouteTableId", "RouteTableId", "routeTableId", &STRING),
+]);
+static NAT_GATEWAY_ADDRESS: Shape = Shape::Structure(&[
+    member("AllocationId", "AllocationId", "allocationId", &STRING),
+    member("NetworkInterfaceId", "NetworkInterfaceId", "networkInterfaceId", &STRING),
+    member("PrivateIp", "PrivateIp", "privateIp", &STRING),
+    member("PublicIp", "PublicIp", "publicIp", &STRING),
+    member("AssociationId", "AssociationId", "associationId", &STRING),
+    member("IsPrimary", "IsPrimary", "isPrimary", &BOOLEAN),
+    member("FailureMessage", "FailureMessage", "failureMessage", &STRING),
+    member("Status", "Status", "status", &NAT_GATEWAY_ADDRESS_STATUS),
+    member("AvailabilityZone", "AvailabilityZone", "availabilityZone", &AVAILABILITY_ZONE_NAME),
+    member("AvailabilityZoneId", "AvailabilityZoneId", "availabilityZoneId", &AVAILABILITY_ZONE_ID),
+]);
+static NAT_GATEWAY_ADDRESS_LIST: Shape = Shape::List(List { element: "item", flat: true, bounds: Bounds { min: None, max: None }, shape: &NAT_GATEWAY_ADDRESS });
+static NAT_GATEWAY_ADDRESS_STATUS: Shape = Shape::Choice(&["assigning", "unassigning", "associating", "disassociating", "succeeded", "failed"]);
+static NAT_GATEWAY_APPLIANCE_MODIFY_STATE: Shape = Shape::Choice(&["modifying", "completed", "failed"]);
+static NAT_GATEWAY_APPLIANCE_STATE: Shape = Shape::Choice(&["attaching", "attached", "detaching", "detached", "attach-failed", "detach-failed"]);
+static NAT_GATEWAY_APPLIANCE_TYPE: Shape = Shape::Choice(&["network-firewall-proxy"]);
+static NAT_GATEWAY_ATTACHED_APPLIANCE: Shape = Shape::Structure(&[
+    member("Type", "Type", "type", &NAT_GATEWAY_APPLIANCE_TYPE),
+    member("ApplianceArn", "ApplianceArn", "applianceArn", &STRING),
+    member("VpcEndpointId", "VpcEndpointId", "vpcEndpointId", &STRING),
+    member("AttachmentState", "AttachmentState", "attachmentState", &NAT_GATEWAY_APPLIANCE_STATE),
+    member("ModificationState", "ModificationState", "modificationState", &NAT_GATEWAY_APPLIANCE_MODIFY_STATE),
+    member("FailureCode", "FailureCode", "failureCode", &STRING),
+    member("FailureMessage", "FailureMessage", "failureMessage", &STRING),
+]);
+static NAT_GATEWAY_ATTACHED_APPLIANCE_LIST: Shape = Shape::List(List { element: "item", flat: true, bounds: Bounds { min: None, max: None }, shape: &NAT_GATEWAY_ATTACHED_APPLIANCE });
+static NAT_GATEWAY_ID: Shape = Shape::Text(Bounds { min: None, max: None });
+static NAT_GATEWAY_ID_STRING_LIST: Shape = Shape::List(List { element: "item", flat: true, bounds: Bounds { min: None, max: None }, shape: &NAT_GATEWAY_ID });
+static NAT_GATEWAY_LIST: Shape = Shape::List(List { element: "item", flat: true, bounds: Bounds { min: None, max: None }, shape: &NAT_GATEWAY });
+static NAT_GATEWAY_STATE: Shape = Shape::Choice(&["pending", "failed", "available", "deleting", "deleted"]);
 static NESTED_VIRTUALIZATION_SPECIFICATION: Shape = Shape::Choice(&["enabled", "disabled"]);
 static NETMASK_LENGTH: Shape = Shape::Integer(Bounds { min: None, max: None });
+static NETWORK_ACL: Shape = Shape::Structure(&[
+    member("Associations", "AssociationSet", "associationSet", &NETWORK_ACL_ASSOCIATION_LIST),
+    member("Entries", "EntrySet", "entrySet", &NETWORK_ACL_ENTRY_LIST),
+    member("IsDefault", "Default", "default", &BOOLEAN),
+    member("NetworkAclId", "NetworkAclId", "networkAclId", &STRING),
+    member("Tags", "TagSet", "tagSet", &TAG_LIST),
+    member("VpcId", "VpcId", "vpcId", &STRING),
+    member("OwnerId", "OwnerId", "ownerId", &STRING),
+]);
+static NETWORK_ACL_ASSOCIATION: Shape = Shape::Structure(&[
+    member("NetworkAclAssociationId", "NetworkAclAssociationId", "networkAclAssociationId", &STRING),
+    member("NetworkAclId", "NetworkAclId", "networkAclId", &STRING),
+    member("SubnetId", "SubnetId", "subnetId", &STRING),
+]);
+static NETWORK_ACL_ASSOCIATION_ID: Shape = Shape::Text(Bounds { min: None, max: None });
+static NETWORK_ACL_ASSOCIATION_LIST: Shape = Shape::List(List { element: "item", flat: true, bounds: Bounds { min: None, max: None }, shape: &NETWORK_ACL_ASSOCIATION });
+static NETWORK_ACL_ENTRY: Shape = Shape::Structure(&[
+    member("CidrBlock", "CidrBlock", "cidrBlock", &STRING),
+    member("Egress", "Egress", "egress", &BOOLEAN),
+    member("IcmpTypeCode", "IcmpTypeCode", "icmpTypeCode", &ICMP_TYPE_CODE),
+    member("Ipv6CidrBlock", "Ipv6CidrBlock", "ipv6CidrBlock", &STRING),
+    member("PortRange", "PortRange", "portRange", &PORT_RANGE),
+    member("Protocol", "Protocol", "protocol", &STRING),
+    member("RuleAction", "RuleAction", "ruleAction", &RULE_ACTION),
+    member("RuleNumber", "RuleNumber", "ruleNumber", &INTEGER),
+]);
+static NETWORK_ACL_ENTRY_LIST: Shape = Shape::List(List { element: "item", flat: true, bounds: Bounds { min: None, max: None }, shape: &NETWORK_ACL_ENTRY });
+static NETWORK_ACL_ID: Shape = Shape::Text(Bounds { min: None, max: None });
+static NETWORK_ACL_ID_STRING_LIST: Shape = Shape::List(List { element: "item", flat: true, bounds: Bounds { min: None, max: None }, shape: &NETWORK_ACL_ID });
+static NETWORK_ACL_LIST: Shape = Shape::List(List { element: "item", flat: true, bounds: Bounds { min: None, max: None }, shape: &NETWORK_ACL });
 static NETWORK_CARD_INDEX: Shape = Shape::Integer(Bounds { min: None, max: None });
 static NETWORK_CARD_INFO: Shape = Shape::Structure(&[
     member("NetworkCardIndex", "NetworkCardIndex", "networkCardIndex", &NETWORK_CARD_INDEX),
@@ -2016,6 +2475,8 @@ static NETWORK_INTERFACE_ATTACHMENT_CHANGES: Shape = Shape::Structure(&[
     member("DeleteOnTermination", "DeleteOnTermination", "deleteOnTermination", &BOOLEAN),
 ]);
 static NETWORK_INTERFACE_ATTACHMENT_ID: Shape = Shape::Text(Bounds { min: None, max: None });
+static NETWORK_INTERFACE_ATTRIBUTE: Shape = Shape::Choice(&["description", "groupSet", "sourceDestCheck", "attachment", "associatePublicIpAddress"]);
+static NETWORK_INTERFACE_CREATION_TYPE: Shape = Shape::Choice(&["efa", "efa-only", "branch", "trunk"]);
 static NETWORK_INTERFACE_ID: Shape = Shape::Text(Bounds { min: None, max: None });
 static NETWORK_INTERFACE_ID_LIST: Shape = Shape::List(List { element: "item", flat: true, bounds: Bounds { min: None, max: None }, shape: &NETWORK_INTERFACE_ID });
 static NETWORK_INTERFACE_IPV6_ADDRESS: Shape = Shape::Structure(&[
@@ -2108,12 +2569,23 @@ static PLACEMENT_GROUP_NAME: Shape = Shape::Text(Bounds { min: None, max: None }
 static PLACEMENT_GROUP_STRATEGY: Shape = Shape::Choice(&["cluster", "partition", "spread"]);
 static PLACEMENT_GROUP_STRATEGY_LIST: Shape = Shape::List(List { element: "item", flat: true, bounds: Bounds { min: None, max: None }, shape: &PLACEMENT_GROUP_STRATEGY });
 static PLATFORM_VALUES: Shape = Shape::Choice(&["Windows"]);
+static PORT_RANGE: Shape = Shape::Structure(&[
+    member("From", "From", "from", &INTEGER),
+    member("To", "To", "to", &INTEGER),
+]);
+static PREFIX_LIST_ENTRY: Shape = Shape::Structure(&[
+    member("Cidr", "Cidr", "cidr", &STRING),
+    member("Description", "Description", "description", &STRING),
+]);
+static PREFIX_LIST_ENTRY_SET: Shape = Shape::List(List { element: "item", flat: true, bounds: Bounds { min: None, max: None }, shape: &PREFIX_LIST_ENTRY });
 static PREFIX_LIST_ID: Shape = Shape::Structure(&[
     member("Description", "Description", "description", &STRING),
     member("PrefixListId", "PrefixListId", "prefixListId", &STRING),
 ]);
 static PREFIX_LIST_ID_LIST: Shape = Shape::List(List { element: "item", flat: true, bounds: Bounds { min: None, max: None }, shape: &PREFIX_LIST_ID });
+static PREFIX_LIST_MAX_RESULTS: Shape = Shape::Integer(Bounds { min: Some(1), max: Some(100) });
 static PREFIX_LIST_RESOURCE_ID: Shape = Shape::Text(Bounds { min: None, max: None });
+static PREFIX_LIST_STATE: Shape = Shape::Choice(&["create-in-progress", "create-complete", "create-failed", "modify-in-progress", "modify-complete", "modify-failed", "restore-in-progress", "restore-complete", "restore-failed", "delete-in-progress", "delete-complete", "delete-failed"]);
 static PRIVATE_DNS_NAME_OPTIONS_ON_LAUNCH: Shape = Shape::Structure(&[
     member("HostnameType", "HostnameType", "hostnameType", &HOSTNAME_TYPE),
     member("EnableResourceNameDnsARecord", "EnableResourceNameDnsARecord", "enableResourceNameDnsARecord", &BOOLEAN),
@@ -2129,11 +2601,13 @@ static PRIVATE_DNS_NAME_OPTIONS_RESPONSE: Shape = Shape::Structure(&[
     member("EnableResourceNameDnsARecord", "EnableResourceNameDnsARecord", "enableResourceNameDnsARecord", &BOOLEAN),
     member("EnableResourceNameDnsAAAARecord", "EnableResourceNameDnsAAAARecord", "enableResourceNameDnsAAAARecord", &BOOLEAN),
 ]);
+static PRIVATE_IP_ADDRESS_COUNT: Shape = Shape::Integer(Bounds { min: Some(1), max: Some(31) });
 static PRIVATE_IP_ADDRESS_SPECIFICATION: Shape = Shape::Structure(&[
     member("Primary", "Primary", "primary", &BOOLEAN),
     member("PrivateIpAddress", "PrivateIpAddress", "privateIpAddress", &STRING),
 ]);
 static PRIVATE_IP_ADDRESS_SPECIFICATION_LIST: Shape = Shape::List(List { element: "item", flat: true, bounds: Bounds { min: None, max: None }, shape: &PRIVATE_IP_ADDRESS_SPECIFICATION });
+static PRIVATE_IP_ADDRESS_STRING_LIST: Shape = Shape::List(List { element: "PrivateIpAddress", flat: true, bounds: Bounds { min: None, max: None }, shape: &STRING });
 static PROCESSOR_INFO: Shape = Shape::Structure(&[
     member("SupportedArchitectures", "SupportedArchitectures", "supportedArchitectures", &ARCHITECTURE_TYPE_LIST),
     member("SustainedClockSpeedInGhz", "SustainedClockSpeedInGhz", "sustainedClockSpeedInGhz", &PROCESSOR_SUSTAINED_CLOCK_SPEED),
@@ -2152,6 +2626,13 @@ static PROPAGATING_VGW: Shape = Shape::Structure(&[
     member("GatewayId", "GatewayId", "gatewayId", &STRING),
 ]);
 static PROPAGATING_VGW_LIST: Shape = Shape::List(List { element: "item", flat: true, bounds: Bounds { min: None, max: None }, shape: &PROPAGATING_VGW });
+static PROVISIONED_BANDWIDTH: Shape = Shape::Structure(&[
+    member("ProvisionTime", "ProvisionTime", "provisionTime", &DATE_TIME),
+    member("Provisioned", "Provisioned", "provisioned", &STRING),
+    member("RequestTime", "RequestTime", "requestTime", &DATE_TIME),
+    member("Requested", "Requested", "requested", &STRING),
+    member("Status", "Status", "status", &STRING),
+]);
 static PTR_UPDATE_STATUS: Shape = Shape::Structure(&[
     member("Value", "Value", "value", &STRING),
     member("Status", "Status", "status", &STRING),
@@ -2219,12 +2700,65 @@ static RELEASE_ADDRESS_REQUEST: Shape = Shape::Structure(&[
     member("NetworkBorderGroup", "NetworkBorderGroup", "NetworkBorderGroup", &STRING),
     member("DryRun", "DryRun", "dryRun", &BOOLEAN),
 ]);
+static REMOVE_PREFIX_LIST_ENTRIES: Shape = Shape::List(List { element: "member", flat: true, bounds: Bounds { min: Some(0), max: Some(100) }, shape: &REMOVE_PREFIX_LIST_ENTRY });
+static REMOVE_PREFIX_LIST_ENTRY: Shape = Shape::Structure(&[
+    required("Cidr", "Cidr", "Cidr", &STRING),
+]);
 static REPLACE_IAM_INSTANCE_PROFILE_ASSOCIATION_REQUEST: Shape = Shape::Structure(&[
     required("IamInstanceProfile", "IamInstanceProfile", "IamInstanceProfile", &IAM_INSTANCE_PROFILE_SPECIFICATION),
     required("AssociationId", "AssociationId", "AssociationId", &IAM_INSTANCE_PROFILE_ASSOCIATION_ID),
 ]);
 static REPLACE_IAM_INSTANCE_PROFILE_ASSOCIATION_RESULT: Shape = Shape::Structure(&[
     member("IamInstanceProfileAssociation", "IamInstanceProfileAssociation", "iamInstanceProfileAssociation", &IAM_INSTANCE_PROFILE_ASSOCIATION),
+]);
+static REPLACE_NETWORK_ACL_ASSOCIATION_REQUEST: Shape = Shape::Structure(&[
+    member("DryRun", "DryRun", "dryRun", &BOOLEAN),
+    required("AssociationId", "AssociationId", "associationId", &NETWORK_ACL_ASSOCIATION_ID),
+    required("NetworkAclId", "NetworkAclId", "networkAclId", &NETWORK_ACL_ID),
+]);
+static REPLACE_NETWORK_ACL_ASSOCIATION_RESULT: Shape = Shape::Structure(&[
+    member("NewAssociationId", "NewAssociationId", "newAssociationId", &STRING),
+]);
+static REPLACE_NETWORK_ACL_ENTRY_REQUEST: Shape = Shape::Structure(&[
+    member("DryRun", "DryRun", "dryRun", &BOOLEAN),
+    required("NetworkAclId", "NetworkAclId", "networkAclId", &NETWORK_ACL_ID),
+    required("RuleNumber", "RuleNumber", "ruleNumber", &INTEGER),
+    required("Protocol", "Protocol", "protocol", &STRING),
+    required("RuleAction", "RuleAction", "ruleAction", &RULE_ACTION),
+    required("Egress", "Egress", "egress", &BOOLEAN),
+    member("CidrBlock", "CidrBlock", "cidrBlock", &STRING),
+    member("Ipv6CidrBlock", "Ipv6CidrBlock", "ipv6CidrBlock", &STRING),
+    member("IcmpTypeCode", "Icmp", "Icmp", &ICMP_TYPE_CODE),
+    member("PortRange", "PortRange", "portRange", &PORT_RANGE),
+]);
+static REPLACE_ROUTE_REQUEST: Shape = Shape::Structure(&[
+    member("DestinationPrefixListId", "DestinationPrefixListId", "DestinationPrefixListId", &PREFIX_LIST_RESOURCE_ID),
+    member("VpcEndpointId", "VpcEndpointId", "VpcEndpointId", &VPC_ENDPOINT_ID),
+    member("LocalTarget", "LocalTarget", "LocalTarget", &BOOLEAN),
+    member("TransitGatewayId", "TransitGatewayId", "TransitGatewayId", &TRANSIT_GATEWAY_ID),
+    member("LocalGatewayId", "LocalGatewayId", "LocalGatewayId", &LOCAL_GATEWAY_ID),
+    member("CarrierGatewayId", "CarrierGatewayId", "CarrierGatewayId", &CARRIER_GATEWAY_ID),
+    member("CoreNetworkArn", "CoreNetworkArn", "CoreNetworkArn", &CORE_NETWORK_ARN),
+    member("OdbNetworkArn", "OdbNetworkArn", "OdbNetworkArn", &ODB_NETWORK_ARN),
+    member("DryRun", "DryRun", "dryRun", &BOOLEAN),
+    required("RouteTableId", "RouteTableId", "routeTableId", &ROUTE_TABLE_ID),
+    member("DestinationCidrBlock", "DestinationCidrBlock", "destinationCidrBlock", &STRING),
+    member("GatewayId", "GatewayId", "gatewayId", &ROUTE_GATEWAY_ID),
+    member("DestinationIpv6CidrBlock", "DestinationIpv6CidrBlock", "destinationIpv6CidrBlock", &STRING),
+    member("EgressOnlyInternetGatewayId", "EgressOnlyInternetGatewayId", "egressOnlyInternetGatewayId", &EGRESS_ONLY_INTERNET_GATEWAY_ID),
+    member("InstanceId", "InstanceId", "instanceId", &INSTANCE_ID),
+    member("NetworkInterfaceId", "NetworkInterfaceId", "networkInterfaceId", &NETWORK_INTERFACE_ID),
+    member("VpcPeeringConnectionId", "VpcPeeringConnectionId", "vpcPeeringConnectionId", &VPC_PEERING_CONNECTION_ID),
+    member("NatGatewayId", "NatGatewayId", "natGatewayId", &NAT_GATEWAY_ID),
+]);
+static REPLACE_ROUTE_TABLE_ASSOCIATION_REQUEST: Shape = Shape::Structure(&[
+    member("DryRun", "DryRun", "dryRun", &BOOLEAN),
+    required("AssociationId", "AssociationId", "associationId", &ROUTE_TABLE_ASSOCIATION_ID),
+    required("RouteTableId", "RouteTableId", "routeTableId", &ROUTE_TABLE_ID),
+]);
+static REPLACE_ROUTE_TABLE_ASSOCIATION_RESULT: Shape = Shape::Structure(&[
+    member("NewAssociationId", "NewAssociationId", "newAssociationId", &STRING),
+    member("AssociationState", "AssociationState", "associationState", &ROUTE_TABLE_ASSOCIATION_STATE),
 ]);
 static REQUEST_INSTANCE_TYPE_LIST: Shape = Shape::List(List { element: "member", flat: true, bounds: Bounds { min: Some(0), max: Some(100) }, shape: &INSTANCE_TYPE });
 static RESERVATION: Shape = Shape::Structure(&[
@@ -2235,6 +2769,7 @@ static RESERVATION: Shape = Shape::Structure(&[
     member("Instances", "InstancesSet", "instancesSet", &INSTANCE_LIST),
 ]);
 static RESERVATION_LIST: Shape = Shape::List(List { element: "item", flat: true, bounds: Bounds { min: None, max: None }, shape: &RESERVATION });
+static RESOURCE_ARN: Shape = Shape::Text(Bounds { min: Some(1), max: Some(1283) });
 static RESOURCE_ID_LIST: Shape = Shape::List(List { element: "member", flat: true, bounds: Bounds { min: None, max: None }, shape: &TAGGABLE_RESOURCE_ID });
 static RESOURCE_TYPE: Shape = Shape::Text(Bounds { min: None, max: None });
 static RESTORABLE_BY_STRING_LIST: Shape = Shape::List(List { element: "member", flat: true, bounds: Bounds { min: None, max: None }, shape: &STRING });
@@ -2309,6 +2844,7 @@ static ROUTE: Shape = Shape::Structure(&[
     member("OdbNetworkArn", "OdbNetworkArn", "odbNetworkArn", &ODB_NETWORK_ARN),
     member("IpAddress", "IpAddress", "ipAddress", &STRING),
 ]);
+static ROUTE_GATEWAY_ID: Shape = Shape::Text(Bounds { min: None, max: None });
 static ROUTE_LIST: Shape = Shape::List(List { element: "item", flat: true, bounds: Bounds { min: None, max: None }, shape: &ROUTE });
 static ROUTE_ORIGIN: Shape = Shape::Choice(&["CreateRouteTable", "CreateRoute", "EnableVgwRoutePropagation", "Advertisement"]);
 static ROUTE_STATE: Shape = Shape::Choice(&["active", "blackhole", "filtered"]);
@@ -2330,6 +2866,7 @@ static ROUTE_TABLE_ASSOCIATION: Shape = Shape::Structure(&[
     member("PublicIpv4Pool", "PublicIpv4Pool", "publicIpv4Pool", &STRING),
     member("AssociationState", "AssociationState", "associationState", &ROUTE_TABLE_ASSOCIATION_STATE),
 ]);
+static ROUTE_TABLE_ASSOCIATION_ID: Shape = Shape::Text(Bounds { min: None, max: None });
 static ROUTE_TABLE_ASSOCIATION_LIST: Shape = Shape::List(List { element: "item", flat: true, bounds: Bounds { min: None, max: None }, shape: &ROUTE_TABLE_ASSOCIATION });
 static ROUTE_TABLE_ASSOCIATION_STATE: Shape = Shape::Structure(&[
     member("State", "State", "state", &ROUTE_TABLE_ASSOCIATION_STATE_CODE),
@@ -2339,6 +2876,7 @@ static ROUTE_TABLE_ASSOCIATION_STATE_CODE: Shape = Shape::Choice(&["associating"
 static ROUTE_TABLE_ID: Shape = Shape::Text(Bounds { min: None, max: None });
 static ROUTE_TABLE_ID_STRING_LIST: Shape = Shape::List(List { element: "item", flat: true, bounds: Bounds { min: None, max: None }, shape: &ROUTE_TABLE_ID });
 static ROUTE_TABLE_LIST: Shape = Shape::List(List { element: "item", flat: true, bounds: Bounds { min: None, max: None }, shape: &ROUTE_TABLE });
+static RULE_ACTION: Shape = Shape::Choice(&["allow", "deny"]);
 static RUN_INSTANCES_MONITORING_ENABLED: Shape = Shape::Structure(&[
     member("MetricCategoryIds", "MetricCategoryId", "MetricCategoryId", &METRIC_CATEGORY_ID_LIST),
     required("Enabled", "Enabled", "enabled", &BOOLEAN),
@@ -2625,6 +3163,12 @@ static TOTAL_MEDIA_MEMORY: Shape = Shape::Integer(Bounds { min: None, max: None 
 static TOTAL_NEURON_MEMORY: Shape = Shape::Integer(Bounds { min: None, max: None });
 static TPM_SUPPORT_VALUES: Shape = Shape::Choice(&["v2.0"]);
 static TRANSFER_TYPE: Shape = Shape::Choice(&["time-based", "standard"]);
+static TRANSIT_GATEWAY_ID: Shape = Shape::Text(Bounds { min: None, max: None });
+static UNASSIGN_PRIVATE_IP_ADDRESSES_REQUEST: Shape = Shape::Structure(&[
+    member("Ipv4Prefixes", "Ipv4Prefix", "Ipv4Prefix", &IP_PREFIX_LIST),
+    required("NetworkInterfaceId", "NetworkInterfaceId", "networkInterfaceId", &NETWORK_INTERFACE_ID),
+    member("PrivateIpAddresses", "PrivateIpAddress", "privateIpAddress", &PRIVATE_IP_ADDRESS_STRING_LIST),
+]);
 static UNMONITOR_INSTANCES_REQUEST: Shape = Shape::Structure(&[
     required("InstanceIds", "InstanceId", "InstanceId", &INSTANCE_ID_STRING_LIST),
     member("MetricCategoryIds", "MetricCategoryId", "MetricCategoryId", &METRIC_CATEGORY_ID_LIST),
@@ -2805,6 +3349,7 @@ static VPC_ENCRYPTION_CONTROL_EXCLUSION_STATE_INPUT: Shape = Shape::Choice(&["en
 static VPC_ENCRYPTION_CONTROL_ID: Shape = Shape::Text(Bounds { min: None, max: None });
 static VPC_ENCRYPTION_CONTROL_MODE: Shape = Shape::Choice(&["monitor", "enforce"]);
 static VPC_ENCRYPTION_CONTROL_STATE: Shape = Shape::Choice(&["enforce-in-progress", "monitor-in-progress", "enforce-failed", "monitor-failed", "deleting", "deleted", "available", "creating", "delete-failed"]);
+static VPC_ENDPOINT_ID: Shape = Shape::Text(Bounds { min: None, max: None });
 static VPC_ID: Shape = Shape::Text(Bounds { min: None, max: None });
 static VPC_ID_STRING_LIST: Shape = Shape::List(List { element: "VpcId", flat: true, bounds: Bounds { min: None, max: None }, shape: &VPC_ID });
 static VPC_IPV6_CIDR_BLOCK_ASSOCIATION: Shape = Shape::Structure(&[
@@ -2818,6 +3363,7 @@ static VPC_IPV6_CIDR_BLOCK_ASSOCIATION: Shape = Shape::Structure(&[
 ]);
 static VPC_IPV6_CIDR_BLOCK_ASSOCIATION_SET: Shape = Shape::List(List { element: "item", flat: true, bounds: Bounds { min: None, max: None }, shape: &VPC_IPV6_CIDR_BLOCK_ASSOCIATION });
 static VPC_LIST: Shape = Shape::List(List { element: "item", flat: true, bounds: Bounds { min: None, max: None }, shape: &VPC });
+static VPC_PEERING_CONNECTION_ID: Shape = Shape::Text(Bounds { min: None, max: None });
 static VPC_STATE: Shape = Shape::Choice(&["pending", "available", "deleting"]);
 static V_CPU_COUNT: Shape = Shape::Integer(Bounds { min: None, max: None });
 static V_CPU_INFO: Shape = Shape::Structure(&[

@@ -12,7 +12,7 @@ use crate::metadata::{
     PublicAddress, REGION, SecurityGroupName, ZONE, ZONE_ID, private_domain, private_host_name,
     public_host_name,
 };
-use crate::network::{Interface, Membership, SecurityGroup};
+use crate::network::{ElasticAddress, Interface, Membership, SecurityGroup};
 use crate::state::{Store, StoreError, transact};
 use crate::volumes::attached;
 
@@ -48,6 +48,7 @@ struct AroundInterface {
     security_groups: Vec<SecurityGroupName>,
     secondary: Vec<Ipv4Addr>,
     forwards: bool,
+    elastic: Option<Ipv4Addr>,
 }
 
 impl Around {
@@ -67,12 +68,17 @@ impl Around {
                 let ipv6 = member.interface.ipv6.map(IpAddr::V6);
                 let addresses = [IpAddr::V4(address)].into_iter().chain(ipv6).collect();
                 around.host_names.insert(private_host_name(address, Some(REGION)), addresses);
-                if member.instance != instance.id {
+                if member.instance != Some(instance.id) {
                     continue;
                 }
                 let own = around.interfaces.entry(member.interface.id).or_default();
                 own.secondary.clone_from(&member.secondary);
                 own.forwards = member.forwards;
+                let leads_here = |row: &ElasticAddress| {
+                    row.association.is_some_and(|there| there.interface == member.interface.id)
+                };
+                let elastic = tx.list::<ElasticAddress>()?.into_iter().find(leads_here);
+                own.elastic = elastic.map(|row| row.address);
                 for id in &member.groups {
                     let group = tx.get::<SecurityGroup>(id)?;
                     own.security_groups.extend(
@@ -137,7 +143,7 @@ fn described(
 fn facts(instance: &Instance, mut live: Live) -> InstanceFacts {
     let interfaces = (0..).zip(instance.interfaces()).map(|(number, interface)| {
         let around = live.around.interfaces.remove(&interface.id).unwrap_or_default();
-        let public = instance.public_address.filter(|_| number == 0);
+        let public = if number == 0 { instance.public_address } else { around.elastic };
         described(number, interface, around, public)
     });
     let interfaces = interfaces.collect();

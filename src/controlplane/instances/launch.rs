@@ -495,7 +495,10 @@ impl Plan<'_> {
             opened.taps.push(attached.taps);
             instance.public_address = attached.public;
             for interface in &instance.more_interfaces {
-                let attached = self.parts.fabric.attach(&nic_request(&instance, interface, None), &policy)?;
+                let elastic = elastic_of(self.parts.store.as_ref(), interface)?;
+                let public = elastic.map(|address| Public { address: Some(address), ports: Vec::new() });
+                let attached =
+                    self.parts.fabric.attach(&nic_request(&instance, interface, public), &policy)?;
                 opened.taps.push(attached.taps);
             }
         }

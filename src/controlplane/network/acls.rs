@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use super::groups::{touch, touch_last};
 use super::service::find_subnet;
-use super::{NetworkError, Networks, Subnet, Vpc};
+use super::{Also, NetworkError, Networks, Subnet, Vpc};
 use crate::state::{Row, StoreError, Transaction, transact};
 
 /// Entries of one direction of one ACL, as EC2's default quota.
@@ -118,14 +118,20 @@ impl Networks<'_> {
             .ok_or_else(|| NetworkError::NoAcl(wanted.to_owned()))
     }
 
-    /// Makes an ACL that denies everything.
-    pub fn create_acl(&self, vpc: VpcId, name: &str) -> Result<NetworkAcl, NetworkError> {
-        super::groups::check_text(name, "the name of a network ACL")?;
-        if self.network_acls()?.iter().any(|acl| acl.vpc == vpc && acl.name == name) {
-            return Err(NetworkError::AclExists { name: name.to_owned(), vpc });
-        }
+    /// Makes an ACL that denies everything, with a name of its own in its VPC or named as its id.
+    pub fn create_acl(
+        &self,
+        vpc: VpcId,
+        name: Option<&str>,
+        also: &mut Also<'_>,
+    ) -> Result<NetworkAcl, NetworkError> {
         let id = NetworkAclId::from_bits(rand::random());
-        let acl = NetworkAcl { id, vpc, name: name.to_owned(), default: false, entries: Vec::new() };
+        let name = name.map_or_else(|| id.to_string(), str::to_owned);
+        super::groups::check_text(&name, "the name of a network ACL")?;
+        if self.network_acls()?.iter().any(|acl| acl.vpc == vpc && acl.name == name) {
+            return Err(NetworkError::AclExists { name, vpc });
+        }
+        let acl = NetworkAcl { id, vpc, name, default: false, entries: Vec::new() };
         transact(self.store, |tx| {
             tx.get::<Vpc>(&vpc)?.ok_or_else(|| NetworkError::NoVpc(vpc.to_string()))?;
             touch(tx, &vpc)?;
@@ -133,6 +139,7 @@ impl Networks<'_> {
                 return Err(NetworkError::Limit { what: "network ACLs", limit: MAX_ACLS });
             }
             tx.put(&acl)?;
+            also(tx, &id.to_string())?;
             Ok(acl.clone())
         })
     }

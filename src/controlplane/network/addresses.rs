@@ -9,6 +9,7 @@ use kiln_model::{InterfaceId, Ipv4Cidr, Ipv6Cidr, MacAddr, SubnetId, VpcId};
 use serde::{Deserialize, Serialize};
 
 use super::groups::ensure_default_group;
+use super::route_tables::make_main;
 use super::{Ipv6Wish, NetworkError, ipv6};
 use crate::state::{Row, Store, StoreError, Transaction, transact};
 
@@ -74,6 +75,9 @@ pub struct Subnet {
     /// What people call it.
     #[serde(default)]
     pub name: Option<String>,
+    /// Whether instances in it get a public address when nothing is said; in the default subnet if not said.
+    #[serde(default)]
+    pub map_public: Option<bool>,
 }
 
 impl Subnet {
@@ -162,8 +166,10 @@ pub fn ensure_default_subnet(store: &dyn Store, range: Ipv4Cidr) -> Result<Subne
             vpc_ipv6: None,
             ipv6: None,
             name: None,
+            map_public: None,
         };
         ensure_default_group(tx, vpc.id)?;
+        make_main(tx, vpc.id, true)?;
         tx.put(&vpc)?;
         tx.put(&subnet)?;
         tx.put(&DefaultSubnet { subnet: subnet.id })?;

@@ -6,8 +6,9 @@ use std::net::Ipv4Addr;
 use kiln_model::{AllocationId, AssociationId, InstanceId, InterfaceId};
 use serde::{Deserialize, Serialize};
 
-use super::groups::Membership;
-use super::{Interface, NetworkError, Networks};
+use super::gateways::gateway_of;
+use super::groups::{Membership, touch};
+use super::{Interface, NatGateway, NetworkError, Networks, RoutingError};
 use crate::state::{Row, Store, StoreError, Transaction, transact};
 
 /// Elastic addresses in one state directory, as EC2's default quota.
@@ -36,8 +37,16 @@ pub struct Association {
     pub id: AssociationId,
     /// The interface.
     pub interface: InterfaceId,
-    /// Its instance.
-    pub instance: InstanceId,
+    /// Its instance, if it has one.
+    #[serde(default)]
+    pub instance: Option<InstanceId>,
+}
+
+impl Association {
+    /// What it leads to, for people.
+    pub fn target(&self) -> String {
+        self.instance.map_or_else(|| self.interface.to_string(), |instance| instance.to_string())
+    }
 }
 
 impl Row for ElasticAddress {
@@ -89,7 +98,7 @@ impl Networks<'_> {
         transact(self.store, |tx| {
             let row = get(tx, address)?;
             if let Some(association) = row.association {
-                let (what, by) = (format!("Elastic address {address}"), association.instance.to_string());
+                let (what, by) = (format!("Elastic address {address}"), association.target());
                 return Err(NetworkError::AddressAssociated { what, by });
             }
             tx.remove::<ElasticAddress>(&address);
@@ -105,17 +114,21 @@ impl Networks<'_> {
         interface: InterfaceId,
         reassociate: bool,
     ) -> Result<(Association, Moved), NetworkError> {
+        self.ensure_routing()?;
         let (association, before) = transact(self.store, |tx| {
             let mut row = get(tx, address)?;
             let member = tx.get::<Membership>(&interface)?.ok_or(NetworkError::NoInterface(interface))?;
-            if member.device != 0 {
-                return Err(NetworkError::NotPrimary(interface));
+            let vpc = member.interface.subnet.vpc;
+            touch(tx, &vpc)?;
+            if gateway_of(tx, vpc)?.is_none() {
+                let gateway = "an internet gateway".to_owned();
+                return Err(RoutingError::GatewayNotAttached { gateway, vpc }.into());
             }
             let before = row.association.filter(|other| other.interface != interface);
             if let Some(other) = before
-                && !reassociate
+                && (!reassociate || is_nat(tx, other.interface)?)
             {
-                let (what, by) = (format!("Elastic address {address}"), other.instance.to_string());
+                let (what, by) = (format!("Elastic address {address}"), other.target());
                 return Err(NetworkError::AddressAssociated { what, by });
             }
             forget(tx, interface)?;
@@ -129,10 +142,24 @@ impl Networks<'_> {
         })?;
         let mut moved = Vec::new();
         if let Some(before) = before {
-            moved.push((before.instance, self.fabric.set_public(before.interface, None)?));
+            moved.extend(self.lead(before, None)?);
         }
-        moved.push((association.instance, self.fabric.set_public(interface, Some(address))?));
+        moved.extend(self.lead(association, Some(address))?);
         Ok((association, moved))
+    }
+
+    /// Gives the interface of an association this public address, or its own again.
+    fn lead(
+        &self,
+        association: Association,
+        address: Option<Ipv4Addr>,
+    ) -> Result<Option<(InstanceId, Option<Ipv4Addr>)>, NetworkError> {
+        let Association { interface, instance, .. } = association;
+        let public = self.fabric.set_public(interface, address)?;
+        let member = transact(self.store, |tx| tx.get::<Membership>(&interface))?;
+        // The row of an instance has the public address of its primary interface.
+        let primary = member.is_none_or(|member| member.device == 0);
+        Ok(instance.filter(|_| primary).map(|instance| (instance, public)))
     }
 
     /// Lets an Elastic address lead to nobody.
@@ -140,17 +167,28 @@ impl Networks<'_> {
         let before = transact(self.store, |tx| {
             let mut row = get(tx, address)?;
             let before = row.association.take();
+            if let Some(other) = before
+                && is_nat(tx, other.interface)?
+            {
+                let (what, by) = (format!("Elastic address {address}"), other.target());
+                return Err(NetworkError::AddressAssociated { what, by });
+            }
             tx.put(&row)?;
             Ok::<_, NetworkError>(before)
         })?;
         match before {
-            Some(before) => Ok(vec![(before.instance, self.fabric.set_public(before.interface, None)?)]),
+            Some(before) => Ok(self.lead(before, None)?.into_iter().collect()),
             None => Ok(Vec::new()),
         }
     }
 }
 
-fn get(tx: &mut Transaction<'_>, address: Ipv4Addr) -> Result<ElasticAddress, NetworkError> {
+/// Whether an interface is that of a NAT gateway, which keeps its address as long as it lives.
+fn is_nat(tx: &Transaction<'_>, interface: InterfaceId) -> Result<bool, StoreError> {
+    Ok(tx.list::<NatGateway>()?.iter().any(|nat| nat.interface == interface))
+}
+
+pub(super) fn get(tx: &mut Transaction<'_>, address: Ipv4Addr) -> Result<ElasticAddress, NetworkError> {
     tx.get::<ElasticAddress>(&address)?.ok_or_else(|| NetworkError::NoElastic(address.to_string()))
 }
 
@@ -159,6 +197,21 @@ pub(crate) fn elastic_of(store: &dyn Store, interface: &Interface) -> Result<Opt
     let all = transact(store, |tx| tx.list::<ElasticAddress>())?;
     let mut own = all.into_iter().filter(|row| row.association.is_some_and(|a| a.interface == interface.id));
     Ok(own.next().map(|row| row.address))
+}
+
+/// Notes whose interface it is now, as part of `tx`.
+pub(super) fn follow(
+    tx: &mut Transaction<'_>,
+    interface: InterfaceId,
+    instance: Option<InstanceId>,
+) -> Result<(), StoreError> {
+    for mut row in tx.list::<ElasticAddress>()? {
+        if let Some(association) = row.association.as_mut().filter(|a| a.interface == interface) {
+            association.instance = instance;
+            tx.put(&row)?;
+        }
+    }
+    Ok(())
 }
 
 /// Ends the associations of an interface, as part of `tx`.

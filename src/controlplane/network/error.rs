@@ -4,11 +4,11 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use kiln_model::security::InvalidTraffic;
 use kiln_model::{
-    InterfaceId, Ipv4Cidr, Ipv6Cidr, NetworkAclId, ParseCidrError, PrefixListId, SecurityGroupId,
+    InstanceId, InterfaceId, Ipv4Cidr, Ipv6Cidr, NetworkAclId, ParseCidrError, PrefixListId, SecurityGroupId,
     SecurityGroupRuleId, SubnetId, VpcId,
 };
 
-use super::FabricError;
+use super::{FabricError, RoutingError};
 use crate::state::StoreError;
 
 /// A request about networks cannot be carried out. Nothing was changed, but for
@@ -48,9 +48,6 @@ pub enum NetworkError {
         /// Its range.
         range: Ipv6Cidr,
     },
-    /// Public addresses are of primary interfaces.
-    #[error("{0} is not the primary network interface of its instance, which alone has a public address")]
-    NotPrimary(InterfaceId),
     /// All interfaces of an instance are in one VPC.
     #[error("subnet {subnet} is not of {vpc}, where the instance's other interfaces are")]
     OtherVpc {
@@ -296,6 +293,51 @@ pub enum NetworkError {
         /// How many.
         limit: usize,
     },
+    /// Somebody has changed it meanwhile.
+    #[error("{list} has the version {version}")]
+    PrefixListVersion {
+        /// The list.
+        list: PrefixListId,
+        /// Its version.
+        version: i64,
+    },
+    /// Not one of its ranges.
+    #[error("{list} has no range {range}")]
+    NoPrefixListEntry {
+        /// The list.
+        list: PrefixListId,
+        /// The range.
+        range: Ipv4Cidr,
+    },
+    /// About ways out of a VPC.
+    #[error(transparent)]
+    Routing(#[from] RoutingError),
+    /// An interface is of an instance.
+    #[error("{interface} is attached to {instance}")]
+    InterfaceAttached {
+        /// The interface.
+        interface: InterfaceId,
+        /// The instance.
+        instance: InstanceId,
+    },
+    /// An interface is of no instance, or of another.
+    #[error("{0} is not attached to the instance")]
+    InterfaceNotAttached(InterfaceId),
+    /// Instances have their interfaces while they are stopped.
+    #[error("{0} is not stopped; network interfaces are attached and detached while it is")]
+    NotStopped(InstanceId),
+    /// Places of interfaces are filled one after the other.
+    #[error(
+        "{device} is not the place of an interface that {instance} could get or lose now (expected {expected})"
+    )]
+    Place {
+        /// Asked for.
+        device: u32,
+        /// The instance.
+        instance: InstanceId,
+        /// The only one that it could be.
+        expected: u32,
+    },
     /// The store failed.
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -331,7 +373,6 @@ impl NetworkError {
             E::SubnetRange { .. } | E::SubnetIpv6Range { .. } => "InvalidSubnet.Range",
             E::SubnetConflict { .. } | E::SubnetIpv6Conflict { .. } => "InvalidSubnet.Conflict",
             E::NoIpv6 { .. } | E::HasIpv6 { .. } | E::Ipv6Outside { .. } => "InvalidParameterValue",
-            E::NotPrimary(_) => "UnsupportedOperation",
             E::OtherVpc { .. } => "InvalidParameterCombination",
             E::NoIpv6Range => "InsufficientFreeAddressesInSubnet",
             E::InUse { .. } => "DependencyViolation",
@@ -355,6 +396,20 @@ impl NetworkError {
             E::Limit { what: "private addresses of a network interface", .. } => {
                 "PrivateIpAddressLimitExceeded"
             }
+            E::PrefixListVersion { .. } => "PrefixListVersionMismatch",
+            E::NoPrefixListEntry { .. } => "InvalidParameterValue",
+            E::Limit { what: "prefix lists", .. } => "PrefixListLimitExceeded",
+            E::Routing(error) => error.code(),
+            E::InterfaceAttached { .. } => "InvalidNetworkInterface.InUse",
+            E::InterfaceNotAttached(_) => "InvalidAttachmentID.NotFound",
+            E::NotStopped(_) => "IncorrectState",
+            E::Place { .. } => "InvalidParameterValue",
+            E::Limit { what: "route tables", .. } => "RouteTableLimitExceeded",
+            E::Limit { what: "routes of a table", .. } => "RouteLimitExceeded",
+            E::Limit { what: "internet gateways", .. } => "InternetGatewayLimitExceeded",
+            E::Limit { what: "NAT gateways", .. } => "NatGatewayLimitExceeded",
+            E::Limit { what: "network interfaces", .. } => "NetworkInterfaceLimitExceeded",
+            E::Limit { what: "prefix list entries", .. } => "PrefixListMaxEntriesExceeded",
             E::NoInterface(_) => "InvalidNetworkInterfaceID.NotFound",
             E::TooManyRules { .. } => "RulesPerSecurityGroupLimitExceeded",
             E::TooManyGroups { .. } => "SecurityGroupsPerInterfaceLimitExceeded",

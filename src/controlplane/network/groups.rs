@@ -77,8 +77,9 @@ fn name_key(vpc: VpcId, name: &str) -> String {
 pub struct Membership {
     /// The interface.
     pub interface: Interface,
-    /// Its instance.
-    pub instance: InstanceId,
+    /// Its instance, if it has one.
+    #[serde(default)]
+    pub instance: Option<InstanceId>,
     /// Its place among the instance's interfaces, 0 for the primary one.
     #[serde(default)]
     pub device: u32,
@@ -92,9 +93,23 @@ pub struct Membership {
     /// Whether what it forwards for others may pass: the source/destination check is off.
     #[serde(default)]
     pub forwards: bool,
+    /// Whether it stays when its instance goes.
+    #[serde(default)]
+    pub stays: bool,
+    /// What it is for.
+    #[serde(default)]
+    pub description: String,
+    /// When it got its instance, Unix seconds; with the instance if not said.
+    #[serde(default)]
+    pub attached: Option<u64>,
 }
 
 impl Membership {
+    /// What it is of, for people.
+    pub fn held_by(&self) -> String {
+        self.instance.map_or_else(|| self.interface.id.to_string(), |instance| instance.to_string())
+    }
+
     /// Its private addresses, the primary first.
     pub fn addresses(&self) -> Vec<Ipv4Addr> {
         [self.interface.address].iter().chain(&self.secondary).copied().collect()
@@ -110,7 +125,7 @@ impl Row for Membership {
     }
 
     fn holder(&self) -> Option<String> {
-        Some(self.instance.to_string())
+        self.instance.map(|instance| instance.to_string())
     }
 }
 
@@ -263,7 +278,7 @@ pub(super) fn delete(tx: &mut Transaction<'_>, group: &SecurityGroup) -> Result<
     // Before looking who needs it: whoever begins to from here on conflicts.
     touch_last(tx, &group.id)?;
     if let Some(user) = tx.list::<Membership>()?.into_iter().find(|m| m.groups.contains(&group.id)) {
-        return Err(NetworkError::InUse { what: group.to_string(), by: user.instance.to_string() });
+        return Err(NetworkError::InUse { what: group.to_string(), by: user.held_by() });
     }
     let refers = |other: &SecurityGroup| {
         other.id != group.id && other.rules.iter().any(|rule| rule.peer == Peer::Group(group.id))
@@ -484,7 +499,8 @@ pub(super) fn forget_interface(tx: &mut Transaction<'_>, interface: &Interface) 
     let Some(membership) = tx.get::<Membership>(&interface.id)? else { return Ok(()) };
     for id in &membership.groups {
         if let Some(group) = tx.get::<SecurityGroup>(id)?
-            && group.owner == Some(membership.instance)
+            && group.owner.is_some()
+            && group.owner == membership.instance
         {
             // Rules that refer to it match nobody from now on.
             remove(tx, &group)?;

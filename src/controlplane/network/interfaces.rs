@@ -1,18 +1,140 @@
-//! What changes of an interface while it lives: secondary addresses, source/destination check.
+//! Interfaces by themselves, and what changes of one while it lives: secondary addresses,
+//! source/destination check, and whether it outlives its instance.
 
 use std::net::Ipv4Addr;
 
-use kiln_model::{InterfaceId, VpcId};
+use kiln_model::{InstanceId, InterfaceId, VpcId};
 
-use super::addresses::{release, take};
-use super::{Membership, NetworkError, Networks};
-use crate::state::{Transaction, transact};
+use super::addresses::{self, release, reserve};
+use super::groups::{self, touch};
+use super::service::find_subnet;
+use super::{Also, Interface, Membership, NetworkError, Networks, Placement};
+use crate::state::{StoreError, Transaction, transact};
 
 /// Private addresses of one interface, the primary one included: as many as EC2 gives to large
 /// instances.
 pub const MAX_ADDRESSES: usize = 15;
 
+/// Interfaces of one state directory that are of no instance.
+pub const MAX_AVAILABLE: usize = 500;
+
+/// Gives an instance an interface that is there already and of no other, as part of `tx`.
+pub(super) fn take(
+    tx: &mut Transaction<'_>,
+    id: InterfaceId,
+    (instance, device): (InstanceId, u32),
+    stays: bool,
+) -> Result<Interface, NetworkError> {
+    let mut row = tx.get::<Membership>(&id)?.ok_or(NetworkError::NoInterface(id))?;
+    if let Some(instance) = row.instance {
+        return Err(NetworkError::InterfaceAttached { interface: id, instance });
+    }
+    (row.instance, row.device, row.stays, row.attached) = (Some(instance), device, stays, None);
+    super::elastic::follow(tx, id, Some(instance))?;
+    tx.put(&row)?;
+    Ok(row.interface)
+}
+
+/// Takes an interface from its instance, as part of `tx`; what it is and has stays.
+pub(super) fn let_go(tx: &mut Transaction<'_>, mut row: Membership) -> Result<(), StoreError> {
+    let owner = row.instance.take();
+    (row.device, row.attached) = (0, None);
+    // A group that was made for the instance goes with it.
+    for id in row.groups.clone() {
+        if let Some(group) = tx.get::<super::SecurityGroup>(&id)?
+            && group.owner.is_some()
+            && group.owner == owner
+        {
+            row.groups.remove(&id);
+            groups::remove(tx, &group)?;
+        }
+    }
+    super::elastic::follow(tx, row.interface.id, None)?;
+    tx.put(&row)
+}
+
 impl Networks<'_> {
+    /// Makes an interface that is of no instance: subnet, addresses, groups and description of `placement`,
+    /// and `secondary` addresses besides.
+    pub fn create_interface(
+        &self,
+        placement: &Placement,
+        secondary: &[Ipv4Addr],
+        count: usize,
+        also: &mut Also<'_>,
+    ) -> Result<Membership, NetworkError> {
+        let default = self.default_subnet()?;
+        transact(self.store, |tx| {
+            let subnet = match &placement.subnet {
+                Some(wanted) => find_subnet(tx, wanted)?,
+                None => default.clone(),
+            };
+            touch(tx, &subnet.id)?;
+            if tx.list::<Membership>()?.iter().filter(|m| m.instance.is_none()).count() >= MAX_AVAILABLE {
+                return Err(NetworkError::Limit { what: "network interfaces", limit: MAX_AVAILABLE });
+            }
+            let groups = match placement.groups.as_slice() {
+                [] => [groups::ensure_default_group(tx, subnet.vpc)?].into(),
+                wanted => groups::find_for_interface(tx, subnet.vpc, wanted)?,
+            };
+            let number = if secondary.is_empty() { count } else { secondary.len() };
+            if 1 + number > MAX_ADDRESSES {
+                let what = "private addresses of a network interface";
+                return Err(NetworkError::Limit { what, limit: MAX_ADDRESSES });
+            }
+            let interface = reserve(tx, &subnet, placement.address, placement.ipv6)?;
+            let more = (0..number)
+                .map(|n| addresses::take(tx, &subnet, interface.id, secondary.get(n).copied()))
+                .collect::<Result<_, _>>()?;
+            let row = Membership {
+                interface,
+                instance: None,
+                device: 0,
+                groups,
+                host_access: false,
+                secondary: more,
+                forwards: false,
+                stays: true,
+                description: placement.description.clone(),
+                attached: None,
+            };
+            tx.put(&row)?;
+            also(tx, &row.interface.id.to_string())?;
+            Ok(row)
+        })
+    }
+
+    /// Deletes an interface that is of no instance.
+    pub fn delete_interface(&self, id: InterfaceId) -> Result<(), NetworkError> {
+        let vpc = transact(self.store, |tx| {
+            let row = tx.get::<Membership>(&id)?.ok_or(NetworkError::NoInterface(id))?;
+            if let Some(instance) = row.instance {
+                return Err(NetworkError::InterfaceAttached { interface: id, instance });
+            }
+            tx.put(&Membership { stays: false, ..row.clone() })?;
+            Self::give_back(tx, &row.interface)?;
+            Ok(row.interface.subnet.vpc)
+        })?;
+        // Routes may have led to it.
+        self.apply(vpc)
+    }
+
+    /// Whether an interface stays when its instance goes.
+    pub fn set_stays(&self, interface: InterfaceId, stays: bool) -> Result<(), NetworkError> {
+        self.change_interface(interface, |_, row| {
+            row.stays = stays;
+            Ok(())
+        })
+    }
+
+    /// Says what an interface is for.
+    pub fn describe_interface(&self, interface: InterfaceId, text: &str) -> Result<(), NetworkError> {
+        self.change_interface(interface, |_, row| {
+            text.clone_into(&mut row.description);
+            Ok(())
+        })
+    }
+
     /// Gives an interface more private addresses of its subnet: those that are wanted, or `count` that
     /// are free. Answers the new ones.
     pub fn assign_addresses(
@@ -29,7 +151,7 @@ impl Networks<'_> {
             }
             let mut new = Vec::new();
             for n in 0..number {
-                new.push(take(tx, &row.interface.subnet, interface, wanted.get(n).copied())?);
+                new.push(addresses::take(tx, &row.interface.subnet, interface, wanted.get(n).copied())?);
             }
             row.secondary.extend(&new);
             Ok(new)

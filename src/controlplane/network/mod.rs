@@ -9,11 +9,14 @@ mod addresses;
 mod elastic;
 mod error;
 mod fabric;
+mod gateways;
 mod groups;
 mod host_fabric;
 mod interfaces;
 mod ipv6;
 mod prefix_lists;
+mod route_tables;
+mod routing_error;
 mod rule_spec;
 mod service;
 
@@ -23,15 +26,18 @@ pub(crate) use elastic::elastic_of;
 pub use elastic::{Association, ElasticAddress, Moved};
 pub use error::NetworkError;
 pub use fabric::{Attached, FabricError, NetworkFabric, NicRequest};
+pub use gateways::{InternetGateway, NatGateway};
 pub use groups::{DEFAULT_GROUP, MAX_GROUPS_PER_INTERFACE, MAX_RULES, Membership, SecurityGroup};
 pub use host_fabric::HostFabric;
 pub use interfaces::MAX_ADDRESSES;
 pub use ipv6::Ipv6Wish;
 pub use kiln_hostnet::{Count, Counters, InterfaceCounters, Ipv6Plan, PolicySource, Public, Published};
-pub use prefix_lists::PrefixList;
+pub use prefix_lists::{PrefixList, PrefixListChange, PrefixListEntry};
+pub use route_tables::{MainTable, RouteTable, RouteTables, RouteTarget, TableAssociation, TableRoute};
+pub use routing_error::RoutingError;
 pub use rule_spec::{PeerSpec, RuleSpec};
 pub(crate) use service::policy_source;
-pub use service::{Explanation, MAX_INTERFACES, Networks, Placement, Reason};
+pub use service::{Also, Explanation, MAX_INTERFACES, Networks, Placement, Reason};
 
 #[cfg(test)]
 mod tests;

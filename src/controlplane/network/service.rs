@@ -18,7 +18,7 @@ use kiln_model::{
 use super::addresses::{DEFAULT_NAME, DefaultSubnet, ensure_default_subnet, release, reserve};
 use super::groups::{self, Membership, SecurityGroup, touch, touch_last};
 use super::{Interface, Ipv6Wish, NetworkError, NetworkFabric, PrefixList, RuleSpec, Subnet, Vpc};
-use super::{acls, elastic};
+use super::{acls, elastic, gateways, interfaces, route_tables};
 use crate::state::{Store, StoreError, Transaction, transact};
 
 /// VPCs in one state directory.
@@ -42,6 +42,10 @@ pub struct Networks<'a> {
     pub(crate) range: Ipv4Cidr,
 }
 
+/// What else the transaction shall write that makes a resource of this id, such as its tags. It may run several
+/// times; its error undoes all.
+pub type Also<'a> = dyn FnMut(&mut Transaction<'_>, &str) -> Result<(), StoreError> + 'a;
+
 /// Where a new interface shall be and what it is open to.
 #[derive(Debug, Clone, Default)]
 pub struct Placement {
@@ -59,6 +63,12 @@ pub struct Placement {
     pub public_ip: bool,
     /// Ports of the host that lead to it; then it gets a public address as well.
     pub publish: Vec<Published>,
+    /// An interface that is there already, and of no instance; then nothing of the above but the last two.
+    pub interface: Option<InterfaceId>,
+    /// Whether it stays when the instance goes.
+    pub stays: bool,
+    /// What it is for.
+    pub description: String,
 }
 
 /// Why a packet would pass or not.
@@ -121,14 +131,34 @@ impl<'a> Networks<'a> {
         found.next().ok_or_else(|| NetworkError::NoVpc(wanted.to_owned()))
     }
 
-    /// Makes a VPC with its default group. Ranges may overlap those of others: each VPC is a world
-    /// of its own.
+    /// Makes a VPC with its default group and a gateway for everybody. Ranges may overlap those of others:
+    /// each VPC is a world of its own.
     /// `ipv6`: with an IPv6 range, this one or one that Kiln chooses.
     pub fn create_vpc(
         &self,
         cidr: Ipv4Cidr,
         ipv6: Option<Option<Ipv6Cidr>>,
         name: Option<&str>,
+    ) -> Result<Vpc, NetworkError> {
+        self.make_vpc(cidr, ipv6, name, true)
+    }
+
+    /// As [`Networks::create_vpc`], without a gateway: nothing goes out until a route says so.
+    pub fn create_closed_vpc(
+        &self,
+        cidr: Ipv4Cidr,
+        ipv6: Option<Option<Ipv6Cidr>>,
+        name: Option<&str>,
+    ) -> Result<Vpc, NetworkError> {
+        self.make_vpc(cidr, ipv6, name, false)
+    }
+
+    fn make_vpc(
+        &self,
+        cidr: Ipv4Cidr,
+        ipv6: Option<Option<Ipv6Cidr>>,
+        name: Option<&str>,
+        open: bool,
     ) -> Result<Vpc, NetworkError> {
         if !PREFIXES.contains(&cidr.prefix_len()) {
             return Err(NetworkError::VpcRange(cidr));
@@ -142,6 +172,7 @@ impl<'a> Networks<'a> {
             }
             tx.put(&vpc)?;
             groups::ensure_default_group(tx, vpc.id)?;
+            route_tables::make_main(tx, vpc.id, open)?;
             Ok(vpc.clone())
         })
     }
@@ -159,6 +190,7 @@ impl<'a> Networks<'a> {
             if let Some(group) = groups.iter().find(|group| group.name != groups::DEFAULT_GROUP) {
                 return Err(in_use(format!("security group {group}")));
             }
+            route_tables::remove_of_vpc(tx, id)?;
             acls::remove_of_vpc(tx, id)?;
             for group in &groups {
                 groups::remove(tx, group)?;
@@ -194,9 +226,19 @@ impl<'a> Networks<'a> {
             let ipv6 = ipv6.map(|wish| super::ipv6::subnet_range(tx, &row, wish)).transpose()?;
             let vpc_ipv6 = ipv6.and(row.ipv6);
             let name = name.map(str::to_owned);
-            let subnet = Subnet { id, vpc, vpc_cidr: row.cidr, cidr, vpc_ipv6, ipv6, name };
+            let map_public = None;
+            let subnet = Subnet { id, vpc, vpc_cidr: row.cidr, cidr, vpc_ipv6, ipv6, name, map_public };
             tx.put(&subnet)?;
             Ok(subnet)
+        })
+    }
+
+    /// Whether instances in a subnet get a public address when nothing is said.
+    pub fn set_map_public(&self, subnet: SubnetId, maps: bool) -> Result<(), NetworkError> {
+        transact(self.store, |tx| {
+            let mut subnet = find_subnet(tx, &subnet.to_string())?;
+            subnet.map_public = Some(maps);
+            Ok(tx.put(&subnet)?)
         })
     }
 
@@ -208,13 +250,18 @@ impl<'a> Networks<'a> {
             // Others may look for overlaps at this moment.
             touch(tx, &subnet.vpc)?;
             if let Some(user) = tx.list::<Membership>()?.iter().find(|m| m.interface.subnet.id == subnet.id) {
-                let (what, by) = (subnet.id.to_string(), user.instance.to_string());
+                let (what, by) = (subnet.id.to_string(), user.held_by());
                 return Err(NetworkError::InUse { what, by });
             }
             if tx.get::<DefaultSubnet>(&DEFAULT_NAME.to_owned())?.is_some_and(|d| d.subnet == subnet.id) {
                 tx.remove::<DefaultSubnet>(&DEFAULT_NAME.to_owned());
             }
+            if let Some(nat) = gateways::nat_in(tx, subnet.id)? {
+                let (what, by) = (subnet.id.to_string(), nat.id.to_string());
+                return Err(NetworkError::InUse { what, by });
+            }
             acls::remove_of_subnet(tx, subnet.id);
+            route_tables::remove_of_subnet(tx, subnet.id);
             tx.remove::<Subnet>(&subnet.id);
             Ok(())
         })
@@ -344,7 +391,10 @@ impl<'a> Networks<'a> {
             let vpc = row.interface.subnet.vpc;
             let mut groups = groups::find_for_interface(tx, vpc, wanted)?;
             for id in &row.groups {
-                if tx.get::<SecurityGroup>(id)?.is_some_and(|group| group.owner == Some(row.instance)) {
+                if tx
+                    .get::<SecurityGroup>(id)?
+                    .is_some_and(|group| group.owner.is_some() && group.owner == row.instance)
+                {
                     groups.insert(*id);
                 }
             }
@@ -368,7 +418,9 @@ impl<'a> Networks<'a> {
             return Err(NetworkError::Limit { what: "interfaces of an instance", limit: MAX_INTERFACES });
         }
         // Who says nothing of groups means a machine of his own that he can reach.
-        let silent = |placement: &Placement| placement.groups.is_empty() && placement.allow.is_empty();
+        let silent = |placement: &Placement| {
+            placement.groups.is_empty() && placement.allow.is_empty() && placement.interface.is_none()
+        };
         let host_access = silent(primary) && more.iter().all(silent);
         let first = Self::place(tx, default, (instance, 0), primary, host_access)?;
         let mut others = Vec::new();
@@ -385,13 +437,16 @@ impl<'a> Networks<'a> {
 
     /// Reserves an interface of a new instance, by its device number, as part of `tx`. `host_access`: the host
     /// may connect to it whatever its groups say.
-    pub(super) fn place(
+    pub(crate) fn place(
         tx: &mut Transaction<'_>,
         default: &Subnet,
         (instance, device): (InstanceId, u32),
         placement: &Placement,
         host_access: bool,
     ) -> Result<Interface, NetworkError> {
+        if let Some(id) = placement.interface {
+            return interfaces::take(tx, id, (instance, device), placement.stays);
+        }
         let subnet = match &placement.subnet {
             Some(wanted) => find_subnet(tx, wanted)?,
             None => default.clone(),
@@ -414,19 +469,25 @@ impl<'a> Networks<'a> {
         let interface = reserve(tx, &subnet, placement.address, placement.ipv6)?;
         tx.put(&Membership {
             interface: interface.clone(),
-            instance,
+            instance: Some(instance),
             device,
             groups,
             host_access,
             secondary: Vec::new(),
             forwards: false,
+            stays: placement.stays,
+            description: placement.description.clone(),
+            attached: None,
         })?;
         Ok(interface)
     }
 
-    /// Gives an interface's address back, as part of `tx`.
+    /// Gives an interface's address back, as part of `tx`; one that stays has no instance any more.
     pub(crate) fn give_back(tx: &mut Transaction<'_>, interface: &Interface) -> Result<(), StoreError> {
         if let Some(row) = tx.get::<Membership>(&interface.id)? {
+            if row.stays {
+                return interfaces::let_go(tx, row);
+            }
             row.secondary.iter().for_each(|address| release(tx, interface.subnet.id, *address));
         }
         release(tx, interface.subnet.id, interface.address);
@@ -528,12 +589,14 @@ fn policy(store: &dyn Store, vpc: VpcId) -> Result<NetworkPolicy, StoreError> {
             };
             (row.interface.id, member)
         };
+        let route_tables::Ways { routing, tables } = route_tables::of_vpc(tx, vpc)?;
         Ok(NetworkPolicy {
             interfaces: members.map(member).collect(),
             groups: groups.map(|group| (group.id, group.rules)).collect(),
             prefix_lists: tx.list::<PrefixList>()?.into_iter().map(|list| (list.id, list.ranges)).collect(),
             subnets: acls::of_vpc(tx, vpc)?,
-            ..NetworkPolicy::default()
+            routing,
+            tables,
         })
     })
 }

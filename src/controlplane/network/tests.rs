@@ -1,5 +1,7 @@
 //! The service on a real store, with a fabric that only remembers.
 
+mod routing;
+
 use std::sync::Mutex;
 
 use kiln_model::security::{AclEntry, Direction, NetworkPolicy, Peer};
@@ -292,8 +294,10 @@ fn interfaces_of_one_instance_are_in_one_vpc_each_with_its_own_groups() {
     assert!(rows.iter().all(|row| !row.host_access));
     assert_eq!((row.device, rows.iter().map(|row| row.device).sum::<u32>()), (2, 3));
     let elastic = networks.allocate_address().unwrap().address;
-    assert_eq!(code(networks.associate_address(elastic, others[1].id, false)), "UnsupportedOperation");
-    networks.associate_address(elastic, first.id, false).unwrap();
+    let (_, moved) = networks.associate_address(elastic, others[1].id, false).unwrap();
+    assert_eq!(moved, [], "the instance shows the public address of its primary interface");
+    let (association, moved) = networks.associate_address(elastic, first.id, true).unwrap();
+    assert_eq!(moved, [(association.instance.unwrap(), Some(elastic))]);
     assert_eq!(code(place(&[there])), "InvalidIPAddress.InUse");
     assert_eq!(code(place(&vec![Placement::default(); 8])), "AttachmentLimitExceeded");
     assert_eq!(networks.memberships().unwrap().len(), 3, "all of them or none");
@@ -415,7 +419,7 @@ fn prefix_list_in_use_is_not_deleted_and_changes_at_once() -> Result<(), StoreEr
     networks.authorize(group.id, IN, &rules(&[&format!("tcp:22:{}", list.id)])).unwrap();
     assert_eq!(code(networks.delete_prefix_list(list.id)), "DependencyViolation");
     let ranges = ["10.0.0.0/8", "192.0.2.0/24", "198.51.100.0/24"].map(|range| range.parse().unwrap());
-    assert_eq!(code(networks.set_prefix_list(list.id, &ranges)), "ResourceLimitExceeded");
+    assert_eq!(code(networks.set_prefix_list(list.id, &ranges)), "PrefixListMaxEntriesExceeded");
     networks.set_prefix_list(list.id, &ranges[..2]).unwrap();
     assert_eq!(bench.policy().prefix_lists[&list.id], ranges[..2]);
     Ok(())
@@ -470,7 +474,7 @@ fn network_acls_are_in_force_where_they_say_something() {
     networks.set_acl_entry(default.id, &deny, false).unwrap();
     assert_eq!(bench.policy().subnets[&subnet.id].entries.len(), 3);
     // One that is made denies everything until it says otherwise.
-    let own = networks.create_acl(bench.vpc(), "own").unwrap();
+    let own = networks.create_acl(bench.vpc(), Some("own"), &mut |_, _| Ok(())).unwrap();
     networks.associate_acl(own.id, &subnet.id.to_string()).unwrap();
     assert_eq!(bench.policy().subnets[&subnet.id].entries, []);
     assert_eq!(code(networks.delete_acl(own.id)), "DependencyViolation");
@@ -484,7 +488,7 @@ fn network_acls_are_in_force_where_they_say_something() {
 fn refused_acl_entries_change_nothing() {
     let bench = Bench::new();
     let networks = bench.networks();
-    let acl = networks.create_acl(bench.vpc(), "own").unwrap();
+    let acl = networks.create_acl(bench.vpc(), Some("own"), &mut |_, _| Ok(())).unwrap();
     let deny = |number| acl_entry(number, false, "tcp:22:0.0.0.0/0");
     networks.set_acl_entry(acl.id, &deny(5), false).unwrap();
     let before = networks.network_acls().unwrap();
@@ -497,7 +501,10 @@ fn refused_acl_entries_change_nothing() {
     assert_eq!(code(networks.remove_acl_entry(acl.id, IN, 9)), "InvalidNetworkAclEntry.NotFound");
     let default = networks.default_acl(bench.vpc()).unwrap();
     assert_eq!(code(networks.delete_acl(default.id)), "InvalidParameterValue");
-    assert_eq!(code(networks.create_acl(bench.vpc(), "own")), "InvalidParameterValue");
+    assert_eq!(
+        code(networks.create_acl(bench.vpc(), Some("own"), &mut |_, _| Ok(()))),
+        "InvalidParameterValue"
+    );
     assert_eq!(code(networks.associate_acl(acl.id, "nowhere")), "InvalidSubnetID.NotFound");
     assert_eq!(networks.network_acls().unwrap(), before);
     assert_eq!(set(&acl_entry(5, true, "tcp:22:0.0.0.0/0"), true), "no error");
@@ -512,7 +519,7 @@ fn vpc_goes_with_its_default_acl_and_not_with_others() {
     let bench = Bench::new();
     let networks = bench.networks();
     let vpc = networks.create_vpc("10.9.0.0/16".parse().unwrap(), None, None).unwrap().id;
-    let acl = networks.create_acl(vpc, "own").unwrap();
+    let acl = networks.create_acl(vpc, Some("own"), &mut |_, _| Ok(())).unwrap();
     assert_eq!(code(networks.delete_vpc(vpc)), "DependencyViolation");
     networks.delete_acl(acl.id).unwrap();
     networks.delete_vpc(vpc).unwrap();

@@ -24,6 +24,7 @@ mod attribute;
 mod capture;
 mod error;
 mod import;
+mod interfaces;
 mod notices;
 mod recover;
 mod settings;

@@ -1,0 +1,144 @@
+"""Interfaces that instances are launched with, get and lose, with boto3 on running machines."""
+
+import os
+import subprocess
+
+import boto3
+from client import client, code, same
+
+ec2 = client("ec2")
+resource = boto3.resource("ec2")
+image = ec2.register_image(Name="guest-of-interfaces", ImageLocation=os.environ["KILN_TEST_IMAGE"])["ImageId"]
+ec2.get_waiter("image_available").wait(ImageIds=[image])
+
+# A VPC with a public and a private subnet.
+vpc = ec2.create_vpc(CidrBlock="10.81.0.0/16")["Vpc"]["VpcId"]
+gateway = ec2.create_internet_gateway()["InternetGateway"]["InternetGatewayId"]
+ec2.attach_internet_gateway(InternetGatewayId=gateway, VpcId=vpc)
+front = ec2.create_subnet(VpcId=vpc, CidrBlock="10.81.1.0/24")["Subnet"]["SubnetId"]
+back = ec2.create_subnet(VpcId=vpc, CidrBlock="10.81.2.0/24")["Subnet"]["SubnetId"]
+table = ec2.create_route_table(VpcId=vpc)["RouteTable"]["RouteTableId"]
+ec2.create_route(RouteTableId=table, DestinationCidrBlock="0.0.0.0/0", GatewayId=gateway)
+ec2.associate_route_table(RouteTableId=table, SubnetId=front)
+ec2.modify_subnet_attribute(SubnetId=front, MapPublicIpOnLaunch={"Value": True})
+
+# Two interfaces, one for the launch, one for later.
+first = ec2.create_network_interface(SubnetId=front, Description="first")["NetworkInterface"]["NetworkInterfaceId"]
+second = ec2.create_network_interface(SubnetId=back)["NetworkInterface"]["NetworkInterfaceId"]
+wish = {"ImageId": image, "InstanceType": "t3.nano", "MinCount": 1, "MaxCount": 1}
+
+
+def with_interface(**more):
+    return {**wish, "NetworkInterfaces": [{"DeviceIndex": 0, "NetworkInterfaceId": first, **more}]}
+
+
+for change, expected in [
+    ({"NetworkInterfaces": [{"DeviceIndex": 0, "NetworkInterfaceId": "eni-00000000000000001"}]}, "InvalidNetworkInterfaceID.NotFound"),
+    ({"NetworkInterfaces": [{"DeviceIndex": 0, "NetworkInterfaceId": "eni-1"}]}, "InvalidNetworkInterfaceID.Malformed"),
+    ({"NetworkInterfaces": [{"DeviceIndex": 0, "NetworkInterfaceId": first, "SubnetId": front}]}, "InvalidParameterCombination"),
+    ({"MaxCount": 2, **with_interface(), "MaxCount": 2}, "InvalidParameterCombination"),
+]:
+    same(code(ec2.run_instances, **{**wish, **change}), expected)
+same(resource.NetworkInterface(first).status, "available")
+elastic = ec2.allocate_address(Domain="vpc")
+ec2.associate_address(AllocationId=elastic["AllocationId"], NetworkInterfaceId=first)
+instance = resource.Instance(ec2.run_instances(**with_interface())["Instances"][0]["InstanceId"])
+same(code(ec2.run_instances, **with_interface()), "InvalidNetworkInterface.InUse")
+instance.wait_until_running()
+own = resource.NetworkInterface(first)
+same((own.status, own.attachment["InstanceId"], own.attachment["DeleteOnTermination"]), ("in-use", instance.id, False))
+instance.reload()
+same((instance.subnet_id, instance.public_ip_address), (front, elastic["PublicIp"]))
+same([i["Description"] for i in instance.network_interfaces_attribute], ["first"])
+same(code(ec2.delete_network_interface, NetworkInterfaceId=first), "InvalidNetworkInterface.InUse")
+
+
+
+# What the tables say is in the kernel while the machine runs.
+def kernel(*what):
+    command = ["ip", "-n", f"kiln-{vpc[-12:]}", *what]
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+
+
+def ways():
+    """Links by which each table of the VPC goes out, by destination."""
+    routes = [line.split() for line in kernel("route", "show", "table", "all").splitlines()]
+    routes = [words for words in routes if "table" in words and words[words.index("table") + 1].startswith("100")]
+    return {words[0]: words[words.index("dev") + 1] for words in routes if words[0] != "blackhole"}
+
+
+same("fwmark" in kernel("rule", "show"), True)
+same(ways(), {"default": "igw0"})
+nat_address = ec2.allocate_address(Domain="vpc")
+nat = ec2.create_nat_gateway(SubnetId=front, AllocationId=nat_address["AllocationId"])["NatGateway"]["NatGatewayId"]
+main = ec2.describe_route_tables(Filters=[{"Name": "vpc-id", "Values": [vpc]}, {"Name": "association.main", "Values": ["true"]}])["RouteTables"][0]["RouteTableId"]
+ec2.create_route(RouteTableId=main, DestinationCidrBlock="203.0.113.0/24", NatGatewayId=nat)
+same(ways(), {"default": "igw0", "203.0.113.0/24": f"nt{nat[-12:]}"})
+ec2.delete_nat_gateway(NatGatewayId=nat)
+same(ways(), {"default": "igw0"})
+same(f"nt{nat[-12:]}" in kernel("-o", "link", "show"), False)
+ec2.delete_route(RouteTableId=main, DestinationCidrBlock="203.0.113.0/24")
+ec2.release_address(AllocationId=nat_address["AllocationId"])
+ec2.delete_route(RouteTableId=table, DestinationCidrBlock="0.0.0.0/0")
+same(ways(), {})
+ec2.create_route(RouteTableId=table, DestinationCidrBlock="0.0.0.0/0", GatewayId=gateway)
+
+# Another one, while it is stopped.
+attach = {"InstanceId": instance.id, "NetworkInterfaceId": second}
+same(code(ec2.attach_network_interface, DeviceIndex=1, **attach), "IncorrectState")
+instance.stop()
+instance.wait_until_stopped()
+same(code(ec2.attach_network_interface, DeviceIndex=3, **attach), "InvalidParameterValue")
+same(code(ec2.attach_network_interface, DeviceIndex=1, InstanceId=instance.id, NetworkInterfaceId=first), "InvalidNetworkInterface.InUse")
+same(code(ec2.attach_network_interface, DeviceIndex=1, InstanceId="i-00000000000000001", NetworkInterfaceId=second), "InvalidInstanceID.NotFound")
+elsewhere = ec2.create_network_interface(SubnetId=ec2.describe_subnets(Filters=[{"Name": "default-for-az", "Values": ["true"]}])["Subnets"][0]["SubnetId"])
+elsewhere = elsewhere["NetworkInterface"]["NetworkInterfaceId"]
+same(code(ec2.attach_network_interface, DeviceIndex=1, InstanceId=instance.id, NetworkInterfaceId=elsewhere), "InvalidParameterCombination")
+ec2.delete_network_interface(NetworkInterfaceId=elsewhere)
+attachment = ec2.attach_network_interface(DeviceIndex=1, **attach)["AttachmentId"]
+ec2.modify_network_interface_attribute(NetworkInterfaceId=second, Attachment={"AttachmentId": attachment, "DeleteOnTermination": True})
+extra = ec2.allocate_address(Domain="vpc")
+ec2.associate_address(AllocationId=extra["AllocationId"], NetworkInterfaceId=second)
+instance.start()
+instance.wait_until_running()
+instance.reload()
+same([i["NetworkInterfaceId"] for i in instance.network_interfaces_attribute], [first, second])
+same([i["Attachment"]["DeleteOnTermination"] for i in instance.network_interfaces_attribute], [False, True])
+same([i["Association"]["PublicIp"] for i in instance.network_interfaces_attribute], [elastic["PublicIp"], extra["PublicIp"]])
+same(code(ec2.detach_network_interface, AttachmentId=attachment), "IncorrectState")
+
+# A route by way of it, as long as it runs and forwards.
+ec2.create_route(RouteTableId=table, DestinationCidrBlock="192.0.2.0/24", NetworkInterfaceId=second)
+same(code(ec2.create_route, RouteTableId=table, DestinationCidrBlock="198.51.100.0/24", InstanceId=instance.id), "InvalidInstanceID")
+
+
+def state():
+    routes = ec2.describe_route_tables(RouteTableIds=[table])["RouteTables"][0]["Routes"]
+    return next(r["State"] for r in routes if r["DestinationCidrBlock"] == "192.0.2.0/24")
+
+
+same(state(), "active")
+instance.stop()
+instance.wait_until_stopped()
+same(state(), "blackhole")
+ec2.detach_network_interface(AttachmentId=attachment)
+same(resource.NetworkInterface(second).status, "available")
+same(code(ec2.detach_network_interface, AttachmentId=attachment), "InvalidAttachmentID.NotFound")
+ec2.attach_network_interface(DeviceIndex=1, **attach)
+ec2.modify_network_interface_attribute(NetworkInterfaceId=second, Attachment={"AttachmentId": attachment, "DeleteOnTermination": True})
+
+# The one that stays is there after the end, the other one is not.
+instance.terminate()
+instance.wait_until_terminated()
+same([i["NetworkInterfaceId"] for i in ec2.describe_network_interfaces()["NetworkInterfaces"]], [first])
+same(resource.NetworkInterface(first).status, "available")
+ec2.delete_network_interface(NetworkInterfaceId=first)
+for address in [elastic, extra]:
+    ec2.release_address(AllocationId=address["AllocationId"])
+mapped = resource.Instance(ec2.run_instances(SubnetId=front, **wish)["Instances"][0]["InstanceId"])
+mapped.wait_until_running()
+mapped.reload()
+same(mapped.public_ip_address is not None, True)
+mapped.terminate()
+mapped.wait_until_terminated()
+print("done")
