@@ -116,6 +116,7 @@ fn network_acls_are_made_filled_given_to_subnets_and_removed() {
     assert!(words(&bench, "acl create edge --vpc blue").starts_with("acl-0"));
     words(&bench, "acl add edge 100 allow tcp:22:10.0.0.0/8 --vpc blue");
     words(&bench, "acl add edge 90 deny all:0.0.0.0/0 --egress --vpc blue");
+    words(&bench, "acl add edge 91 allow icmpv6:2001:db8::/32 --egress --vpc blue");
     words(&bench, "acl associate edge blue-2 --vpc blue");
     let list = words(&bench, "acl ls");
     for part in
@@ -127,7 +128,7 @@ fn network_acls_are_made_filled_given_to_subnets_and_removed() {
     for (line, word) in [
         ("acl add edge 100 allow all:0.0.0.0/0 --vpc blue", "--replace"),
         ("acl add edge 0 allow all:0.0.0.0/0 --vpc blue", "expected 1 to 32766"),
-        ("acl add edge 7 allow all:web --vpc blue", "about an IPv4 range"),
+        ("acl add edge 7 allow all:web --vpc blue", "about a range"),
         ("acl add edge 7 permit all:0.0.0.0/0 --vpc blue", "invalid value"),
         ("acl add edge 7 allow all:0.0.0.0/0", "there is no network ACL edge"),
         ("acl remove edge 8 --vpc blue", "has no entry 8"),

@@ -52,10 +52,13 @@ pub fn acl(state_dir: &Path, command: &AclCommand) -> Result<(), Failure> {
 }
 
 fn entry(args: &AclAddArgs) -> Result<AclEntry, Failure> {
-    let PeerSpec::Known(Peer::Ipv4(range)) = args.rule.peer else {
-        return Err(Failure::new(
-            "an entry of a network ACL is about an IPv4 range, such as 10.0.0.0/8".to_owned(),
-        ));
+    let range = match args.rule.peer {
+        PeerSpec::Known(Peer::Ipv4(range)) => range.into(),
+        PeerSpec::Known(Peer::Ipv6(range)) => range.into(),
+        _ => {
+            let text = "an entry of a network ACL is about a range, such as 10.0.0.0/8 or 2001:db8::/32";
+            return Err(Failure::new(text.to_owned()));
+        }
     };
     Ok(AclEntry {
         number: args.number,

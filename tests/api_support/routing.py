@@ -199,11 +199,21 @@ for change, expected in [
     ({"Protocol": "nonsense"}, "InvalidParameterValue"),
     ({"CidrBlock": "nonsense"}, "InvalidParameterValue"),
     ({"RuleAction": "perhaps"}, "InvalidParameterValue"),
-    ({"Ipv6CidrBlock": "::/0"}, "UnsupportedOperation"),
+    ({"Ipv6CidrBlock": "::/0"}, "InvalidParameterCombination"),
 ]:
     entry = {"RuleNumber": 120, "Protocol": "-1", "RuleAction": "allow", "Egress": True, "CidrBlock": ANYWHERE}
     same(code(ec2.create_network_acl_entry, NetworkAclId=acl.id, **{**entry, **change}), expected)
 same(code(ec2.delete_network_acl_entry, NetworkAclId=acl.id, RuleNumber=99, Egress=True), "InvalidNetworkAclEntry.NotFound")
+acl.create_entry(RuleNumber=130, Protocol="58", RuleAction="allow", Egress=True, Ipv6CidrBlock="2001:db8::/32", IcmpTypeCode={"Type": -1, "Code": -1})
+acl.reload()
+shown = next(e for e in acl.entries if e["RuleNumber"] == 130)
+same((shown.get("CidrBlock"), shown["Ipv6CidrBlock"], shown["IcmpTypeCode"]), (None, "2001:db8::/32", {"Type": -1, "Code": -1}))
+same(code(acl.create_entry, RuleNumber=130, Protocol="-1", RuleAction="allow", Egress=True, CidrBlock=ANYWHERE), "NetworkAclEntryAlreadyExists")
+same(code(acl.create_entry, RuleNumber=131, Protocol="-1", RuleAction="allow", Egress=True, Ipv6CidrBlock="nonsense"), "InvalidParameterValue")
+dual = ec2.create_vpc(CidrBlock="10.82.0.0/16", AmazonProvidedIpv6CidrBlock=True)["Vpc"]["VpcId"]
+entries = ec2.describe_network_acls(Filters=[{"Name": "vpc-id", "Values": [dual]}])["NetworkAcls"][0]["Entries"]
+same([e.get("Ipv6CidrBlock") for e in entries if e["RuleNumber"] == 101], ["::/0", "::/0"])
+ec2.delete_vpc(VpcId=dual)
 association = next(a for a in default["Associations"] if a["SubnetId"] == subnet)["NetworkAclAssociationId"]
 moved = acl.replace_association(AssociationId=association)["NewAssociationId"]
 acl.reload()

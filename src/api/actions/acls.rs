@@ -3,7 +3,7 @@
 use kiln_controlplane::metadata::ACCOUNT;
 use kiln_controlplane::network::{AclAssociation, NetworkAcl, Subnet};
 use kiln_controlplane::tags;
-use kiln_model::security::{AclEntry, Direction, Traffic};
+use kiln_model::security::{AclEntry, AclRange, Direction, Traffic};
 use kiln_model::{NetworkAclId, SubnetId};
 use serde_json::{Value, json};
 
@@ -19,7 +19,7 @@ input!(DeleteNetworkAcl { network_acl_id: String });
 input!(IcmpTypeCode { code: Option<i64>, r#type: Option<i64> });
 input!(PortRange { from: Option<i64>, to: Option<i64> });
 input!(EntryRequest { network_acl_id: String, rule_number: i64, protocol: String, rule_action: String, egress: bool,
-    cidr_block: Option<String>, icmp_type_code: Option<IcmpTypeCode>, port_range: Option<PortRange> });
+    cidr_block: Option<String>, ipv6_cidr_block: Option<String>, icmp_type_code: Option<IcmpTypeCode>, port_range: Option<PortRange> });
 input!(DeleteNetworkAclEntry { network_acl_id: String, rule_number: i64, egress: bool });
 input!(ReplaceNetworkAclAssociation { association_id: String, network_acl_id: String });
 listing!(DescribeNetworkAcls { network_acl_ids: Vec<String> });
@@ -33,6 +33,7 @@ const FILTERS: &Filters = &[
     ("association.network-acl-id", "Associations.NetworkAclId"),
     ("association.subnet-id", "Associations.SubnetId"),
     ("entry.cidr", "Entries.CidrBlock"),
+    ("entry.ipv6-cidr", "Entries.Ipv6CidrBlock"),
     ("entry.egress", "Entries.Egress"),
     ("entry.protocol", "Entries.Protocol"),
     ("entry.rule-action", "Entries.RuleAction"),
@@ -71,8 +72,10 @@ fn entry(entry: &AclEntry) -> Value {
     };
     let mut shown = json!({
         "RuleNumber": entry.number, "Protocol": number, "Egress": egress(entry.direction),
-        "RuleAction": if entry.allow { "allow" } else { "deny" }, "CidrBlock": entry.range.to_string(),
+        "RuleAction": if entry.allow { "allow" } else { "deny" },
     });
+    let member = if matches!(entry.range, AclRange::Ipv4(_)) { "CidrBlock" } else { "Ipv6CidrBlock" };
+    shown[member] = entry.range.to_string().into();
     match entry.traffic {
         Traffic::Tcp(_) | Traffic::Udp(_) => shown["PortRange"] = json!({"From": from, "To": to}),
         Traffic::Icmp(_) | Traffic::Icmpv6(_) => {
@@ -120,10 +123,16 @@ fn all(context: &Context<'_>) -> Result<Vec<Value>, ApiError> {
 impl EntryRequest {
     fn set(self, context: &Context<'_>, replace: bool) -> Answer {
         let acl: NetworkAclId = NETWORK_ACL.parse(&self.network_acl_id)?;
-        let range = self.cidr_block.ok_or_else(|| ApiError::missing("CidrBlock"))?;
-        let range = range.parse().map_err(|e| {
-            ApiError::value(format!("Value ({range}) for parameter cidrBlock is invalid. {e}"))
-        })?;
+        let range = match (self.cidr_block, self.ipv6_cidr_block) {
+            (Some(range), None) => AclRange::Ipv4(range.parse().map_err(|e| {
+                ApiError::value(format!("Value ({range}) for parameter cidrBlock is invalid. {e}"))
+            })?),
+            (None, Some(range)) => AclRange::Ipv6(vpcs::ipv6_range(&range)?),
+            (None, None) => return Err(ApiError::missing("CidrBlock")),
+            (Some(_), Some(_)) => {
+                return Err(ApiError::combination("An entry is about an IPv4 or an IPv6 range, not both"));
+            }
+        };
         let protocol = self.protocol.as_str();
         let (from, to) = match (protocol, self.icmp_type_code, self.port_range) {
             ("1" | "icmp" | "58" | "icmpv6", Some(icmp), _) => (icmp.r#type, icmp.code),

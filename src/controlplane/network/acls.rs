@@ -99,11 +99,15 @@ impl Networks<'_> {
             if let Some(row) = tx.get::<DefaultAcl>(&vpc)? {
                 return get(tx, row.acl);
             }
-            tx.get::<Vpc>(&vpc)?.ok_or_else(|| NetworkError::NoVpc(vpc.to_string()))?;
+            let row = tx.get::<Vpc>(&vpc)?.ok_or_else(|| NetworkError::NoVpc(vpc.to_string()))?;
             touch(tx, &vpc)?;
             let id = NetworkAclId::from_bits(rand::random());
             let name = "default".to_owned();
-            let acl = NetworkAcl { id, vpc, name, default: true, entries: AclEntry::all_pass() };
+            let mut entries = AclEntry::all_pass();
+            if row.ipv6.is_some() {
+                add_ipv6(&mut entries);
+            }
+            let acl = NetworkAcl { id, vpc, name, default: true, entries };
             tx.put(&DefaultAcl { vpc, acl: id })?;
             tx.put(&acl)?;
             Ok(acl)
@@ -241,6 +245,27 @@ impl Networks<'_> {
     }
 }
 
+/// Lets IPv6 pass as well, where the number is free.
+fn add_ipv6(entries: &mut Vec<AclEntry>) {
+    for new in AclEntry::all_pass_ipv6() {
+        if !entries.iter().any(|entry| (entry.direction, entry.number) == (new.direction, new.number)) {
+            entries.push(new);
+        }
+    }
+    entries.sort_by_key(|entry| (entry.direction, entry.number));
+}
+
+/// Lets IPv6 pass the default ACL of a VPC that gets it, as part of `tx`.
+pub(super) fn vpc_gets_ipv6(tx: &mut Transaction<'_>, vpc: VpcId) -> Result<(), StoreError> {
+    if let Some(default) = tx.get::<DefaultAcl>(&vpc)?
+        && let Some(mut acl) = tx.get::<NetworkAcl>(&default.acl)?
+    {
+        add_ipv6(&mut acl.entries);
+        tx.put(&acl)?;
+    }
+    Ok(())
+}
+
 fn get(tx: &mut Transaction<'_>, id: NetworkAclId) -> Result<NetworkAcl, NetworkError> {
     tx.get::<NetworkAcl>(&id)?.ok_or_else(|| NetworkError::NoAcl(id.to_string()))
 }
@@ -284,7 +309,9 @@ pub(super) fn of_vpc(
     let subnets = tx.list::<Subnet>()?.into_iter().filter(|subnet| subnet.vpc == vpc);
     let pair = |subnet: Subnet| {
         let entries = acl_of(&subnet)?.entries.clone();
-        let open = entries == AclEntry::all_pass();
+        let mut dual = AclEntry::all_pass();
+        add_ipv6(&mut dual);
+        let open = entries == AclEntry::all_pass() || entries == dual;
         (!open).then_some((subnet.id, SubnetAcl { cidr: subnet.cidr, ipv6: subnet.ipv6, entries }))
     };
     Ok(subnets.filter_map(pair).collect())

@@ -163,6 +163,7 @@ impl Networks<'_> {
             touch(tx, &id)?;
             vpc.ipv6 = Some(vpc_range(range)?);
             tx.put(&vpc)?;
+            super::acls::vpc_gets_ipv6(tx, id)?;
             for mut group in tx.list::<SecurityGroup>()?.into_iter().filter(|group| group.vpc == id) {
                 let mut egress = group.rules.iter().filter(|rule| rule.direction == Direction::Egress);
                 if let (Some(rule), None) = (egress.next(), egress.next())

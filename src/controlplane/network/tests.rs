@@ -459,7 +459,7 @@ fn elastic_address_moves_and_stays_when_its_instance_is_gone() {
 fn acl_entry(number: u16, allow: bool, rule: &str) -> AclEntry {
     let spec: RuleSpec = rule.parse().unwrap();
     let PeerSpec::Known(Peer::Ipv4(range)) = spec.peer else { panic!("{rule}") };
-    AclEntry { number, direction: IN, allow, traffic: spec.traffic, range }
+    AclEntry { number, direction: IN, allow, traffic: spec.traffic, range: range.into() }
 }
 
 #[test]

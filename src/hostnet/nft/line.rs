@@ -10,7 +10,7 @@ use std::fmt;
 use std::net::{Ipv4Addr, Ipv6Addr};
 
 use kiln_model::security::{
-    AclEntry, Direction, IcmpMatch, NetworkPolicy, Peer, PortRange, Rule, SubnetAcl, Traffic,
+    AclEntry, AclRange, Direction, IcmpMatch, NetworkPolicy, Peer, PortRange, Rule, SubnetAcl, Traffic,
 };
 use kiln_model::{Ipv4Cidr, Ipv6Cidr};
 
@@ -126,9 +126,13 @@ impl Line {
         let mut entries: Vec<_> = subnet.entries.iter().filter(|e| e.direction == direction).collect();
         entries.sort_by_key(|entry| entry.number);
         let line = |entry: &AclEntry| {
-            // There is no ICMPv6 over IPv4.
-            let possible = !matches!(entry.traffic, Traffic::Icmpv6(_));
-            let peer = PeerMatch::Ipv4(entry.range);
+            // There is no ICMPv6 over IPv4, and no ICMP over IPv6.
+            let (peer, possible) = match entry.range {
+                AclRange::Ipv4(range) => {
+                    (PeerMatch::Ipv4(range), !matches!(entry.traffic, Traffic::Icmpv6(_)))
+                }
+                AclRange::Ipv6(range) => (PeerMatch::Ipv6(range), !matches!(entry.traffic, Traffic::Icmp(_))),
+            };
             let matching = Match { direction, peer, traffic: entry.traffic };
             possible.then_some(Line::AclEntry { matching, allow: entry.allow })
         };

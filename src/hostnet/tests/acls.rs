@@ -31,7 +31,13 @@ fn cidr_last(range: &str) -> u8 {
 
 fn deny(number: u16, direction: Direction, from: i64, to: i64, range: &str) -> AclEntry {
     let traffic = Traffic::from_fields("tcp", Some(from), Some(to)).unwrap();
-    AclEntry { number, direction, allow: false, traffic, range: range.parse().unwrap() }
+    AclEntry {
+        number,
+        direction,
+        allow: false,
+        traffic,
+        range: range.parse::<kiln_model::Ipv4Cidr>().unwrap().into(),
+    }
 }
 
 fn with(entry: AclEntry) -> Vec<AclEntry> {

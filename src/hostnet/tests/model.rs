@@ -139,11 +139,12 @@ impl Dice {
         }
         for number in 2..2 + u16::try_from(self.below(10)).unwrap() {
             let direction = self.of(&[Direction::Ingress, Direction::Egress]);
-            let (allow, traffic, range) = (self.below(2) == 0, self.traffic(), self.range());
+            let (allow, traffic) = (self.below(2) == 0, self.traffic());
+            let range = if self.below(3) == 0 { self.range_v6().into() } else { self.range().into() };
             entries.push(AclEntry { number, direction, allow, traffic, range });
         }
         if self.below(4) > 0 {
-            entries.extend(AclEntry::all_pass());
+            entries.extend(AclEntry::all_pass().into_iter().chain(AclEntry::all_pass_ipv6()));
         }
         // The order of the numbers counts, not that of the list.
         entries.reverse();

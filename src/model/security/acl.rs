@@ -5,17 +5,58 @@
 //!               (not between interfaces of one subnet)
 //! ```
 //! Each packet is looked at, also of conversations that go on, and answers as well. The entry with
-//! the lowest number that matches decides; what none matches is denied. No entry is about IPv6.
+//! the lowest number that matches decides; what none matches is denied.
 
 use std::fmt;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use serde::{Deserialize, Serialize};
 
 use super::{Direction, Message, NetworkPolicy, Packet, Traffic};
 use crate::{Ipv4Cidr, Ipv6Cidr, SubnetId};
 
-/// One entry of a list. Entries are about IPv4.
+/// Addresses that an entry is about, of one family.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum AclRange {
+    /// IPv4.
+    Ipv4(Ipv4Cidr),
+    /// IPv6.
+    Ipv6(Ipv6Cidr),
+}
+
+impl AclRange {
+    fn contains(self, address: IpAddr) -> bool {
+        match (self, address) {
+            (AclRange::Ipv4(range), IpAddr::V4(address)) => range.contains(address),
+            (AclRange::Ipv6(range), IpAddr::V6(address)) => range.contains(address),
+            _ => false,
+        }
+    }
+}
+
+impl From<Ipv4Cidr> for AclRange {
+    fn from(range: Ipv4Cidr) -> Self {
+        AclRange::Ipv4(range)
+    }
+}
+
+impl From<Ipv6Cidr> for AclRange {
+    fn from(range: Ipv6Cidr) -> Self {
+        AclRange::Ipv6(range)
+    }
+}
+
+impl fmt::Display for AclRange {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            AclRange::Ipv4(range) => range.fmt(f),
+            AclRange::Ipv6(range) => range.fmt(f),
+        }
+    }
+}
+
+/// One entry of a list.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct AclEntry {
     /// Its place: 1 to 32766, each once per direction.
@@ -27,7 +68,7 @@ pub struct AclEntry {
     /// What; ports are those of the destination.
     pub traffic: Traffic,
     /// The address at the other end.
-    pub range: Ipv4Cidr,
+    pub range: AclRange,
 }
 
 /// A subnet and the lists at its edge, both directions in one.
@@ -71,14 +112,21 @@ impl AclEntry {
 
     /// Everything passes, both ways: what a default list says.
     pub fn all_pass() -> Vec<Self> {
-        let range = Ipv4Cidr::containing(Ipv4Addr::UNSPECIFIED, 0).expect("0 is a prefix length");
-        let entry =
-            |direction| AclEntry { number: 100, direction, allow: true, traffic: Traffic::All, range };
+        Self::both_ways(100, Ipv4Cidr::ANYWHERE.into())
+    }
+
+    /// The same over IPv6: what it says besides in a VPC that has it.
+    pub fn all_pass_ipv6() -> Vec<Self> {
+        let range = Ipv6Cidr::containing(Ipv6Addr::UNSPECIFIED, 0).expect("0 is a prefix length");
+        Self::both_ways(101, range.into())
+    }
+
+    fn both_ways(number: u16, range: AclRange) -> Vec<Self> {
+        let entry = |direction| AclEntry { number, direction, allow: true, traffic: Traffic::All, range };
         [Direction::Ingress, Direction::Egress].map(entry).to_vec()
     }
 
     fn matches(&self, direction: Direction, peer: IpAddr, message: Message) -> bool {
-        let IpAddr::V4(peer) = peer else { return false };
         self.direction == direction && self.range.contains(peer) && self.traffic.contains(message)
     }
 }
@@ -164,7 +212,13 @@ mod tests {
 
     fn deny(number: u16, direction: Direction, port: i64, range: &str) -> AclEntry {
         let traffic = Traffic::from_fields("tcp", Some(port), Some(port)).unwrap();
-        AclEntry { number, direction, allow: false, traffic, range: range.parse().unwrap() }
+        AclEntry {
+            number,
+            direction,
+            allow: false,
+            traffic,
+            range: range.parse::<Ipv4Cidr>().unwrap().into(),
+        }
     }
 
     #[test]
@@ -202,11 +256,18 @@ mod tests {
     }
 
     #[test]
-    fn no_entry_lets_ipv6_pass_the_edge() {
-        let policy = policy();
+    fn ipv6_passes_the_edge_by_entries_of_its_own() {
+        let mut policy = policy();
         let at = |third: u16| std::net::IpAddr::from([0xfd00, third, 0, 0, 0, 0, 0, 4]);
         let packet = |source, destination| Packet { source, destination, message: Message::Tcp { port: 1 } };
         assert_eq!(policy.acl_decisions(packet(at(1), at(2))), [AclDecision::Denied; 2]);
         assert_eq!(policy.acl_decisions(packet(at(1), at(1))), [AclDecision::NotAsked; 2]);
+        for subnet in policy.subnets.values_mut() {
+            subnet.entries = AclEntry::all_pass_ipv6();
+        }
+        let pass = AclDecision::Entry { number: 101, allow: true };
+        assert_eq!(policy.acl_decisions(packet(at(1), at(2))), [pass; 2]);
+        let ipv4 = policy.acl_decisions(tcp([10, 0, 1, 4], [10, 0, 2, 4], 22));
+        assert_eq!(ipv4, [AclDecision::Denied; 2], "::/0 is IPv6");
     }
 }

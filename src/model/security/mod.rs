@@ -17,7 +17,7 @@ mod routing;
 mod rule;
 mod traffic;
 
-pub use acl::{AclDecision, AclEntry, SubnetAcl};
+pub use acl::{AclDecision, AclEntry, AclRange, SubnetAcl};
 pub use policy::{Decision, Member, Message, NetworkPolicy, Packet, Verdict};
 pub use routing::{Route, SubnetRouting, TableNumber, Way};
 pub use rule::{Direction, Peer, Rule};

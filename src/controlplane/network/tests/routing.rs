@@ -294,3 +294,26 @@ fn prefix_list_changes_by_its_version() {
     networks.apply(bench.vpc()).unwrap();
     assert_eq!(bench.policy().prefix_lists[&list.id], changed.ranges);
 }
+
+#[test]
+fn entry_of_an_acl_reads_back_as_it_was_written_and_as_of_before_there_was_ipv6() {
+    let all = [AclEntry::all_pass(), AclEntry::all_pass_ipv6()].concat();
+    let text = serde_json::to_string(&all).unwrap();
+    assert!(text.contains("\"range\":\"0.0.0.0/0\"") && text.contains("\"range\":\"::/0\""), "{text}");
+    assert_eq!(serde_json::from_str::<Vec<AclEntry>>(&text).unwrap(), all);
+}
+
+#[test]
+fn default_acl_lets_ipv6_pass_in_a_vpc_that_has_it() {
+    let bench = Bench::new();
+    let networks = bench.networks();
+    let (vpc, _) = bench.closed();
+    let acl = networks.default_acl(vpc).unwrap();
+    assert_eq!(acl.entries.len(), 2);
+    networks.add_ipv6_to_vpc(vpc, None).unwrap();
+    let entries = networks.default_acl(vpc).unwrap().entries;
+    assert_eq!(entries.iter().filter(|entry| entry.number == 101).count(), 2);
+    assert_eq!(bench.policy().subnets, [].into(), "nobody is asked where everything passes");
+    networks.remove_acl_entry(acl.id, IN, 101).unwrap();
+    assert_eq!(bench.policy().subnets.len(), 1);
+}
