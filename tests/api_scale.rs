@@ -79,8 +79,7 @@ impl World {
         let endpoint = Endpoint::of(&daemon);
         let image = daemon.path("disk.raw");
         std::fs::write(&image, cli_support::disk(7)).unwrap();
-        let registered = format!("Action=RegisterImage&Name=disk&ImageLocation={}", image.display());
-        let image = endpoint.ask(&registered).all("imageId").remove(0);
+        let image = endpoint.register(&image);
         let mut world = World { daemon, endpoint, instance: String::new(), image, copies: 0 };
         world.instance = world.launch().all("instanceId").remove(0);
         world.until(|states| states == ["running"]);

@@ -43,10 +43,7 @@ fn inside() {
     let mut daemon = Daemon::new_with(&own_host::variables(&vmm));
     let image = daemon.path("disk.raw");
     std::fs::write(&image, cli_support::disk(7)).unwrap();
-    let image = Endpoint::of(&daemon)
-        .ask(&format!("Action=RegisterImage&Name=disk&ImageLocation={}", image.display()))
-        .all("imageId")
-        .remove(0);
+    let image = Endpoint::of(&daemon).register(&image);
     let launch = format!("Action=RunInstances&InstanceType=t2.nano&MinCount=2&MaxCount=2&ImageId={image}");
     let ids = Endpoint::of(&daemon).ask(&launch).all("instanceId");
     let [ran, rested] = [&ids[0], &ids[1]];

@@ -84,6 +84,21 @@ impl Endpoint {
         self.connect().exchange(&self.request(parameters))
     }
 
+    /// Registers an image and waits until it is there; answers its id.
+    pub fn register(&self, path: &std::path::Path) -> String {
+        let wish = format!("Action=RegisterImage&Name=disk&ImageLocation={}", path.display());
+        let id = self.ask(&wish).all("imageId").remove(0);
+        let look = format!("Action=DescribeImages&ImageId.1={id}");
+        for _ in 0..3000 {
+            match self.ask(&look).all("imageState").first().map(String::as_str) {
+                Some("available") => return id,
+                // Lets others work; nothing depends on how long.
+                _ => std::thread::park_timeout(std::time::Duration::from_millis(20)),
+            }
+        }
+        unreachable!("{}", self.ask(&look).body)
+    }
+
     /// One of the daemon's counters.
     pub fn counter(&self, name: &str) -> u64 {
         let request = format!("GET /metrics HTTP/1.1\r\nhost: {}\r\n\r\n", self.authority);
