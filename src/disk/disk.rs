@@ -13,7 +13,7 @@ pub const SECTOR_SIZE: u64 = 512;
 ///
 /// All methods may block and may be called from several threads at once.
 pub trait Disk: Send + Sync {
-    /// Size in bytes, a multiple of 512.
+    /// Size in bytes, a multiple of 512. Only [`Disk::grow`] changes it.
     fn size(&self) -> u64;
 
     /// Whether writes are refused.
@@ -64,6 +64,13 @@ pub trait Disk: Send + Sync {
     /// [`Disk::flush`].
     fn flush_file(&self) -> Option<RawFd> {
         None
+    }
+
+    /// Makes the disk larger; what is new reads as zeroes, or as what the images below have there. A size that
+    /// it has already changes nothing, and it never becomes smaller. Returns when that is on stable storage.
+    fn grow(&self, size: u64) -> Result<(), DiskError> {
+        let _ = size;
+        Err(DiskError::Unsupported("growing an image of this format"))
     }
 
     /// Bytes that are best discarded together, a power of two of at least 512.

@@ -62,7 +62,8 @@ pub(super) fn grow_volume(dir: &StateDir, volume: &Volume) -> Result<(), VolumeE
     let file = OpenOptions::new().read(true).write(true).open(&path).map_err(failed("open", &path))?;
     flock(&file, FlockOperation::LockExclusive).map_err(|e| failed("lock", &path)(e.into()))?;
     kiln_disk::grow_overlay(&file, volume.size.as_bytes())
-        .map_err(|source| VolumeError::Disk { path, source: Box::new(source) })
+        .map_err(|source| VolumeError::Disk { path, source: Box::new(source) })?;
+    Ok(())
 }
 
 /// Opens all files of a volume, top first; only the first for writing, once nobody copies it. Say in a row

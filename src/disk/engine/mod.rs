@@ -3,6 +3,7 @@
 //! [`new_engine`] picks the implementation. All of its system resources are made there, so that a
 //! queue can be started later under a system call filter that allows no set-up.
 
+mod absent;
 mod slab;
 mod sync;
 mod uring;
@@ -31,6 +32,16 @@ pub fn new_engine(
             Ok(Box::new(SyncEngine::new(disk, mem)))
         }
     }
+}
+
+/// Makes an engine that has no disk yet: see [`Engine::serve`].
+pub fn new_spare_engine(mem: GuestMemoryMmap, depth: u16) -> Result<Box<dyn Engine>, DiskError> {
+    new_engine(Arc::new(absent::NoDisk), mem, depth)
+}
+
+/// Takes the disk from an engine, which may serve another one later.
+pub fn park(engine: &mut dyn Engine) {
+    engine.serve(Arc::new(absent::NoDisk));
 }
 
 /// One request. `segments` add up to the length of a read or write.
@@ -102,6 +113,9 @@ pub trait Engine: Send {
 
     /// Number of requests taken and not yet told by `poll`.
     fn in_flight(&self) -> usize;
+
+    /// Serves another disk from now on. Waits for what is in flight on the one before, whose results are lost.
+    fn serve(&mut self, disk: Arc<dyn Disk>);
 }
 
 #[cfg(test)]

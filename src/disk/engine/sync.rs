@@ -44,6 +44,11 @@ impl Engine for SyncEngine {
     fn in_flight(&self) -> usize {
         self.done.len()
     }
+
+    fn serve(&mut self, disk: Arc<dyn Disk>) {
+        self.done.clear();
+        self.disk = disk;
+    }
 }
 
 /// Carries out `op` now. Gives the emptied list of segments back beside the result.

@@ -397,3 +397,39 @@ fn four_engines_on_one_overlay() {
         }
     }
 }
+
+#[test]
+fn spare_engine_serves_one_disk_after_another_and_lets_go_of_each() {
+    let mem = mem();
+    let mut engine = new_spare_engine(mem.clone(), 8).unwrap();
+    let read = |segments| Op::Read { offset: 0, segments };
+    let segment = || vec![Segment { addr: GuestAddress(0), len: 512 }];
+    for pattern in [1u8, 2] {
+        let subject = overlay(SIZE);
+        let disk = Arc::clone(&subject.disk);
+        engine.serve(Arc::clone(&disk));
+        mem.write_slice(&[pattern; 512], GuestAddress(0)).unwrap();
+        engine.submit(1, Op::Write { offset: 0, segments: segment() });
+        engine.kick();
+        while engine.in_flight() > 0 {
+            engine.wait();
+            while let Some(done) = engine.poll() {
+                done.result.unwrap();
+            }
+        }
+        // Still on its way when the disk goes.
+        engine.submit(2, read(segment()));
+        engine.kick();
+        park(&mut *engine);
+        assert_eq!(engine.in_flight(), 0);
+        drop(subject.disk);
+        assert_eq!(Arc::strong_count(&disk), 1, "the engine has let go of it");
+        let mut found = [0; 512];
+        disk.read_exact_at(&mut found, 0).unwrap();
+        assert_eq!(found, [pattern; 512]);
+    }
+    engine.submit(3, read(segment()));
+    engine.kick();
+    engine.wait();
+    assert!(engine.poll().unwrap().result.is_err(), "there is nothing to read");
+}

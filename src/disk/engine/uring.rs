@@ -578,6 +578,16 @@ impl Engine for UringEngine {
     fn in_flight(&self) -> usize {
         self.in_flight
     }
+
+    fn serve(&mut self, disk: Arc<dyn Disk>) {
+        // Not one entry of the ring may name a file of the disk that goes.
+        while self.in_flight > 0 {
+            self.wait();
+            while self.poll().is_some() {}
+        }
+        self.disk = disk;
+        self.writes = Writes::Untried;
+    }
 }
 
 impl Drop for UringEngine {

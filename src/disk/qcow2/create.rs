@@ -87,10 +87,10 @@ pub(super) fn new_header(size: u64, l1_entries: u32, backing: Option<&Backing>) 
     }
 }
 
-/// Makes an overlay larger that [`create_overlay`] wrote and that nobody has open; what is new reads as what
-/// is below it, and beyond that as zeroes. Takes the same time for any size, and is done or not done, even if
-/// the host loses power.
-pub fn grow_overlay(file: &File, size_bytes: u64) -> Result<(), DiskError> {
+/// Makes an overlay larger that [`create_overlay`] wrote and that nobody else changes meanwhile; what is
+/// new reads as what is below it, and beyond that as zeroes. Takes the same time for any size, and is done or
+/// not done, even if the host loses power. Returns the number of entries of the L1 table.
+pub fn grow_overlay(file: &File, size_bytes: u64) -> Result<usize, DiskError> {
     let file_len = file_size(file)?;
     let header = Header::read(file, file_len)?;
     let l1_entries = GEOMETRY.l1_entries(size_bytes);
@@ -114,5 +114,7 @@ pub fn grow_overlay(file: &File, size_bytes: u64) -> Result<(), DiskError> {
         file.write_all_at(&fields, 24)?;
         file.sync_all()
     };
-    write().map_err(|source| DiskError::Io { action: "growing an overlay".to_owned(), source })
+    write().map_err(|source| DiskError::Io { action: "growing an overlay".to_owned(), source })?;
+    // At most 65536, see MAX_OVERLAY_SIZE.
+    Ok(l1_entries as usize)
 }

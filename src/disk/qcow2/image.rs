@@ -2,10 +2,12 @@
 
 use std::collections::{HashMap, HashSet};
 use std::fs::File;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 use super::alloc::{Allocator, read_zero_filled};
 use super::compressed::{InflateCache, inflate};
+use super::create::grow_overlay;
 use super::entry::{Compressed, Corrupt, Entry, Kind};
 use super::header::{Geometry, Header, bad, clear_autoclear};
 use super::tables::{Residence, Tables};
@@ -20,8 +22,8 @@ use crate::raw::file_size;
 pub(super) struct Image {
     pub file: ImageFile,
     pub geometry: Geometry,
-    /// Virtual size in bytes.
-    pub size: u64,
+    /// Virtual size in bytes. Grows under the lock of `state`, after the tables.
+    size: AtomicU64,
     /// Where the L1 table is in the file.
     pub l1_offset: u64,
     state: Mutex<State>,
@@ -110,13 +112,32 @@ impl Image {
         Ok(Self {
             file,
             geometry,
-            size: header.size,
+            size: AtomicU64::new(header.size),
             l1_offset: header.l1_offset,
             state: Mutex::new(State { tables, claimed: HashSet::new(), prepared: HashMap::new() }),
             freed: Condvar::new(),
             inflated: Mutex::default(),
             writer,
         })
+    }
+
+    /// Virtual size in bytes.
+    pub fn size(&self) -> u64 {
+        self.size.load(Ordering::Acquire)
+    }
+
+    /// Makes the disk larger, as [`super::grow_overlay`] does with a file that nobody has open.
+    pub fn grow(&self, size: u64) -> Result<(), DiskError> {
+        // Nobody writes tables back meanwhile, so none is written that the header does not have yet.
+        let writer = self.writer.as_ref().ok_or(DiskError::ReadOnly)?;
+        let _flushing = writer.flushing.lock().unwrap_or_else(PoisonError::into_inner);
+        if size == self.size() {
+            return Ok(());
+        }
+        let l1_entries = grow_overlay(&self.file, size)?;
+        self.state().tables.grow(l1_entries);
+        self.size.store(size, Ordering::Release);
+        Ok(())
     }
 
     pub fn state(&self) -> MutexGuard<'_, State> {

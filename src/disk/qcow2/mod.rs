@@ -107,7 +107,7 @@ impl Qcow2Disk {
         let mut below = self.below.iter();
         while let Some(image) = next {
             // What an image does not reach reads as zeroes, whatever is below it.
-            let Some(rest) = image.size.checked_sub(offset).filter(|&rest| rest > 0) else {
+            let Some(rest) = image.size().checked_sub(offset).filter(|&rest| rest > 0) else {
                 return Ok((Source::Zero, len));
             };
             let run = image.lookup(offset, len.min(rest))?;
@@ -169,7 +169,7 @@ impl Qcow2Disk {
 
 impl Disk for Qcow2Disk {
     fn size(&self) -> u64 {
-        self.top.size
+        self.top.size()
     }
 
     fn read_only(&self) -> bool {
@@ -177,13 +177,13 @@ impl Disk for Qcow2Disk {
     }
 
     fn read_at(&self, bufs: &[VolatileSlice<'_>], offset: u64) -> Result<(), DiskError> {
-        let len = check_range(offset, total_len(bufs), self.top.size)?;
+        let len = check_range(offset, total_len(bufs), self.top.size())?;
         self.read(bufs, offset, len)
     }
 
     fn write_at(&self, bufs: &[VolatileSlice<'_>], offset: u64) -> Result<(), DiskError> {
         self.check_writable()?;
-        let len = check_range(offset, total_len(bufs), self.top.size)?;
+        let len = check_range(offset, total_len(bufs), self.top.size())?;
         self.write(bufs, offset, len)
     }
 
@@ -193,18 +193,18 @@ impl Disk for Qcow2Disk {
 
     fn discard(&self, offset: u64, len: u64) -> Result<(), DiskError> {
         self.check_writable()?;
-        let len = check_range(offset, Some(len), self.top.size)?;
+        let len = check_range(offset, Some(len), self.top.size())?;
         self.zero(offset, len, write::Zeroing::Discard)
     }
 
     fn write_zeroes(&self, offset: u64, len: u64, unmap: bool) -> Result<(), DiskError> {
         self.check_writable()?;
-        let len = check_range(offset, Some(len), self.top.size)?;
+        let len = check_range(offset, Some(len), self.top.size())?;
         self.zero(offset, len, if unmap { write::Zeroing::Unmap } else { write::Zeroing::Keep })
     }
 
     fn extent(&self, offset: u64, len: u64, write: bool) -> Option<Extent> {
-        check_range(offset, Some(len), self.top.size).ok().filter(|&len| len > 0)?;
+        check_range(offset, Some(len), self.top.size()).ok().filter(|&len| len > 0)?;
         match self.find(offset, len).ok()? {
             (Source::File { file, offset, writable, .. }, len) if !write || (writable && !self.read_only) => {
                 Some(Extent { fd: file.as_raw_fd(), offset, len })
@@ -215,7 +215,7 @@ impl Disk for Qcow2Disk {
 
     fn prepare_write(&self, offset: u64, len: u64) -> Option<PreparedWrite> {
         self.check_writable().ok()?;
-        check_range(offset, Some(len), self.top.size).ok().filter(|&len| len > 0)?;
+        check_range(offset, Some(len), self.top.size()).ok().filter(|&len| len > 0)?;
         self.top.prepare_write(offset, len)
     }
 
@@ -226,6 +226,11 @@ impl Disk for Qcow2Disk {
     fn flush_file(&self) -> Option<RawFd> {
         let clean = !self.read_only && self.top.state().tables.is_clean();
         clean.then(|| self.top.file.as_raw_fd())
+    }
+
+    fn grow(&self, size: u64) -> Result<(), DiskError> {
+        self.check_writable()?;
+        self.top.grow(size)
     }
 
     fn discard_granularity(&self) -> u32 {

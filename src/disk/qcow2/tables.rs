@@ -88,6 +88,11 @@ impl Tables {
         })
     }
 
+    /// Gives the L1 table `entries` entries, if it has fewer. New ones map nothing.
+    pub fn grow(&mut self, entries: usize) {
+        self.l1.resize(entries.max(self.l1.len()), 0);
+    }
+
     pub fn slice_bytes(geometry: Geometry) -> u64 {
         SLICE_BYTES.min(geometry.cluster_size())
     }

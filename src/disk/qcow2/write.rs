@@ -149,7 +149,7 @@ impl Qcow2Disk {
             let start = geometry.in_cluster(at);
             let mut len = (end - at).min(geometry.cluster_size() - start);
             // The rest of the last unit belongs to nobody.
-            let whole = if at + len == self.top.size {
+            let whole = if at + len == self.top.size() {
                 covered(geometry, start, len.next_multiple_of(sub))
             } else {
                 covered(geometry, start, len)

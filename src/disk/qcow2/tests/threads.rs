@@ -90,3 +90,47 @@ fn all_kinds_of_changes_at_once() {
     check(top.path(), false);
     assert!(open_over(&top, None).get(size as usize, 0) == expected);
 }
+
+#[test]
+fn disk_grows_under_its_writers_and_loses_nothing() {
+    let base = raw_base(1 << 20);
+    let top = overlay(2 << 20, Some(&base.0));
+    let disk = open_over(&top, Some(&base.0));
+    let gib = 1u64 << 30;
+    std::thread::scope(|scope| {
+        for thread in 0..3u64 {
+            let disk = &disk;
+            scope.spawn(move || {
+                for n in 0..64 {
+                    disk.put(&[thread as u8 + 1; 4096], (n * 3 + thread) * 8192).unwrap();
+                    if n % 8 == 0 {
+                        disk.flush().unwrap();
+                    }
+                }
+            });
+        }
+        // Beyond what one L2 table maps, and again, and to the same size.
+        for size in [3 * gib, 5 * gib, 5 * gib] {
+            disk.grow(size).unwrap();
+            assert_eq!(disk.size(), size);
+            disk.put(&[9; 512], size - 512).unwrap();
+        }
+    });
+    for refused in [4 * gib, 5 * gib + 1, 1 << 60] {
+        assert!(disk.grow(refused).is_err(), "{refused}");
+    }
+    disk.flush().unwrap();
+    let looks_right = |disk: &dyn Disk| {
+        assert_eq!(disk.size(), 5 * gib);
+        for n in 0..192u64 {
+            assert_eq!(disk.get(4096, n * 8192), vec![(n % 3) as u8 + 1; 4096], "{n}");
+        }
+        assert_eq!(disk.get(512, 3 * gib - 512), vec![9; 512]);
+        assert_eq!(disk.get(512, 5 * gib - 512), vec![9; 512]);
+        assert_eq!(disk.get(512, 4 * gib), vec![0; 512]);
+    };
+    looks_right(&*disk);
+    drop(disk);
+    check(top.path(), false);
+    looks_right(&*open_over(&top, Some(&base.0)));
+}
