@@ -22,12 +22,15 @@ pub enum VolumeCommand {
         #[arg(long, default_value = "/dev/sdf")]
         device: String,
     },
-    /// Take a volume from its instance.
+    /// Take a volume from its instance. A running guest is asked to let go of it: unmount it first.
     Detach {
         /// Id of the volume.
         volume: VolumeId,
+        /// Take it at once from a guest that does not let go. What it has not written yet is lost.
+        #[arg(long)]
+        force: bool,
     },
-    /// Make a volume larger. The file system on it is the guest's to grow.
+    /// Make a volume larger, also under a running guest. The file system on it is the guest's to grow.
     Resize {
         /// Id of the volume.
         volume: VolumeId,

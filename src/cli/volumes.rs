@@ -1,11 +1,11 @@
 //! `kiln volume` and `kiln snapshot`.
 //!
-//! Rows are made, listed and removed in the store. What concerns a machine is asked of `kilnd` where it
-//! runs; without it, volumes are attached and detached while their instance is stopped.
+//! Rows are made, listed and removed in the store. Volumes are attached and detached by `kilnd` where it
+//! runs, and otherwise here; machines are spoken to by their own control sockets.
 
 use std::path::Path;
 
-use kiln_controlplane::volumes::{NewVolume, Progress, Snapshot, Volume};
+use kiln_controlplane::volumes::{NewVolume, Progress, Snapshot, Volume, VolumeChange};
 use kiln_model::size::GIB;
 use serde_json::json;
 
@@ -35,18 +35,19 @@ pub fn volume(state_dir: &Path, command: &VolumeCommand) -> Result<(), Failure> 
                     daemon.call("AttachVolume", parameters.with("Device", device))?;
                 }
                 None => {
-                    volumes.attach(*volume, instance, device)?;
+                    plane.attach_volume(*volume, instance, device)?;
                 }
             }
             Ok(())
         }
-        VolumeCommand::Detach { volume } => {
+        VolumeCommand::Detach { volume, force } => {
             match Daemon::find(&plane)? {
                 Some(daemon) => {
-                    daemon.call("DetachVolume", Parameters::default().with("VolumeId", volume))?;
+                    let parameters = Parameters::default().with("VolumeId", volume).with("Force", force);
+                    daemon.call("DetachVolume", parameters)?;
                 }
                 None => {
-                    volumes.detach(*volume)?;
+                    plane.detach_volume(*volume, *force)?;
                 }
             }
             Ok(())
@@ -66,7 +67,10 @@ pub fn volume(state_dir: &Path, command: &VolumeCommand) -> Result<(), Failure> 
                     )?;
                 }
                 None => {
-                    volumes.resize(*volume, *size)?;
+                    plane.modify_volume(
+                        *volume,
+                        VolumeChange { size: Some(*size), ..VolumeChange::default() },
+                    )?;
                 }
             }
             Ok(())
@@ -85,17 +89,19 @@ fn list(all: &[Volume], args: &JsonArg, now: u64) -> Result<(), Failure> {
                 "snapshot": volume.snapshot.map(|id| id.to_string()),
                 "instance": own.map(|own| own.instance.to_string()),
                 "device": own.map(|own| own.device.clone()),
+                "state": own.map_or("available", |own| own.state.name()),
                 "created": volume.created,
             })
         };
         return print_json(&all.iter().map(shown).collect::<Vec<_>>());
     }
-    let mut table = Table::new(["ID", "SIZE", "INSTANCE", "DEVICE", "SNAPSHOT", "CREATED"]);
+    let mut table = Table::new(["ID", "SIZE", "STATE", "INSTANCE", "DEVICE", "SNAPSHOT", "CREATED"]);
     for volume in all {
         let own = volume.attachment.as_ref();
         table.row([
             volume.id.to_string(),
             volume.size.to_string(),
+            own.map_or("available", |own| own.state.name()).to_owned(),
             own.map_or_else(|| "-".to_owned(), |own| own.instance.to_string()),
             own.map_or_else(|| "-".to_owned(), |own| own.device.clone()),
             volume.snapshot.map_or_else(|| "-".to_owned(), |id| id.to_string()),

@@ -30,6 +30,9 @@ pub trait MsiController: Send + Sync {
 
     /// Leaves `event` unconnected. No effect on a line that is not connected.
     fn disconnect(&self, line: u32, event: &EventFd) -> io::Result<()>;
+
+    /// Gives back a line that is not connected, for another source of another device.
+    fn release(&self, line: u32);
 }
 
 /// A wired, edge-triggered interrupt (serial port, power events).

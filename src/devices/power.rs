@@ -32,6 +32,8 @@ pub const EVENTS: u16 = 4;
 pub const EVENT_POWER_BUTTON: u32 = 1 << 0;
 /// Event: the VM generation id changed.
 pub const EVENT_GENERATION_ID: u32 = 1 << 1;
+/// Event: functions come to the PCI bus or are to go: see [`crate::pci::hotplug`].
+pub const EVENT_HOTPLUG: u32 = 1 << 2;
 /// SLP_TYP value of S5, soft off.
 pub const S5_SLEEP_TYPE: u8 = 5;
 
@@ -72,6 +74,11 @@ impl Power {
     /// Tells the guest that the VM generation id in its memory has a new value.
     pub fn generation_id_changed(&mut self) {
         self.signal(EVENT_GENERATION_ID);
+    }
+
+    /// Tells the guest that there is something to be read in the hot-plug registers.
+    pub fn hotplug_changed(&mut self) {
+        self.signal(EVENT_HOTPLUG);
     }
 
     /// Machine reset: pending events are gone.

@@ -1,11 +1,13 @@
 //! What the control plane handed over, opened once per process. Machines come and go with each
 //! restart of the guest; this stays.
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
-use kiln_devices::virtio::blk::Engines;
+use kiln_devices::virtio::blk::{Engines, QUEUE_SIZE};
+use kiln_disk::engine::{self, Engine};
 use kiln_disk::{Disk, DiskError, Format, Layer};
 use kiln_vmspec::{BootSource, DiskFormat, DiskSpec, FdIndex, VmSpec};
 use kvm_ioctls::Kvm;
@@ -37,6 +39,9 @@ pub enum HostError {
         source: DiskError,
     },
     /// See source.
+    #[error("the rings of disks to come cannot be made")]
+    Spares(#[source] DiskError),
+    /// See source.
     #[error("reading random bytes failed")]
     Random(#[source] std::io::Error),
     /// See source.
@@ -50,8 +55,30 @@ pub enum HostError {
     },
 }
 
+/// A disk of a running machine could not be opened or closed.
+#[derive(Debug, thiserror::Error)]
+pub enum AttachError {
+    /// One with this serial number is there.
+    #[error("the machine has a disk {0} already")]
+    Taken(String),
+    /// All engines serve a disk.
+    #[error("the machine has no room for another disk while it runs")]
+    NoSpare,
+    /// See source.
+    #[error(transparent)]
+    Host(#[from] HostError),
+}
+
 /// A disk, and what its queues will need.
 pub struct OpenDisk {
+    /// What it is made of. The descriptors that it names have been taken.
+    pub spec: DiskSpec,
+    /// For logs and counters, such as `blk0`.
+    pub name: String,
+    /// Its place on the PCI bus, the same in each machine.
+    pub slot: u8,
+    /// The guest has been asked to let go of it.
+    pub leaving: bool,
     /// The disk.
     pub disk: Arc<dyn Disk>,
     /// Handed on from one machine to the next.
@@ -64,8 +91,14 @@ pub struct Host {
     pub kvm: Arc<Kvm>,
     /// Guest memory, all zeroes.
     pub memory: GuestMemoryMmap,
-    /// Disks in the order of the spec.
+    /// Disks: those of the spec in its order, then those that came later.
     pub disks: Vec<OpenDisk>,
+    /// Engines of disks to come.
+    pub spares: Vec<Box<dyn Engine>>,
+    /// Engines of devices whose disks were taken, by their places on the PCI bus.
+    hollow: BTreeMap<u8, Arc<Engines>>,
+    /// Place of the first interface on the PCI bus; the devices that every machine has follow the last.
+    pub first_nic_slot: u8,
     /// Interfaces in the order of the spec.
     pub nics: Vec<Arc<TapBackend>>,
     /// Kernel and initrd given by the user.
@@ -103,14 +136,80 @@ impl Host {
         let ending = file(spec.ending)?;
         // Last, because it is the only thing that costs the host something.
         let memory = memory::allocate(spec.memory)?;
-        let equip = |(index, (disk, spec)): (usize, (Arc<dyn Disk>, &DiskSpec))| {
+        let equip = |((slot, disk), spec): ((u8, Arc<dyn Disk>), &DiskSpec)| {
+            let index = usize::from(slot).saturating_sub(1);
             let engines = Engines::new(&disk, &memory, spec.queues);
             let engines = engines.map_err(|source| HostError::Disk { index, source })?;
-            Ok(OpenDisk { disk, engines })
+            let (spec, name) = (spec.clone(), format!("blk{index}"));
+            Ok(OpenDisk { spec, name, slot, leaving: false, disk, engines })
         };
-        let disks = disks.into_iter().zip(&spec.disks).enumerate().map(equip);
-        let disks = disks.collect::<Result<_, HostError>>()?;
-        Ok(Host { kvm, memory, disks, nics, kernel, initrd, console_log, ending })
+        let disks = (1..).zip(disks).zip(&spec.disks).map(equip).collect::<Result<Vec<_>, HostError>>()?;
+        let spare = |_| engine::new_spare_engine(memory.clone(), QUEUE_SIZE);
+        let spares = (0..spec.spare_disks).map(spare).collect::<Result<_, _>>().map_err(HostError::Spares)?;
+        let first_nic_slot = u8::try_from(disks.len()).unwrap_or(u8::MAX).saturating_add(1);
+        let hollow = BTreeMap::new();
+        Ok(Host {
+            kvm,
+            memory,
+            disks,
+            spares,
+            hollow,
+            first_nic_slot,
+            nics,
+            kernel,
+            initrd,
+            console_log,
+            ending,
+        })
+    }
+
+    /// Opens another disk, whose descriptors are `fds`, for `slot` of the PCI bus. Makes nothing that would
+    /// need more than the control thread may do.
+    pub fn attach(&mut self, spec: DiskSpec, fds: Vec<OwnedFd>, slot: u8) -> Result<&OpenDisk, AttachError> {
+        if self.disks.iter().any(|disk| disk.spec.serial == spec.serial) {
+            return Err(AttachError::Taken(spec.serial));
+        }
+        if self.spares.is_empty() {
+            return Err(AttachError::NoSpare);
+        }
+        let free = |name: &String| self.disks.iter().all(|disk| disk.name != *name);
+        let name = (0..).map(|n: u32| format!("blk{n}")).find(free).unwrap_or_default();
+        let mut fds = Descriptors(fds.into_iter().map(Some).collect());
+        let disk = open_disk(self.disks.len(), &spec, &mut fds)?;
+        let mut engine = self.spares.pop().ok_or(AttachError::NoSpare)?;
+        engine.serve(Arc::clone(&disk));
+        let engines = Engines::of(vec![engine]);
+        let disk = OpenDisk { spec, name, slot, leaving: false, disk, engines };
+        Ok(self.disks.push_mut(disk))
+    }
+
+    /// Closes a disk that no device uses any more: its files are whole, and its engines wait for another.
+    /// Answers its serial number, if there was one.
+    pub fn detach(&mut self, slot: u8) -> Option<String> {
+        let serial = self.take_disk(slot);
+        for mut engine in self.hollow.remove(&slot).map(|engines| engines.take()).unwrap_or_default() {
+            engine::park(&mut *engine);
+            self.spares.push(engine);
+        }
+        serial
+    }
+
+    /// Closes a disk whose device stays without it. Answers its serial number.
+    pub fn take_disk(&mut self, slot: u8) -> Option<String> {
+        let place = self.disks.iter().position(|disk| disk.slot == slot)?;
+        let OpenDisk { spec, name, disk, engines, .. } = self.disks.remove(place);
+        if let Err(e) = disk.flush() {
+            tracing::warn!("{name} could not be flushed: {e}");
+        }
+        engines.park();
+        self.hollow.insert(slot, engines);
+        Some(spec.serial)
+    }
+
+    /// Places on the PCI bus whose devices do not come back with a restart of the guest.
+    pub fn leaving(&self) -> Vec<u8> {
+        let disks = self.disks.iter().filter(|disk| disk.leaving).map(|disk| disk.slot);
+        disks.chain(self.hollow.keys().copied()).collect()
     }
 }
 

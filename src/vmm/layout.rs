@@ -72,9 +72,15 @@ pub const PCI_CONFIG_PORT: u16 = 0xcf8;
 /// Power control block: see `kiln_devices::power` for its registers.
 pub const POWER_PORT: u16 = 0x600;
 pub use kiln_devices::power::{
-    EVENT_GENERATION_ID, EVENT_POWER_BUTTON, EVENTS as POWER_EVENTS, POWER_PORTS as POWER_PORT_LEN,
-    RESET as POWER_RESET, RESET_VALUE as POWER_RESET_VALUE, S5_SLEEP_TYPE,
+    EVENT_GENERATION_ID, EVENT_HOTPLUG, EVENT_POWER_BUTTON, EVENTS as POWER_EVENTS,
+    POWER_PORTS as POWER_PORT_LEN, RESET as POWER_RESET, RESET_VALUE as POWER_RESET_VALUE, S5_SLEEP_TYPE,
     SLEEP_CONTROL as POWER_SLEEP_CONTROL, SLEEP_STATUS as POWER_SLEEP_STATUS,
+};
+/// Hot-plug registers: see `kiln_devices::pci::hotplug`.
+pub const HOTPLUG_PORT: u16 = 0x620;
+pub use kiln_devices::pci::hotplug::{
+    ARRIVED as HOTPLUG_ARRIVED, EJECT as HOTPLUG_EJECT, HOTPLUG_PORTS as HOTPLUG_PORT_LEN,
+    LEAVING as HOTPLUG_LEAVING,
 };
 /// Interrupt (GSI) of the generic event device.
 pub const POWER_IRQ: u32 = 5;

@@ -5,6 +5,7 @@ pub mod confined;
 pub mod console;
 pub mod control;
 pub mod cpuid;
+mod disks;
 pub mod firmware;
 pub mod host;
 pub mod kvm;

@@ -28,6 +28,7 @@ use vmm_sys_util::eventfd::EventFd;
 use crate::confined::{Confinement, Crew};
 use crate::console::Console;
 use crate::control::{ControlServer, Incoming};
+use crate::disks;
 use crate::host::Host;
 use crate::machine::{Machine, Surroundings};
 use crate::memory;
@@ -163,7 +164,7 @@ impl Process {
                 vcpus: &vcpus,
                 events: &self.events,
             };
-            let machine = match Machine::assemble(&self.spec, &around) {
+            let mut machine = match Machine::assemble(&self.spec, &around) {
                 Ok(machine) => machine,
                 Err(e) => return self.fail(unanswered, chain(&e)),
             };
@@ -173,7 +174,7 @@ impl Process {
                 self.server.reply(client, request, Reply::Ok);
             }
             self.server.broadcast(&Event::Running { booted: machine.booted.clone() });
-            let outcome = self.serve(&machine, &host);
+            let outcome = self.serve(&mut machine, &mut host);
             machine.stop();
             match outcome {
                 Outcome::Exit(reason) => return reason,
@@ -186,8 +187,13 @@ impl Process {
                     if let Err(e) = memory::wipe(&host.memory) {
                         return self.fail(None, format!("wiping guest memory for the restart failed: {e}"));
                     }
-                    // What the old machine still reported means nothing to the new one.
+                    // What the old machine still reported means nothing to the new one. Disks that its guest
+                    // was to let go of, and those that it has, do not come back.
                     self.reported.try_iter().for_each(drop);
+                    for slot in host.leaving() {
+                        let gone = host.detach(slot);
+                        self.tell_detached(gone);
+                    }
                 }
             }
         }
@@ -198,8 +204,9 @@ impl Process {
         if self.confinement == Confinement::On {
             jail::limit_address_space(memory::total(&host.memory).saturating_add(OWN_ADDRESS_SPACE))?;
         }
-        let disk_queues = host.disks.iter().map(|disk| usize::from(disk.engines.queues())).sum();
-        let workers = Workers::new(disk_queues, self.confinement)?;
+        // One for each engine, whichever disk it serves.
+        let disk_queues: usize = host.disks.iter().map(|disk| usize::from(disk.engines.queues())).sum();
+        let workers = Workers::new(disk_queues.saturating_add(host.spares.len()), self.confinement)?;
         let vcpus = Crew::new(ThreadKind::Vcpu, usize::from(self.spec.vcpus), "vcpu", self.confinement)?;
         self.confinement.apply(ThreadKind::Control)?;
         Ok((Arc::new(workers), vcpus))
@@ -213,7 +220,7 @@ impl Process {
     }
 
     /// Serves clients and the machine until it ends.
-    fn serve(&mut self, machine: &Machine, host: &Host) -> Outcome {
+    fn serve(&mut self, machine: &mut Machine, host: &mut Host) -> Outcome {
         loop {
             let incoming = match self.server.wait() {
                 Ok(incoming) => incoming,
@@ -232,9 +239,9 @@ impl Process {
                     Incoming::Ready(_) => {
                         let _ = self.machine_wake.read();
                     }
-                    Incoming::Request { client, request } => {
+                    Incoming::Request { client, request, fds } => {
                         let id = request.id;
-                        let outcome = self.obey(machine, host, client, request);
+                        let outcome = self.obey(machine, host, client, request, fds);
                         if let Some(outcome) = outcome {
                             self.server.reply(client, id, Reply::Ok);
                             return outcome;
@@ -242,18 +249,30 @@ impl Process {
                     }
                 }
             }
-            match self.reported.try_recv() {
-                Ok(MachineEvent::PowerOff) if self.reboots => return Outcome::Reset,
-                Ok(MachineEvent::PowerOff) => return Outcome::Exit(ExitReason::PowerOff),
-                Ok(MachineEvent::Reset) => return Outcome::Reset,
-                Ok(MachineEvent::Failed(message)) => return Outcome::Exit(ExitReason::Failed { message }),
-                Err(_) => {}
+            while let Ok(event) = self.reported.try_recv() {
+                match event {
+                    MachineEvent::PowerOff if self.reboots => return Outcome::Reset,
+                    MachineEvent::PowerOff => return Outcome::Exit(ExitReason::PowerOff),
+                    MachineEvent::Reset => return Outcome::Reset,
+                    MachineEvent::Failed(message) => return Outcome::Exit(ExitReason::Failed { message }),
+                    MachineEvent::Ejected(slot) => {
+                        machine.forget(slot);
+                        self.tell_detached(host.detach(slot));
+                    }
+                }
             }
         }
     }
 
     /// Carries out one command. `Some` ends the machine; otherwise the command has been answered.
-    fn obey(&mut self, machine: &Machine, host: &Host, client: u64, request: Request) -> Option<Outcome> {
+    fn obey(
+        &mut self,
+        machine: &mut Machine,
+        host: &mut Host,
+        client: u64,
+        request: Request,
+        fds: Vec<OwnedFd>,
+    ) -> Option<Outcome> {
         let reply = match request.command {
             Command::Start(_) => Reply::Error { message: "the machine has been started already".into() },
             Command::Pause => {
@@ -311,6 +330,19 @@ impl Process {
                 stats.counters.insert("console.dropped_bytes".into(), self.console.dropped());
                 Reply::Stats(Box::new(stats))
             }
+            Command::AttachDisk(spec) => answer(disks::attach(machine, host, *spec, fds)),
+            Command::DetachDisk { serial, force } => {
+                let how = force.then_some(disks::Force { paused: self.paused });
+                match disks::detach(machine, host, &serial, how) {
+                    Ok(taken) => {
+                        self.tell_detached(taken);
+                        Reply::Ok
+                    }
+                    Err(message) => Reply::Error { message },
+                }
+            }
+            Command::ResizeDisk { serial, size } => answer(disks::resize(machine, host, &serial, size)),
+            Command::ListDisks => disks::list(host),
             Command::UpdateMetadata(snapshot) => match self.update_metadata(host, *snapshot) {
                 Ok(()) => Reply::Ok,
                 Err(message) => Reply::Error { message },
@@ -338,6 +370,13 @@ impl Process {
         Ok(())
     }
 
+    /// Tells that a disk has been closed, if one has.
+    fn tell_detached(&mut self, serial: Option<String>) {
+        if let Some(serial) = serial {
+            self.server.broadcast(&Event::DiskDetached { serial });
+        }
+    }
+
     /// Leaves the reason of the end to whoever comes later.
     fn write_down(&mut self, reason: &ExitReason) {
         let Some(mut file) = self.ending.take() else { return };
@@ -358,6 +397,13 @@ impl Process {
             log.append(&bytes);
         }
         self.server.console(&bytes);
+    }
+}
+
+fn answer(result: Result<(), String>) -> Reply {
+    match result {
+        Ok(()) => Reply::Ok,
+        Err(message) => Reply::Error { message },
     }
 }
 
@@ -384,7 +430,7 @@ impl ConsoleLog {
 }
 
 /// An error with its causes, in one line.
-fn chain(error: &dyn std::error::Error) -> String {
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
     while let Some(error) = cause {

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::{LeafValue, MetadataSnapshot, VmSpec};
+use crate::{DiskSpec, LeafValue, MetadataSnapshot, VmSpec};
 
 /// What a client may ask of a VMM.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -36,6 +36,27 @@ pub enum Command {
     },
     /// Ask for `Reply::Stats`.
     Stats,
+    /// Plug in a disk; carries the descriptors that the spec names, from 0. It has one queue, whatever the
+    /// spec says, and stays over restarts of the guest. Refused when one with this serial number is there.
+    AttachDisk(Box<DiskSpec>),
+    /// Ask the guest to let go of a disk that is not the first; may be asked again. `Event::DiskDetached`
+    /// follows when it has, or when it restarts.
+    DetachDisk {
+        /// Serial number of the disk.
+        serial: String,
+        /// Do not wait for the guest: the disk is closed, and its device answers with errors until the guest lets
+        /// go of that.
+        force: bool,
+    },
+    /// Make a disk larger, and tell the guest. A size that it has already changes nothing.
+    ResizeDisk {
+        /// Serial number of the disk.
+        serial: String,
+        /// Bytes from now on.
+        size: u64,
+    },
+    /// Ask for `Reply::Disks`.
+    ListDisks,
     /// Swap the metadata whole.
     UpdateMetadata(Box<MetadataSnapshot>),
     /// Ask for `Reply::Metadata`: what the metadata service would answer a guest with a good token.
@@ -43,6 +64,17 @@ pub enum Command {
         /// Path of the request, version first, such as `/latest/meta-data/`.
         path: String,
     },
+}
+
+impl Command {
+    /// Number of descriptors that travel with it.
+    pub fn descriptors(&self) -> usize {
+        match self {
+            Command::AttachDisk(disk) => disk.layers.len(),
+            // Its descriptors are taken by whoever waits for it.
+            _ => 0,
+        }
+    }
 }
 
 /// One command with the number its reply repeats.
@@ -67,11 +99,29 @@ pub enum Reply {
     },
     /// Answer to `Command::Stats`.
     Stats(Box<Stats>),
+    /// Answer to `Command::ListDisks`.
+    Disks {
+        /// Those that the guest has, in the order in which they came.
+        disks: Vec<AttachedDisk>,
+        /// How many more can be attached before one is detached.
+        spare: usize,
+    },
     /// Answer to `Command::ReadMetadata`.
     Metadata {
         /// The body; `None` where a guest would get 404.
         found: Option<LeafValue>,
     },
+}
+
+/// A disk of a machine that runs.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AttachedDisk {
+    /// Its serial number.
+    pub serial: String,
+    /// Its size in bytes.
+    pub size: u64,
+    /// The guest has been asked to let go of it.
+    pub leaving: bool,
 }
 
 /// What the VMM says.
@@ -105,6 +155,11 @@ pub enum Event {
     Console {
         /// Raw bytes.
         bytes: Vec<u8>,
+    },
+    /// The guest has let go of a disk, or it was taken: its files are whole and closed.
+    DiskDetached {
+        /// Serial number of the disk.
+        serial: String,
     },
     /// The guest reset itself; it starts again from its root volume in the same process.
     Rebooting,
@@ -145,6 +200,7 @@ mod tests {
             Event::Running { booted: "vmlinuz".into() },
             Event::Console { bytes: vec![0, 0xff] },
             Event::Rebooting,
+            Event::DiskDetached { serial: "vol0".into() },
             Event::Exited(ExitReason::PowerOff),
             Event::Exited(ExitReason::Killed),
             Event::Exited(failed),
@@ -157,6 +213,10 @@ mod tests {
             Reply::Stats(Box::new(stats)),
             found,
             Reply::Metadata { found: None },
+            Reply::Disks {
+                disks: vec![AttachedDisk { serial: "vol0".into(), size: 512, leaving: true }],
+                spare: 3,
+            },
         ];
         let events = events.into_iter().map(Message::Event);
         let replies = replies.into_iter().map(|reply| Message::Reply { id: 7, reply });

@@ -107,24 +107,11 @@ impl Connection {
     fn fill(&self, buf: &mut [u8], fds: &mut Vec<OwnedFd>, at_boundary: bool) -> Result<(), FrameError> {
         let mut filled = 0;
         while filled < buf.len() {
-            let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_FDS))];
-            let mut ancillary = RecvAncillaryBuffer::new(&mut space);
-            let rest = buf.get_mut(filled..).unwrap_or_default();
-            let got = match recvmsg(
-                &self.stream,
-                &mut [IoSliceMut::new(rest)],
-                &mut ancillary,
-                RecvFlags::CMSG_CLOEXEC,
-            ) {
-                Ok(message) => message.bytes,
-                Err(rustix::io::Errno::INTR) => continue,
-                Err(e) => return Err(FrameError::Io(e.into())),
+            let got = match receive_piece(&self.stream, buf.get_mut(filled..).unwrap_or_default(), fds) {
+                Ok(got) => got,
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => continue,
+                Err(e) => return Err(FrameError::Io(e)),
             };
-            for message in ancillary.drain() {
-                if let RecvAncillaryMessage::ScmRights(received) = message {
-                    fds.extend(received);
-                }
-            }
             if fds.len() > MAX_FDS {
                 return Err(FrameError::TooLarge { bytes: buf.len(), fds: fds.len() });
             }
@@ -145,6 +132,19 @@ impl AsFd for Connection {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.stream.as_fd()
     }
+}
+
+/// Reads what has arrived, up to the length of `buf`, and the descriptors that came with it. 0 is the end.
+pub fn receive_piece(socket: impl AsFd, buf: &mut [u8], fds: &mut Vec<OwnedFd>) -> io::Result<usize> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_FDS))];
+    let mut ancillary = RecvAncillaryBuffer::new(&mut space);
+    let received = recvmsg(socket, &mut [IoSliceMut::new(buf)], &mut ancillary, RecvFlags::CMSG_CLOEXEC)?;
+    for message in ancillary.drain() {
+        if let RecvAncillaryMessage::ScmRights(received) = message {
+            fds.extend(received);
+        }
+    }
+    Ok(received.bytes)
 }
 
 /// The bytes of one frame without descriptors, for callers that do their own (non-blocking) I/O.
@@ -170,6 +170,11 @@ impl Decoder {
     /// Takes received bytes.
     pub fn push(&mut self, bytes: &[u8]) {
         self.pending.extend_from_slice(bytes);
+    }
+
+    /// Whether no part of a message waits for the rest of it.
+    pub fn is_empty(&self) -> bool {
+        self.pending.is_empty()
     }
 
     /// The next whole message, if it has arrived.

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::MetadataSnapshot;
 
-/// Place of a descriptor among those that travel with [`crate::Command::Start`], from 0.
+/// Place of a descriptor among those that travel with the command that names it, from 0.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct FdIndex(pub u32);
 
@@ -28,6 +28,10 @@ pub struct VmSpec {
     pub boot: BootSource,
     /// Block devices in PCI order; the first is the root volume.
     pub disks: Vec<DiskSpec>,
+    /// How many disks can come to the running machine besides, at least: each disk that goes makes room for
+    /// another. What they need of the host is made before the machine runs.
+    #[serde(default)]
+    pub spare_disks: u8,
     /// Network interfaces in PCI order.
     pub nics: Vec<NicSpec>,
     /// Identity shown in SMBIOS.

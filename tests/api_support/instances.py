@@ -2,6 +2,7 @@
 
 import base64
 import os
+import time
 
 import boto3
 import botocore.session
@@ -185,6 +186,46 @@ same(code(ec2.describe_volumes, VolumeIds=[data]), "InvalidVolume.NotFound")
 ec2.delete_snapshot(SnapshotId=snapshot)
 ec2.start_instances(InstanceIds=[one])
 ec2.get_waiter("instance_running").wait(InstanceIds=[one], WaiterConfig={"Delay": 1, "MaxAttempts": 60})
+
+# Volumes come to a running instance and go from it.
+hot = ec2.create_volume(AvailabilityZone="us-east-1a", Size=1)["VolumeId"]
+place = {"VolumeId": hot, "InstanceId": one, "Device": "/dev/sdh"}
+same(ec2.attach_volume(**place)["State"], "attached")
+ec2.get_waiter("volume_in_use").wait(VolumeIds=[hot])
+def attachments(): return ec2.describe_volumes(VolumeIds=[hot])["Volumes"][0]["Attachments"]
+same([(a["InstanceId"], a["Device"], a["State"]) for a in attachments()], [(one, "/dev/sdh", "attached")])
+mappings = ec2.describe_instances(InstanceIds=[one])["Reservations"][0]["Instances"][0]["BlockDeviceMappings"]
+same([(m["DeviceName"], m["Ebs"]["VolumeId"]) for m in mappings], [("/dev/xvda", volume), ("/dev/sdh", hot)])
+same(code(ec2.attach_volume, **place), "VolumeInUse")
+same(code(ec2.delete_volume, VolumeId=hot), "VolumeInUse")
+same(code(ec2.detach_volume, VolumeId=volume), "OperationNotPermitted")
+same(ec2.detach_volume(VolumeId=hot)["State"], "detaching")
+ec2.get_waiter("volume_available").wait(VolumeIds=[hot], WaiterConfig={"Delay": 1, "MaxAttempts": 60})
+same((attachments(), code(ec2.detach_volume, VolumeId=hot)), ([], "IncorrectState"))
+spare = [ec2.create_volume(AvailabilityZone="us-east-1a", Size=1)["VolumeId"] for _ in range(9)]
+for n, each in enumerate(spare[:8]):
+    ec2.attach_volume(VolumeId=each, InstanceId=one, Device=f"/dev/sd{'ijklmnop'[n]}")
+same(code(ec2.attach_volume, VolumeId=spare[8], InstanceId=one, Device="/dev/sdq"), "AttachmentLimitExceeded")
+for each in spare[:8]:
+    same(ec2.detach_volume(VolumeId=each, Force=True)["State"], "detached")
+for each in spare:
+    ec2.delete_volume(VolumeId=each)
+# It stays over a restart of the guest, and over stop and start.
+for _ in range(600):
+    # The guest has still to let go of what was taken from it.
+    if code(ec2.attach_volume, **place) != "AttachmentLimitExceeded":
+        break
+    time.sleep(0.1)
+same([a["State"] for a in attachments()], ["attached"])
+ec2.reboot_instances(InstanceIds=[one])
+ec2.stop_instances(InstanceIds=[one], Force=True)
+ec2.get_waiter("instance_stopped").wait(InstanceIds=[one], WaiterConfig={"Delay": 1, "MaxAttempts": 60})
+same([a["State"] for a in attachments()], ["attached"])
+ec2.start_instances(InstanceIds=[one])
+ec2.get_waiter("instance_running").wait(InstanceIds=[one], WaiterConfig={"Delay": 1, "MaxAttempts": 60})
+same(ec2.detach_volume(VolumeId=hot)["State"], "detaching")
+ec2.get_waiter("volume_available").wait(VolumeIds=[hot], WaiterConfig={"Delay": 1, "MaxAttempts": 60})
+ec2.delete_volume(VolumeId=hot)
 
 # The end.
 same(ec2.terminate_instances(InstanceIds=[one])["TerminatingInstances"][0]["CurrentState"]["Name"], "shutting-down")

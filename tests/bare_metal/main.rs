@@ -4,6 +4,7 @@
 
 mod devices;
 mod hostile;
+mod hotplug;
 mod jail;
 mod lifecycle;
 #[path = "../support/mod.rs"]

@@ -98,11 +98,17 @@ fn run(trace: &Path, overlay: bool) -> bool {
         vcpus: 2,
         disks: vec![if overlay { Disk::overlaid(disk(8)) } else { Disk::raw(disk(8)) }],
         trace: Some(trace.to_owned()),
+        spare_disks: 1,
         ..Setup::with_devices()
     };
-    let tests =
-        "hello,rng,blk-rw,blk-errors,blk-depth,blk-reset,net-arp,net-imds,msix-odd,reset,power-button";
+    let tests = "hello,rng,blk-rw,blk-errors,blk-depth,blk-reset,net-arp,net-imds,msix-odd,reset,disk-hotplug,power-button";
     let Some(mut guest) = setup.boot(tests) else { return false };
+    guest.wait_for("waiting for a disk");
+    assert_eq!(guest.attach("vol9", Disk::overlaid(disk(8))), Reply::Ok);
+    guest.wait_for("waiting for growth");
+    assert_eq!(guest.control(Command::ResizeDisk { serial: "vol9".into(), size: 1 << 30 }), Reply::Ok);
+    guest.wait_for("waiting for the end of it");
+    assert_eq!(guest.control(Command::DetachDisk { serial: "vol9".into(), force: false }), Reply::Ok);
     guest.wait_for("waiting for the power button");
     assert_eq!(guest.control(Command::Pause), Reply::Ok);
     assert!(matches!(guest.control(Command::Stats), Reply::Stats(_)));

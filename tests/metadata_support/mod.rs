@@ -139,7 +139,7 @@ impl Commands for Handle {
         Ok(())
     }
 
-    fn request(&self, command: VmmCommand) -> Pending<'_> {
+    fn hand_over(&self, command: VmmCommand, _fds: Vec<OwnedFd>) -> Pending<'_> {
         if let VmmCommand::UpdateMetadata(snapshot) = command {
             // A VMM checks what it is given too.
             snapshot.check().unwrap();

@@ -69,6 +69,8 @@ pub struct Setup {
     pub disk_limits: RateLimits,
     /// Have strace write down all system calls of the VMM in this file.
     pub trace: Option<PathBuf>,
+    /// How many disks can come while it runs.
+    pub spare_disks: u8,
 }
 
 impl Default for Setup {
@@ -82,6 +84,7 @@ impl Default for Setup {
             kernel: None,
             disk_limits: RateLimits::default(),
             trace: None,
+            spare_disks: 0,
         }
     }
 }
@@ -173,6 +176,7 @@ impl Setup {
             next_id: 0,
             ended: None,
             reboots: 0,
+            detached: Vec::new(),
         };
         let mut fds = Fds::default();
         let spec = self.spec(boot, &mut fds, kvm);
@@ -186,7 +190,9 @@ impl Setup {
         let Some(trace) = &self.trace else { return Command::new(vmm) };
         let mut command = Command::new("strace");
         // Thread names beside their ids, and numbers as numbers.
-        command.args(["-f", "-qq", "--decode-pids=comm", "-X", "raw", "-s", "0", "-o"]).arg(trace).arg(vmm);
+        command.args(["-f", "-qq", "--decode-pids=comm", "-X", "raw", "-s", "0"]);
+        // Structures have commas of their own.
+        command.args(["-e", "raw=recvmsg", "-o"]).arg(trace).arg(vmm);
         command
     }
 
@@ -224,6 +230,7 @@ impl Setup {
             memory: MemorySpec { size_mib: self.memory_mib, hugepages: false },
             boot,
             disks,
+            spare_disks: self.spare_disks,
             nics: if self.nic { vec![nic()] } else { Vec::new() },
             smbios: SmbiosSpec {
                 manufacturer: "Amazon EC2".into(),
@@ -303,6 +310,7 @@ pub struct Guest {
     next_id: u64,
     ended: Option<ExitReason>,
     reboots: u32,
+    detached: Vec<String>,
 }
 
 /// A machine that has ended.
@@ -330,13 +338,45 @@ impl Guest {
 
     /// Asks for something and waits for the answer.
     pub fn control(&mut self, command: Ask) -> Reply {
-        let wanted = self.send(command, &[]);
+        self.ask(command, &[])
+    }
+
+    fn ask(&mut self, command: Ask, fds: &[BorrowedFd<'_>]) -> Reply {
+        let wanted = self.send(command, fds);
         let deadline = Instant::now() + PATIENCE;
         loop {
             match self.receive(deadline) {
                 Some(Message::Reply { id, reply }) if id == wanted => return reply,
                 Some(_) => {}
                 None => self.give_up("an answer"),
+            }
+        }
+    }
+
+    /// Attaches a disk, whatever the answer.
+    pub fn attach(&mut self, serial: &str, disk: Disk) -> Reply {
+        let mut fds = Fds::default();
+        let layers = disk.layers.into_iter();
+        let layers = layers.map(|(file, format)| ImageLayer { file: fds.add(file), format }).collect();
+        let (serial, queues) = (serial.to_owned(), disk.queues);
+        let spec = DiskSpec { serial, layers, read_only: false, queues, limits: RateLimits::default() };
+        self.ask(Ask::AttachDisk(Box::new(spec)), &fds.borrowed())
+    }
+
+    /// The serial numbers of its disks, and how many more can come.
+    pub fn disks(&mut self) -> (Vec<String>, usize) {
+        match self.control(Ask::ListDisks) {
+            Reply::Disks { disks, spare } => (disks.into_iter().map(|disk| disk.serial).collect(), spare),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    /// Waits until the VMM has closed the disk.
+    pub fn wait_for_detached(&mut self, serial: &str) {
+        while !self.detached.iter().any(|gone| gone == serial) {
+            let deadline = Instant::now() + PATIENCE;
+            if self.receive(deadline).is_none() {
+                self.give_up(serial);
             }
         }
     }
@@ -349,6 +389,11 @@ impl Guest {
                 self.give_up(text);
             }
         }
+    }
+
+    /// What the guest has printed.
+    pub fn console(&self) -> &str {
+        &self.console
     }
 
     /// So that [`Guest::wait_for`] waits for what is printed from now on.
@@ -389,6 +434,7 @@ impl Guest {
             }
             Message::Event(Event::Exited(reason)) => self.ended = Some(reason.clone()),
             Message::Event(Event::Rebooting) => self.reboots += 1,
+            Message::Event(Event::DiskDetached { serial }) => self.detached.push(serial.clone()),
             _ => {}
         }
         Some(message)

@@ -5,6 +5,7 @@ mod bench;
 mod blk;
 mod firmware;
 mod hostile;
+mod hotplug;
 mod imds;
 mod net;
 mod packet;
@@ -61,6 +62,8 @@ const TESTS: &[(&str, Test)] = &[
     ("bench-exit", bench::exit),
     ("bench-blk", bench::blk),
     ("bench-net", bench::net),
+    ("disk-hotplug", hotplug::disk),
+    ("disk-surprise", hotplug::surprise),
     ("power-button", power::button),
     ("reset", power::reset),
     ("triple-fault", power::triple_fault),

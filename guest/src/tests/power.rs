@@ -2,6 +2,7 @@
 
 use core::arch::asm;
 
+use super::hotplug;
 use crate::memory;
 use crate::report::{Outcome, ensure_eq, fail, println};
 use crate::virtio::blk::{Blk, S_OK, SECTOR, T_IN, T_OUT};
@@ -13,10 +14,16 @@ const EVENT_POWER_BUTTON: u32 = 1;
 const PATIENCE: u64 = 15 * 60_000;
 
 /// Waits for the power button, as the event device's method would. Somebody outside presses it when
-/// `waiting` appears.
+/// `waiting` appears. Disks that come and are to go meanwhile are not held up.
 pub fn button() -> Outcome {
     println!("  waiting for the power button");
-    let events = clock::poll(PATIENCE, || Some(runtime::power_events()).filter(|events| *events != 0));
+    let events = clock::poll(PATIENCE, || {
+        let events = runtime::power_events();
+        if events & hotplug::EVENT_HOTPLUG != 0 {
+            hotplug::let_go();
+        }
+        Some(events & !hotplug::EVENT_HOTPLUG).filter(|events| *events != 0)
+    });
     ensure_eq!(events, Some(EVENT_POWER_BUTTON), "pending events");
     ensure_eq!(runtime::power_events(), 0, "events after they were read");
     Ok(())

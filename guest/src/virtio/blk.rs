@@ -3,6 +3,7 @@
 use super::{BLK, F_EVENT_IDX, F_INDIRECT_DESC, Part, Queue, Transport};
 use crate::io;
 use crate::memory::{self, Buffer};
+use crate::pci::Function;
 use crate::report::Outcome;
 
 pub const T_IN: u32 = 0;
@@ -40,16 +41,36 @@ impl Blk {
 
     /// The same with a choice of features and queue size.
     pub fn start_with(nth: usize, features: u64, size: u16) -> Outcome<Self> {
-        let transport = Transport::find(BLK, nth)?;
+        Self::start_on(Transport::find(BLK, nth)?, features, size)
+    }
+
+    /// Starts the block device in this place.
+    pub fn start_at(function: Function) -> Outcome<Self> {
+        Self::start_on(Transport::of(function)?, u64::MAX, 256)
+    }
+
+    fn start_on(transport: Transport, features: u64, size: u16) -> Outcome<Self> {
         // Multi-queue changes nothing for a driver that uses one.
         let wanted = features & (F_EVENT_IDX | F_INDIRECT_DESC | F_RO | F_FLUSH);
         let features = transport.negotiate(wanted)?;
         let queue = transport.enable(0, size, features)?;
         transport.go()?;
-        let capacity =
-            u64::from(io::read32(transport.device)) | u64::from(io::read32(transport.device + 4)) << 32;
         let (header, status) = (memory::allocate(HEADER), memory::allocate(1));
-        Ok(Blk { transport, queue, features, capacity, header, status })
+        let mut blk = Blk { transport, queue, features, capacity: 0, header, status };
+        blk.capacity = blk.read_capacity();
+        Ok(blk)
+    }
+
+    /// The capacity as the device says it now (§4.1.4.3: the same generation before and after).
+    pub fn read_capacity(&self) -> u64 {
+        let half = |at| u64::from(io::read32(self.transport.device + at));
+        loop {
+            let generation = self.transport.config_generation();
+            let capacity = half(0) | half(4) << 32;
+            if self.transport.config_generation() == generation {
+                return capacity;
+            }
+        }
     }
 
     /// One request with its data in `data`; returns the status byte.

@@ -22,6 +22,7 @@ pub mod common {
     pub const CONFIG_MSIX_VECTOR: u64 = 0x10;
     pub const NUM_QUEUES: u64 = 0x12;
     pub const DEVICE_STATUS: u64 = 0x14;
+    pub const CONFIG_GENERATION: u64 = 0x15;
     pub const QUEUE_SELECT: u64 = 0x16;
     pub const QUEUE_SIZE: u64 = 0x18;
     pub const QUEUE_MSIX_VECTOR: u64 = 0x1a;
@@ -108,6 +109,10 @@ impl Transport {
 
     pub fn set_status(&self, status: u8) {
         io::write8(self.common + common::DEVICE_STATUS, status);
+    }
+
+    pub fn config_generation(&self) -> u8 {
+        io::read8(self.common + common::CONFIG_GENERATION)
     }
 
     pub fn needs_reset(&self) -> bool {

@@ -137,7 +137,7 @@ impl World {
             json!({
                 "DeviceName": attachment.device,
                 "Ebs": {
-                    "VolumeId": volume.id.to_string(), "Status": "attached", "AttachTime": attachment.since,
+                    "VolumeId": volume.id.to_string(), "Status": attachment.state.name(), "AttachTime": attachment.since,
                     "DeleteOnTermination": attachment.delete_on_termination,
                 },
             })

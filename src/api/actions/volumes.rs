@@ -83,7 +83,7 @@ fn attachment(volume: VolumeId, attachment: &Attachment, state: &str) -> Value {
 fn shown(volume: &Volume, tags: &TagMap) -> Value {
     let id = volume.id.to_string();
     let attachments: Vec<_> =
-        volume.attachment.iter().map(|a| attachment(volume.id, a, "attached")).collect();
+        volume.attachment.iter().map(|a| attachment(volume.id, a, a.state.name())).collect();
     let state = match (volume.progress, &volume.attachment) {
         (Progress::Pending, _) => "creating",
         (Progress::Failed, _) => "error",
@@ -230,12 +230,12 @@ pub(super) fn delete(context: &Context<'_>, request: DeleteVolume) -> Answer {
 pub(super) fn attach(context: &Context<'_>, request: AttachVolume) -> Answer {
     let (id, instance): (VolumeId, InstanceId) =
         (VOLUME.parse(&request.volume_id)?, INSTANCE.parse(&request.instance_id)?);
-    let volume = context.plane.volumes().attach(id, instance, &request.device)?;
+    let volume = context.plane.attach_volume(id, instance, &request.device)?;
     let own = volume.attachment.ok_or_else(|| VOLUME.missing(&request.volume_id))?;
-    Ok(attachment(id, &own, "attached"))
+    Ok(attachment(id, &own, own.state.name()))
 }
 
-/// `DetachVolume`.
+/// `DetachVolume`: `detaching` until the guest has let go.
 pub(super) fn detach(context: &Context<'_>, request: DetachVolume) -> Answer {
     let id: VolumeId = VOLUME.parse(&request.volume_id)?;
     let there = context.plane.volumes().get(id)?.attachment.ok_or(VolumeError::NotAttached(id))?;
@@ -245,8 +245,9 @@ pub(super) fn detach(context: &Context<'_>, request: DetachVolume) -> Answer {
         let message = format!("{id} is attached to {} as {}", there.instance, there.device);
         return Err(ApiError::new("InvalidAttachment.NotFound", message));
     }
-    context.plane.volumes().detach(id)?;
-    Ok(attachment(id, &there, "detached"))
+    let volume = context.plane.detach_volume(id, request.force)?;
+    let state = volume.attachment.map_or("detached", |own| own.state.name());
+    Ok(attachment(id, &there, state))
 }
 
 /// `DescribeVolumes`.

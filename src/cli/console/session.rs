@@ -279,6 +279,7 @@ impl<'a> Session<'a> {
                     spinner.say(format!("Booting {}", printable(&booted)));
                 }
             }
+            VmmEvent::DiskDetached { serial } => tracing::info!("the guest has let go of {serial}"),
             VmmEvent::Rebooting => tracing::info!("the guest reboots"),
             VmmEvent::Exited(_) | VmmEvent::Lost { .. } => return false,
         }

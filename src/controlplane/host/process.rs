@@ -5,7 +5,9 @@ use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::process::{Pid, PidfdFlags, Signal, getpid, pidfd_open, pidfd_send_signal};
+use rustix::process::{
+    Pid, PidfdFlags, Resource, Rlimit, Signal, getpid, pidfd_open, pidfd_send_signal, prlimit,
+};
 use serde::{Deserialize, Serialize};
 
 /// A process id with the moment the process started, in clock ticks since boot.
@@ -51,6 +53,19 @@ impl ProcessIdentity {
         self.open().is_none_or(|handle| ended(&handle, patience).unwrap_or(false))
     }
 
+    /// Lets exactly this process grow files to `bytes`, if it may not already. Takes the right to raise limits.
+    pub fn allow_file_size(self, bytes: u64) -> std::io::Result<()> {
+        let limits = fs::read_to_string(format!("/proc/{}/limits", self.pid))?;
+        // As long as there is a handle, its number is nobody else's.
+        let Some(_handle) = self.open() else { return Err(std::io::ErrorKind::NotFound.into()) };
+        if file_size_limit(&limits).is_none_or(|limit| limit >= bytes) {
+            return Ok(());
+        }
+        let pid = i32::try_from(self.pid).ok().and_then(Pid::from_raw);
+        prlimit(pid, Resource::Fsize, Rlimit { current: Some(bytes), maximum: Some(bytes) })?;
+        Ok(())
+    }
+
     /// A handle on exactly this process, if it is there.
     fn open(self) -> Option<OwnedFd> {
         let pid = i32::try_from(self.pid).ok().and_then(Pid::from_raw)?;
@@ -77,6 +92,12 @@ fn ended(process: &OwnedFd, patience: Duration) -> std::io::Result<bool> {
 /// Number of the host's present boot: processes of another one are gone.
 pub fn boot_id() -> String {
     fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default().trim().to_owned()
+}
+
+/// The hard limit on the size of files out of `/proc/<pid>/limits`; `None` if there is none.
+fn file_size_limit(limits: &str) -> Option<u64> {
+    let line = limits.lines().find_map(|line| line.strip_prefix("Max file size"))?;
+    line.split_ascii_whitespace().nth(1)?.parse().ok()
 }
 
 /// Field 22 of a line of `/proc/<pid>/stat`. The second field is the program's name in brackets and
@@ -115,6 +136,30 @@ mod tests {
         assert!(!child.wait().unwrap().success());
         identity.kill(Duration::from_secs(10)).unwrap();
         assert!(!identity.is_alive());
+    }
+
+    #[test]
+    fn file_size_limit_is_raised_and_never_lowered() {
+        let mut child = Command::new("sh").args(["-c", "ulimit -f 2048; exec sleep 1000"]).spawn().unwrap();
+        let limit = || {
+            let text = fs::read_to_string(format!("/proc/{}/limits", child.id())).unwrap();
+            file_size_limit(&text)
+        };
+        let deadline = Instant::now() + Duration::from_secs(60);
+        while limit().is_none() && Instant::now() < deadline {
+            std::thread::yield_now();
+        }
+        let (before, identity) = (limit().unwrap(), ProcessIdentity::of(child.id()).unwrap());
+        identity.allow_file_size(before - 1).unwrap();
+        assert_eq!(limit(), Some(before));
+        match identity.allow_file_size(1 << 40) {
+            Ok(()) => assert_eq!(limit(), Some(1 << 40)),
+            Err(e) => println!("SKIPPED: not allowed to raise limits: {e}"),
+        }
+        let other = ProcessIdentity { started: identity.started + 1, ..identity };
+        assert!(other.allow_file_size(1 << 41).is_err());
+        child.kill().unwrap();
+        child.wait().unwrap();
     }
 
     #[test]

@@ -24,6 +24,12 @@ const OTHER_THREADS: u64 = 128;
 /// on write, their tables, and the logs come on top. It is there for a VMM that no longer limits its guest.
 const DISK_MARGIN: u64 = 4;
 
+/// The largest that the own layer of a volume of `bytes` can become: one that is full, whose tables are a
+/// small part of it and grow in whole clusters.
+pub(super) fn largest_layer(bytes: u64) -> u64 {
+    bytes.saturating_add(bytes / 512).saturating_add(64 * MIB)
+}
+
 /// The bounds of `instance`, whose volumes are in `dir`, with what is open for it.
 pub(super) fn of(instance: &Instance, dir: &Path, opened: &Opened) -> Bounds {
     let vcpus = u64::from(instance.vcpus);
@@ -31,8 +37,7 @@ pub(super) fn of(instance: &Instance, dir: &Path, opened: &Opened) -> Bounds {
     // Pages of the hugetlb pool are not counted.
     let guest = if instance.hugepages { 0 } else { memory };
     let volume = opened.disks.iter().map(|disk| disk.volume.size.as_bytes()).max().unwrap_or(0);
-    // A layer that is full: its tables are a small part of it, and grow in whole clusters.
-    let layer = volume.saturating_add(volume / 512).saturating_add(64 * MIB);
+    let layer = largest_layer(volume);
     let log = opened
         .console_log
         .metadata()

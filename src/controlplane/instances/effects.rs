@@ -9,7 +9,7 @@ use super::{Instance, NetworkMode, NoticeEvent, Parts};
 use crate::credentials::CredentialStatus;
 use crate::network::{FabricError, Networks};
 use crate::state::{StoreError, transact};
-use crate::volumes::{VolumeError, detach_all, remove_files_of};
+use crate::volumes::{VolumeError, detach_all, remove_files_of, settle_all};
 
 /// A killed VMM frees its memory before it is gone.
 const KILL_PATIENCE: Duration = Duration::from_secs(30);
@@ -120,6 +120,7 @@ fn undo_rows(parts: &Parts, instance: &Instance, stays: bool) -> Result<(), Stor
             row.owner = None;
             row.vmm = None;
             row.public_address = None;
+            settle_all(tx, row.id)?;
             tx.put(&row)?;
             Ok(Vec::new())
         } else if row.is_gone() {

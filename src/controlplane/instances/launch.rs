@@ -36,8 +36,8 @@ use crate::state::dir::Lock;
 use crate::state::{StoreError, Transaction, transact};
 use crate::vmm_process::{StartedVmm, VmmError, VmmLaunch};
 use crate::volumes::{
-    Attachment, BlockDevice, Layer, MAX_BELOW, NewVolume, Progress, Volume, VolumeError, VolumeState,
-    attached, make_volume, open_volume, plan_volume, resolve, try_open_volume,
+    Attachment, AttachmentState, BlockDevice, Layer, MAX_BELOW, NewVolume, Progress, Volume, VolumeError,
+    VolumeState, attached, make_volume, open_volume, plan_volume, resolve, try_open_volume,
 };
 
 /// Largest root volume, as in EC2's largest volume type.
@@ -400,7 +400,8 @@ fn put_volumes(
     now: u64,
 ) -> Result<Vec<Volume>, LaunchError> {
     let attachment = |device: &str, delete_on_termination| {
-        Some(Attachment { instance, device: device.to_owned(), delete_on_termination, since: now })
+        let (device, state) = (device.to_owned(), AttachmentState::Attached);
+        Some(Attachment { instance, device, delete_on_termination, since: now, state })
     };
     let goes = request.keep_root.map_or(base.root.delete_on_termination, |keep| !keep);
     let root = Volume {

@@ -11,6 +11,7 @@
 //! code, so what one of them cleans up all do.
 
 mod bounds;
+mod disks;
 mod effects;
 mod facts;
 mod keeper;

@@ -8,7 +8,7 @@ use kiln_vmspec::ExitReason;
 
 use super::effects::{Effect, undo};
 use super::keeper::{Held, MetadataKeeper};
-use super::{Instance, Parts, UndoError};
+use super::{Instance, Parts, UndoError, disks};
 use crate::printable;
 use crate::state::dir::Lock;
 use crate::vmm_process::{Commands, StartedVmm, VmmEvent, VmmHandle};
@@ -87,6 +87,10 @@ impl RunningInstance {
         if matches!(self.pending, Some(VmmEvent::Running { .. })) {
             self.note_running().await;
         }
+        if let Some(VmmEvent::DiskDetached { serial }) = &self.pending {
+            let serial = serial.clone();
+            disks::note_detached(&self.parts, self.instance.id, serial).await;
+        }
         let event = self.pending.take()?;
         match &event {
             VmmEvent::Exited(ExitReason::PowerOff) => self.ending = Some(Ending::PoweredOff),
@@ -95,7 +99,10 @@ impl RunningInstance {
                 self.ending = Some(Ending::Failed(message.clone()));
             }
             VmmEvent::Lost { detail } => self.ending = Some(Ending::Failed(detail.clone())),
-            VmmEvent::Running { .. } | VmmEvent::Console(_) | VmmEvent::Rebooting => {}
+            VmmEvent::Running { .. }
+            | VmmEvent::Console(_)
+            | VmmEvent::DiskDetached { .. }
+            | VmmEvent::Rebooting => {}
         }
         Some(event)
     }

@@ -18,7 +18,7 @@ use crate::host::host_nameservers;
 use crate::metadata::private_host_name;
 use crate::network::Interface;
 use crate::state::dir::InstanceDir;
-use crate::volumes::Volume;
+use crate::volumes::{MAX_ATTACHED, Volume};
 
 /// Hardware address of every router and of the link-local services. Locally administered, and the
 /// same for all: each is alone on its link.
@@ -58,6 +58,14 @@ pub(super) struct Opened {
 pub(super) struct OpenedDisk {
     pub(super) volume: Volume,
     pub(super) files: Vec<(File, DiskFormat)>,
+}
+
+/// Volumes that can be attached to a machine while it runs: each costs a thread and a ring from the start.
+const SPARE_DISKS: usize = 8;
+
+/// What the VMM is told of a volume.
+pub(super) fn disk(instance: &Instance, volume: &Volume, queues: u16, layers: Vec<ImageLayer>) -> DiskSpec {
+    DiskSpec { serial: volume.serial(), layers, read_only: false, queues, limits: rates::disk(instance) }
 }
 
 /// Number of queues of each device.
@@ -116,14 +124,9 @@ pub(super) fn build(
     let mut disks = Vec::new();
     for OpenedDisk { volume, files } in opened.disks {
         let layers = files.into_iter().map(|(file, format)| ImageLayer { file: fds.add(file), format });
-        disks.push(DiskSpec {
-            serial: volume.serial(),
-            layers: layers.collect(),
-            read_only: false,
-            queues: queues(instance),
-            limits: rates::disk(instance),
-        });
+        disks.push(disk(instance, &volume, queues(instance), layers.collect()));
     }
+    let room = (MAX_ATTACHED + 1).saturating_sub(disks.len());
     let cmdline = instance.boot.cmdline.clone();
     let boot = match opened.kernel {
         Some(kernel) => BootSource::Files {
@@ -149,6 +152,7 @@ pub(super) fn build(
         memory: MemorySpec { size_mib: instance.memory.as_mib(), hugepages: instance.hugepages },
         boot,
         disks,
+        spare_disks: u8::try_from(room.min(SPARE_DISKS)).unwrap_or(0),
         nics,
         smbios: smbios::ec2_profile(instance),
         console: ConsoleSpec { log: Some(log), log_limit_bytes: log_limit(instance) },

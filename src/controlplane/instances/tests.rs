@@ -1,5 +1,6 @@
 //! The launch plan with a fabric and a launcher that fail where they are told to.
 
+mod disks;
 mod metadata;
 mod supervisor;
 mod volumes;
@@ -12,7 +13,9 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use kiln_model::{ByteSize, Clock, InstanceId, InstanceState, InterfaceId, MacAddr, VpcId};
-use kiln_vmspec::{BootSource, Command, DiskFormat, ExitReason, MetadataSnapshot, Reply, Stats, VmSpec};
+use kiln_vmspec::{
+    AttachedDisk, BootSource, Command, DiskFormat, ExitReason, MetadataSnapshot, Reply, Stats, VmSpec,
+};
 use tokio::sync::mpsc;
 
 use super::request::tests::{HOST, request};
@@ -50,6 +53,11 @@ struct World {
     leaving: bool,
     /// What a machine's process is said to be.
     process: Option<ProcessIdentity>,
+    /// Disks that came to machines, and room for more.
+    disks: Vec<AttachedDisk>,
+    spare: usize,
+    /// Machines refuse disks.
+    refuse_disks: bool,
 }
 
 #[derive(Clone, Default)]
@@ -123,8 +131,12 @@ impl Commands for FakeHandle {
         Ok(())
     }
 
-    fn request(&self, command: Command) -> Pending<'_> {
+    fn hand_over(&self, command: Command, fds: Vec<OwnedFd>) -> Pending<'_> {
         let reply = match command {
+            Command::AttachDisk(_)
+            | Command::DetachDisk { .. }
+            | Command::ResizeDisk { .. }
+            | Command::ListDisks => self.0.world(|w| disks::obey(w, command, fds.len())),
             Command::UpdateMetadata(snapshot) => {
                 self.0.world(|w| w.metadata.push(*snapshot));
                 Reply::Ok

@@ -34,6 +34,11 @@ pub enum VmmEvent {
     },
     /// The guest printed this.
     Console(Vec<u8>),
+    /// A disk has been taken out and its files are closed.
+    DiskDetached {
+        /// Serial number of the disk.
+        serial: String,
+    },
     /// The guest reset itself.
     Rebooting,
     /// The machine has ended. Nothing follows.
@@ -107,11 +112,12 @@ impl ControlConnection {
         Ok(lock(&self.writer).send(&request, &fds)?)
     }
 
-    async fn ask(&self, command: Command) -> Result<Reply, VmmError> {
+    async fn ask(&self, command: Command, fds: Vec<OwnedFd>) -> Result<Reply, VmmError> {
         let id = self.next_id.fetch_add(1, Ordering::Relaxed);
         let (sender, receiver) = oneshot::channel();
         lock(&self.waiting).insert(id, sender);
-        if let Err(e) = lock(&self.writer).send(&Request { id, command }, &[]) {
+        let borrowed: Vec<BorrowedFd<'_>> = fds.iter().map(AsFd::as_fd).collect();
+        if let Err(e) = lock(&self.writer).send(&Request { id, command }, &borrowed) {
             lock(&self.waiting).remove(&id);
             return Err(e.into());
         }
@@ -132,8 +138,8 @@ impl Commands for ControlConnection {
         Ok(lock(&self.writer).send(&Request { id, command }, &[])?)
     }
 
-    fn request(&self, command: Command) -> Pending<'_> {
-        Box::pin(self.ask(command))
+    fn hand_over(&self, command: Command, fds: Vec<OwnedFd>) -> Pending<'_> {
+        Box::pin(self.ask(command, fds))
     }
 }
 
@@ -167,6 +173,7 @@ fn read(
             Ok((Message::Event(Event::Running { booted }), _)) => VmmEvent::Running { booted },
             Ok((Message::Event(Event::Console { bytes }), _)) => VmmEvent::Console(bytes),
             Ok((Message::Event(Event::Rebooting), _)) => VmmEvent::Rebooting,
+            Ok((Message::Event(Event::DiskDetached { serial }), _)) => VmmEvent::DiskDetached { serial },
             Err(FrameError::Closed | FrameError::Io(_)) => break last_words(),
             Err(e) => break VmmEvent::Lost { detail: format!("the VMM sent nonsense: {e}") },
         };

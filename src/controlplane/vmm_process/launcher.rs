@@ -355,8 +355,8 @@ impl Commands for ProcessHandle {
         self.connection.send(command)
     }
 
-    fn request(&self, command: Command) -> Pending<'_> {
-        self.connection.request(command)
+    fn hand_over(&self, command: Command, fds: Vec<OwnedFd>) -> Pending<'_> {
+        self.connection.hand_over(command, fds)
     }
 }
 

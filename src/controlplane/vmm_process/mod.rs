@@ -106,7 +106,12 @@ pub trait Commands: Send + Sync {
     fn send(&self, command: Command) -> Result<(), VmmError>;
 
     /// Sends a command; the future ends with the reply or after some seconds.
-    fn request(&self, command: Command) -> Pending<'_>;
+    fn request(&self, command: Command) -> Pending<'_> {
+        self.hand_over(command, Vec::new())
+    }
+
+    /// The same with the descriptors that the command names.
+    fn hand_over(&self, command: Command, fds: Vec<OwnedFd>) -> Pending<'_>;
 }
 
 /// A running VMM. Dropping it leaves the process to its reaper.

@@ -26,7 +26,7 @@ mod service;
 
 use std::path::PathBuf;
 
-use kiln_model::{ByteSize, ImageId, InstanceId, SnapshotId, Tag, VolumeId};
+use kiln_model::{ByteSize, ImageId, InstanceId, InstanceState, SnapshotId, Tag, VolumeId};
 use serde::{Deserialize, Serialize};
 
 use crate::images::SourceError;
@@ -44,7 +44,7 @@ pub use layer::Layer;
 pub(crate) use layer::named;
 pub use modify::{Modification, VolumeChange};
 pub use service::{AlsoVolume, Volumes};
-pub(crate) use service::{attached, check_size, detach_all, plan_volume, remove_files_of, sweep};
+pub(crate) use service::{attached, check_size, detach_all, plan_volume, remove_files_of, settle_all, sweep};
 
 /// Smallest size that can be asked for; images may be smaller.
 pub const MIN_SIZE: u64 = 1 << 20;
@@ -94,6 +94,33 @@ pub struct Attachment {
     pub delete_on_termination: bool,
     /// Unix seconds.
     pub since: u64,
+    /// How far it is. While the instance has no machine it is always attached.
+    #[serde(default)]
+    pub state: AttachmentState,
+}
+
+/// How far an attachment is.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum AttachmentState {
+    /// The machine is being given it.
+    Attaching,
+    /// The instance has it.
+    #[default]
+    Attached,
+    /// The guest has been asked to let go of it.
+    Detaching,
+}
+
+impl AttachmentState {
+    /// Its name in the EC2 API.
+    pub fn name(self) -> &'static str {
+        match self {
+            AttachmentState::Attaching => "attaching",
+            AttachmentState::Attached => "attached",
+            AttachmentState::Detaching => "detaching",
+        }
+    }
 }
 
 impl Volume {
@@ -225,13 +252,35 @@ pub enum VolumeError {
     /// `InvalidInstanceID.NotFound`.
     #[error("the instance ID '{0}' does not exist")]
     NoInstance(InstanceId),
-    /// `IncorrectState`: it runs.
-    #[error("{action} of a running instance is not supported: stop {instance} first")]
-    Running {
+    /// `IncorrectState`: it is neither `stopped` nor, where that will do, `running`.
+    #[error("{action} cannot be done now: the instance {instance} is {state}")]
+    State {
         /// What was asked.
         action: &'static str,
         /// Of which instance.
         instance: InstanceId,
+        /// Its state.
+        state: InstanceState,
+    },
+    /// `AttachmentLimitExceeded`: see `SPARE_DISKS`.
+    #[error("the machine of {0} has no room for another volume while it runs (stop it to attach more)")]
+    NoSpare(InstanceId),
+    /// `IncorrectState`: it is not attached, or not any more.
+    #[error("the volume '{volume}' is '{state}'")]
+    Between {
+        /// Which.
+        volume: VolumeId,
+        /// Where it is between.
+        state: &'static str,
+    },
+    /// The machine does not do it.
+    #[error("{action} failed")]
+    Machine {
+        /// What was tried.
+        action: &'static str,
+        /// Why not.
+        #[source]
+        source: Box<crate::vmm_process::VmmError>,
     },
     /// `OperationNotPermitted`.
     #[error("the root volume {0} cannot be detached")]
@@ -336,7 +385,8 @@ impl VolumeError {
             VolumeError::SnapshotPending(_)
             | VolumeError::NotAttached(_)
             | VolumeError::Creating(_)
-            | VolumeError::Running { .. } => "IncorrectState",
+            | VolumeError::State { .. }
+            | VolumeError::Between { .. } => "IncorrectState",
             VolumeError::SnapshotInUse { .. } => "InvalidSnapshot.InUse",
             VolumeError::InUse { .. } => "VolumeInUse",
             VolumeError::Root(_) => "OperationNotPermitted",
@@ -350,9 +400,12 @@ impl VolumeError {
             VolumeError::NoSize => "MissingParameter",
             VolumeError::NoDevice { .. } => "InvalidInstanceAttributeValue",
             VolumeError::KindCombination(_) => "InvalidParameterCombination",
-            VolumeError::TooMany(_) | VolumeError::TooManyDevices => "AttachmentLimitExceeded",
+            VolumeError::TooMany(_) | VolumeError::TooManyDevices | VolumeError::NoSpare(_) => {
+                "AttachmentLimitExceeded"
+            }
             VolumeError::TooDeep(_) => "SnapshotLimitExceeded",
-            VolumeError::Io { .. }
+            VolumeError::Machine { .. }
+            | VolumeError::Io { .. }
             | VolumeError::Disk { .. }
             | VolumeError::Source(_)
             | VolumeError::Store(_) => "InternalError",

@@ -1,10 +1,10 @@
 //! `ModifyVolume`: larger, or of another type.
 
-use kiln_model::{ByteSize, VolumeId};
+use kiln_model::{ByteSize, InstanceState, VolumeId};
 use serde::{Deserialize, Serialize};
 
 use super::files::grow_volume;
-use super::service::{at_rest, check_size};
+use super::service::{check_size, in_state};
 use super::{Attachment, Progress, Volume, VolumeError, VolumeKind, VolumeState, VolumeType, Volumes};
 use crate::instances::Instance;
 use crate::state::dir::Lock;
@@ -39,6 +39,18 @@ pub struct VolumeChange {
 }
 
 impl VolumeChange {
+    /// Size and type that a volume has after it.
+    pub(crate) fn of(&self, before: &Volume) -> Result<(ByteSize, VolumeKind), VolumeError> {
+        if before.progress != Progress::Complete {
+            return Err(VolumeError::Creating(before.id));
+        }
+        let size = self.size.map(check_size).transpose()?.unwrap_or(before.size);
+        if size < before.size {
+            return Err(VolumeError::Shrinking { wanted: size, least: before.size });
+        }
+        Ok((size, self.kind(before.kind)?))
+    }
+
     fn kind(&self, before: VolumeKind) -> Result<VolumeKind, VolumeError> {
         let volume_type = self.volume_type.unwrap_or(before.volume_type);
         let kept = if volume_type == before.volume_type { before } else { VolumeKind::default() };
@@ -55,13 +67,8 @@ impl Volumes<'_> {
 
     /// Changes a volume. To make it larger, nobody may have it but a stopped instance.
     pub fn modify(&self, id: VolumeId, change: VolumeChange) -> Result<Volume, VolumeError> {
-        let size = change.size.map(check_size).transpose()?;
         let before = self.get(id)?;
-        if before.progress != Progress::Complete {
-            return Err(VolumeError::Creating(id));
-        }
-        let kind = change.kind(before.kind)?;
-        let size = size.unwrap_or(before.size);
+        let (size, kind) = change.of(&before)?;
         let lock = if size == before.size { None } else { self.grow(&before, size)? };
         let changed = self.note_modified(id, size, kind)?;
         lock.into_iter().for_each(Lock::remove);
@@ -99,12 +106,15 @@ impl Volumes<'_> {
     /// Makes the file of a volume larger. The row comes after: a file that is larger than its row says is
     /// still whole. Answers the lock of the instance that has it, which is to be held until then.
     fn grow(&self, before: &Volume, size: ByteSize) -> Result<Option<Lock>, VolumeError> {
-        let action = "resizing a volume";
+        const ACTION: &str = "resizing a volume";
         let lock = match before.attachment {
             // Nobody starts it meanwhile.
             Some(Attachment { instance, .. }) => {
-                let running = VolumeError::Running { action, instance };
-                Some(self.dir.lock_instance(instance)?.ok_or(running)?)
+                Some(self.dir.lock_instance(instance)?.ok_or_else(|| {
+                    let row = transact(self.store, |tx| tx.get::<Instance>(&instance)).ok().flatten();
+                    let state = row.map_or(InstanceState::Pending, |row| row.state);
+                    VolumeError::State { action: ACTION, instance, state }
+                })?)
             }
             None => None,
         };
@@ -114,7 +124,7 @@ impl Volumes<'_> {
                 return Err(VolumeError::Shrinking { wanted: size, least: volume.size });
             }
             if let Some(attachment) = &volume.attachment {
-                at_rest(tx, attachment.instance, action)?;
+                in_state(tx, attachment.instance, InstanceState::Stopped, ACTION)?;
             }
             // Whoever attaches it meanwhile writes its row too, and one of the two begins again.
             tx.put(&volume)?;

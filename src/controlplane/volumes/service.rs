@@ -5,8 +5,8 @@ use kiln_model::{ByteSize, InstanceId, InstanceState, SnapshotId, VolumeId};
 use super::files::{make_volume, remove, remove_volume};
 use super::layer::{named, snapshot_path};
 use super::{
-    Attachment, MAX_ATTACHED, MAX_BELOW, MAX_SIZE, MIN_SIZE, NewVolume, Progress, Snapshot, Volume,
-    VolumeError, VolumeState, check_device, slot,
+    Attachment, AttachmentState, MAX_ATTACHED, MAX_BELOW, MAX_SIZE, MIN_SIZE, NewVolume, Progress, Snapshot,
+    Volume, VolumeError, VolumeState, check_device, slot,
 };
 use crate::images::{Image, ImageError, Images};
 use crate::instances::{Instance, NoticeEvent, Notices};
@@ -234,6 +234,18 @@ impl Volumes<'_> {
 
     /// Attaches a volume to a stopped instance.
     pub fn attach(&self, id: VolumeId, instance: InstanceId, device: &str) -> Result<Volume, VolumeError> {
+        self.note_attach(id, instance, device, InstanceState::Stopped, AttachmentState::Attached)
+    }
+
+    /// Writes down that an instance in `state` has a volume, or is being given it.
+    pub(crate) fn note_attach(
+        &self,
+        id: VolumeId,
+        instance: InstanceId,
+        device: &str,
+        state: InstanceState,
+        how_far: AttachmentState,
+    ) -> Result<Volume, VolumeError> {
         check_device(device)?;
         let attached = transact(self.store, |tx| {
             let mut volume = tx.get::<Volume>(&id)?.ok_or(VolumeError::NoVolume(id))?;
@@ -243,7 +255,7 @@ impl Volumes<'_> {
             if volume.progress != Progress::Complete {
                 return Err(VolumeError::Creating(id));
             }
-            at_rest(tx, instance, "attaching to")?;
+            in_state(tx, instance, state, "attaching a volume")?;
             let others = attached(tx, instance)?;
             if others.iter().any(|v| v.attachment.as_ref().is_some_and(|a| slot(&a.device) == slot(device))) {
                 return Err(VolumeError::DeviceTaken { instance, device: device.to_owned() });
@@ -251,8 +263,13 @@ impl Volumes<'_> {
             if others.len() > MAX_ATTACHED {
                 return Err(VolumeError::TooMany(instance));
             }
-            let (device, since) = (device.to_owned(), self.now);
-            volume.attachment = Some(Attachment { instance, device, delete_on_termination: false, since });
+            volume.attachment = Some(Attachment {
+                instance,
+                device: device.to_owned(),
+                delete_on_termination: false,
+                since: self.now,
+                state: how_far,
+            });
             tx.put(&volume)?;
             Ok(volume)
         })?;
@@ -269,12 +286,58 @@ impl Volumes<'_> {
             if before.is_root() {
                 return Err(VolumeError::Root(id));
             }
-            at_rest(tx, attachment.instance, "detaching")?;
+            in_state(tx, attachment.instance, InstanceState::Stopped, "detaching a volume")?;
             tx.put(&volume)?;
             Ok(before)
         })?;
         self.tell(id, VolumeState::Available, None);
         Ok(before)
+    }
+
+    /// Writes down that a running instance is to let go of a volume. It may be said again.
+    pub(crate) fn note_detaching(&self, id: VolumeId) -> Result<Volume, VolumeError> {
+        transact(self.store, |tx| {
+            let mut volume = tx.get::<Volume>(&id)?.ok_or(VolumeError::NoVolume(id))?;
+            if volume.is_root() {
+                return Err(VolumeError::Root(id));
+            }
+            let Some(attachment) = &mut volume.attachment else { return Err(VolumeError::NotAttached(id)) };
+            attachment.state = AttachmentState::Detaching;
+            in_state(tx, attachment.instance, InstanceState::Running, "detaching a volume")?;
+            tx.put(&volume)?;
+            Ok(volume)
+        })
+    }
+
+    /// Writes down how an attachment that was `from` has ended: the instance has the volume, or it has not.
+    /// Another attachment than that stays as it is. Answers the volume as it is then.
+    pub(crate) fn conclude(
+        &self,
+        id: VolumeId,
+        instance: InstanceId,
+        from: AttachmentState,
+        has_it: bool,
+    ) -> Result<Volume, VolumeError> {
+        let (volume, taken) = transact(self.store, |tx| {
+            let mut volume = tx.get::<Volume>(&id)?.ok_or(VolumeError::NoVolume(id))?;
+            let mut taken = false;
+            if let Some(attachment) = &mut volume.attachment
+                && attachment.instance == instance
+                && attachment.state == from
+            {
+                attachment.state = AttachmentState::Attached;
+                taken = !has_it;
+                if taken {
+                    volume.attachment = None;
+                }
+                tx.put(&volume)?;
+            }
+            Ok::<_, VolumeError>((volume, taken))
+        })?;
+        if taken {
+            self.tell(id, VolumeState::Available, None);
+        }
+        Ok(volume)
     }
 
     /// Whether an attached volume goes with its instance.
@@ -356,16 +419,33 @@ impl Volumes<'_> {
     }
 }
 
-/// Sees to it that an instance has no machine and gets none before `tx` is through.
-pub(super) fn at_rest(
+/// Sees to it that an instance is in `wanted` and stays there until `tx` is through.
+pub(super) fn in_state(
     tx: &mut Transaction<'_>,
     id: InstanceId,
+    wanted: InstanceState,
     action: &'static str,
 ) -> Result<(), VolumeError> {
     let instance = tx.get::<Instance>(&id)?.ok_or(VolumeError::NoInstance(id))?;
-    if instance.state != InstanceState::Stopped {
-        return Err(VolumeError::Running { action, instance: id });
+    if instance.state != wanted {
+        return Err(VolumeError::State { action, instance: id, state: instance.state });
     }
-    // Whoever starts it meanwhile writes its row too, and one of the two begins again.
+    // Whoever starts or ends it meanwhile writes its row too, and one of the two begins again.
     Ok(tx.put(&instance)?)
+}
+
+/// The machine of an instance is gone, as part of `tx`: what it was being given is the instance's, and what
+/// it was to let go of is not any more.
+pub(crate) fn settle_all(tx: &mut Transaction<'_>, instance: InstanceId) -> Result<(), StoreError> {
+    for volume in attached(tx, instance)? {
+        let Some(mut volume) = tx.get::<Volume>(&volume.id)? else { continue };
+        let Some(attachment) = &mut volume.attachment else { continue };
+        match attachment.state {
+            AttachmentState::Attached => continue,
+            AttachmentState::Attaching => attachment.state = AttachmentState::Attached,
+            AttachmentState::Detaching => volume.attachment = None,
+        }
+        tx.put(&volume)?;
+    }
+    Ok(())
 }

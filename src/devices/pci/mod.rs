@@ -1,6 +1,7 @@
 //! One PCI bus of single-function devices with MSI-X and no wired interrupts.
 
 pub mod config;
+pub mod hotplug;
 pub mod msix;
 mod root;
 

@@ -275,8 +275,10 @@ impl Source {
 impl Drop for Msix {
     fn drop(&mut self) {
         for source in &self.sources {
-            if source.connected.is_some() {
-                let _ = self.controller.disconnect(source.line, &source.event);
+            let connected = source.connected.is_some();
+            // One that stays connected stays taken: its next owner would interrupt for this one.
+            if !connected || self.controller.disconnect(source.line, &source.event).is_ok() {
+                self.controller.release(source.line);
             }
         }
     }

@@ -12,10 +12,14 @@
 //! looked up without it: a function that takes long (stopping its workers) delays only its own
 //! accesses. When BARs overlap, the lower slot answers.
 //!
-//! Lock order: function, then map. Nothing is held while a function is called from the window.
+//! Functions come and go while vCPUs run. One that has been unplugged is marked so under its mutex: an
+//! access that had found it before finds it gone, and cannot bring its BARs or workers back.
+//!
+//! Lock order: function, then bus. The bus is not locked while a function is called.
 
 use std::ops::Range;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use super::config::{BAR_COUNT, ConfigSpace, Identity};
 use crate::bus::{BusDevice, BusTarget};
@@ -80,13 +84,39 @@ struct Decoded {
     range: Range<u64>,
 }
 
+/// A function in its slot.
+#[derive(Clone)]
+struct Plugged {
+    function: Function,
+    /// Changes under the mutex of the function.
+    gone: Arc<AtomicBool>,
+}
+
+impl Plugged {
+    fn new(function: Function) -> Self {
+        Plugged { function, gone: Arc::default() }
+    }
+
+    /// The function, as long as it is there.
+    fn lock(&self) -> Option<MutexGuard<'_, dyn PciFunction + 'static>> {
+        let function = lock(&self.function);
+        (!self.gone.load(Ordering::Acquire)).then_some(function)
+    }
+}
+
+#[derive(Default)]
+struct Bus {
+    slots: [Option<Plugged>; SLOT_COUNT],
+    /// Sorted by slot, then BAR.
+    map: Vec<Decoded>,
+}
+
 /// Bus 0 with a host bridge at slot 0.
 pub struct PciRoot {
-    functions: Vec<Function>,
+    bus: RwLock<Bus>,
     window: Range<u64>,
-    next_bar: u64,
-    /// Sorted by slot, then BAR.
-    map: RwLock<Vec<Decoded>>,
+    /// Where the next BAR goes that is placed.
+    next_bar: Mutex<u64>,
 }
 
 impl PciRoot {
@@ -94,43 +124,95 @@ impl PciRoot {
     pub fn new(window: Range<u64>) -> Self {
         assert!(window.end <= 1 << 32, "BARs are 32 bits wide");
         let bridge: Function = Arc::new(Mutex::new(HostBridge::new()));
-        let next_bar = window.start;
-        Self { functions: vec![bridge], window, next_bar, map: RwLock::default() }
+        let mut bus = Bus::default();
+        bus.slots[0] = Some(Plugged::new(bridge));
+        Self { bus: RwLock::new(bus), next_bar: Mutex::new(window.start), window }
     }
 
-    /// Puts `function` into the next slot, places its BARs and returns the slot (1 to 31).
-    pub fn add(&mut self, function: Function) -> Result<u8, PciError> {
-        let slot = self.functions.len();
-        if slot >= SLOT_COUNT {
-            return Err(PciError::NoSlot);
-        }
-        let mut next_bar = self.next_bar;
+    fn bus(&self) -> RwLockReadGuard<'_, Bus> {
+        self.bus.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn change_bus(&self) -> RwLockWriteGuard<'_, Bus> {
+        self.bus.write().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn plugged(&self, slot: usize) -> Option<Plugged> {
+        self.bus().slots.get(slot)?.clone()
+    }
+
+    /// Puts `function` into the first free slot, places its BARs and returns the slot (1 to 31). For machines
+    /// that are being assembled.
+    pub fn add(&self, function: Function) -> Result<u8, PciError> {
+        let slot = self.free_slots().trailing_zeros();
+        let slot = u8::try_from(slot).ok().filter(|slot| usize::from(*slot) < SLOT_COUNT);
+        let slot = slot.ok_or(PciError::NoSlot)?;
+        self.add_at(slot, function)?;
+        Ok(slot)
+    }
+
+    /// The same with a certain slot.
+    pub fn add_at(&self, slot: u8, function: Function) -> Result<(), PciError> {
+        let mut next_bar = self.next_bar.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut next = *next_bar;
         let mut locked = lock(&function);
         let config = locked.config_mut();
-        config.set_window(self.window.clone());
         for (index, size) in config.bar_sizes().to_owned().into_iter().enumerate().filter(|(_, s)| *s > 0) {
-            let start = next_bar.next_multiple_of(u64::from(size));
-            next_bar = start + u64::from(size);
-            let address = u32::try_from(start).ok().filter(|_| next_bar <= self.window.end);
+            let start = next.next_multiple_of(u64::from(size));
+            next = start + u64::from(size);
+            let address = u32::try_from(start).ok().filter(|_| next <= self.window.end);
             config.place_bar(index, address.ok_or(PciError::WindowFull(size))?);
         }
         drop(locked);
-        self.next_bar = next_bar;
-        self.functions.push(function);
-        Ok(slot as u8)
+        self.plug(slot, function)?;
+        *next_bar = next;
+        Ok(())
+    }
+
+    /// Puts `function` into a free slot of a machine that runs. Its BARs are zero: the guest places them
+    /// where it has room.
+    pub fn plug(&self, slot: u8, function: Function) -> Result<(), PciError> {
+        lock(&function).config_mut().set_window(self.window.clone());
+        match self.change_bus().slots.get_mut(usize::from(slot)) {
+            Some(place @ None) => *place = Some(Plugged::new(function)),
+            _ => return Err(PciError::NoSlot),
+        }
+        Ok(())
+    }
+
+    /// Takes the function out of `slot`, which then reads as all ones. It has been reset. Blocks until its
+    /// workers have stopped. The host bridge stays.
+    pub fn unplug(&self, slot: u8) {
+        let slot = usize::from(slot);
+        let Some(plugged) = self.plugged(slot).filter(|_| slot != 0) else { return };
+        let Some(mut function) = plugged.lock() else { return };
+        function.reset();
+        plugged.gone.store(true, Ordering::Release);
+        let mut bus = self.change_bus();
+        bus.map.retain(|d| d.slot != slot);
+        bus.slots[slot] = None;
+    }
+
+    /// Slots without a function, as bits.
+    pub fn free_slots(&self) -> u32 {
+        let bus = self.bus();
+        (0u32..).zip(&bus.slots).filter(|(_, slot)| slot.is_none()).fold(0, |bits, (n, _)| bits | 1 << n)
     }
 
     /// Reads configuration space of `slot`. Absent functions leave `data` as it is.
     pub fn read_config(&self, slot: usize, offset: usize, data: &mut [u8]) {
-        if let Some(function) = self.functions.get(slot) {
-            lock(function).read_config(offset, data);
+        if let Some(plugged) = self.plugged(slot)
+            && let Some(mut function) = plugged.lock()
+        {
+            function.read_config(offset, data);
         }
     }
 
     /// Writes configuration space of `slot`, and moves its BARs if that is what it means.
     pub fn write_config(&self, slot: usize, offset: usize, data: &[u8]) {
-        if let Some(function) = self.functions.get(slot) {
-            let mut function = lock(function);
+        if let Some(plugged) = self.plugged(slot)
+            && let Some(mut function) = plugged.lock()
+        {
             function.write_config(offset, data);
             self.remap(slot, function.config());
         }
@@ -138,35 +220,38 @@ impl PciRoot {
 
     /// Machine reset of every function. Blocks until their workers have stopped.
     pub fn reset(&self) {
-        for (slot, function) in self.functions.iter().enumerate() {
-            let mut function = lock(function);
-            function.reset();
-            self.remap(slot, function.config());
+        for slot in 0..SLOT_COUNT {
+            if let Some(plugged) = self.plugged(slot)
+                && let Some(mut function) = plugged.lock()
+            {
+                function.reset();
+                self.remap(slot, function.config());
+            }
         }
     }
 
     fn remap(&self, slot: usize, config: &ConfigSpace) {
         let decoded = (0..BAR_COUNT).filter_map(|bar| Some((bar, config.decoded_bar(bar)?)));
         let unchanged = {
-            let map = self.map.read().unwrap_or_else(PoisonError::into_inner);
-            let old = map.iter().filter(|d| d.slot == slot).map(|d| (d.bar, d.range.clone()));
+            let bus = self.bus();
+            let old = bus.map.iter().filter(|d| d.slot == slot).map(|d| (d.bar, d.range.clone()));
             old.eq(decoded.clone())
         };
         if unchanged {
             return;
         }
-        let mut map = self.map.write().unwrap_or_else(PoisonError::into_inner);
-        map.retain(|d| d.slot != slot);
-        map.extend(decoded.map(|(bar, range)| Decoded { slot, bar, range }));
-        map.sort_by_key(|d| (d.slot, d.bar));
+        let mut bus = self.change_bus();
+        bus.map.retain(|d| d.slot != slot);
+        bus.map.extend(decoded.map(|(bar, range)| Decoded { slot, bar, range }));
+        bus.map.sort_by_key(|d| (d.slot, d.bar));
     }
 
     /// The function whose BAR covers the whole access, the BAR and the offset in it.
-    fn find(&self, address: u64, len: usize) -> Option<(&Function, usize, u64)> {
+    fn find(&self, address: u64, len: usize) -> Option<(Plugged, usize, u64)> {
         let end = address.checked_add(len as u64)?;
-        let map = self.map.read().unwrap_or_else(PoisonError::into_inner);
-        let hit = map.iter().find(|d| d.range.contains(&address) && end <= d.range.end)?;
-        Some((self.functions.get(hit.slot)?, hit.bar, address - hit.range.start))
+        let bus = self.bus();
+        let hit = bus.map.iter().find(|d| d.range.contains(&address) && end <= d.range.end)?;
+        Some((bus.slots.get(hit.slot)?.clone()?, hit.bar, address - hit.range.start))
     }
 }
 
@@ -257,15 +342,19 @@ pub struct PciWindow(pub Arc<PciRoot>);
 impl BusTarget for PciWindow {
     fn read(&self, offset: u64, data: &mut [u8]) {
         let address = self.0.window.start.saturating_add(offset);
-        if let Some((function, bar, offset)) = self.0.find(address, data.len()) {
-            lock(function).read_bar(bar, offset, data);
+        if let Some((plugged, bar, offset)) = self.0.find(address, data.len())
+            && let Some(mut function) = plugged.lock()
+        {
+            function.read_bar(bar, offset, data);
         }
     }
 
     fn write(&self, offset: u64, data: &[u8]) {
         let address = self.0.window.start.saturating_add(offset);
-        if let Some((function, bar, offset)) = self.0.find(address, data.len()) {
-            lock(function).write_bar(bar, offset, data);
+        if let Some((plugged, bar, offset)) = self.0.find(address, data.len())
+            && let Some(mut function) = plugged.lock()
+        {
+            function.write_bar(bar, offset, data);
         }
     }
 }
@@ -349,7 +438,7 @@ mod tests {
 
     /// Functions 1 and 2 with BARs of 4 and 16 KiB.
     fn bench() -> Bench {
-        let mut root = PciRoot::new(WINDOW);
+        let root = PciRoot::new(WINDOW);
         let functions = vec![Named::new(1, 0x1000), Named::new(2, 0x4000)];
         for (slot, function) in (1..).zip(&functions) {
             assert_eq!(root.add(function.clone()), Ok(slot));
@@ -473,11 +562,49 @@ mod tests {
 
     #[test]
     fn full_window_and_full_bus_refuse() {
-        let mut root = PciRoot::new(WINDOW);
+        let root = PciRoot::new(WINDOW);
         assert_eq!(root.add(Named::new(1, 0x20_0000)), Err(PciError::WindowFull(0x20_0000)));
         for slot in 1..32 {
             assert_eq!(root.add(Named::new(slot, 0x1000)), Ok(slot));
         }
         assert_eq!(root.add(Named::new(32, 0x1000)), Err(PciError::NoSlot));
+    }
+
+    #[test]
+    fn functions_come_and_go_while_the_machine_runs() {
+        let mut bench = bench();
+        let late = Named::new(3, 0x1000);
+        assert_eq!(bench.root.free_slots(), !0b111);
+        assert_eq!(bench.root.plug(2, late.clone()), Err(PciError::NoSlot));
+        assert_eq!(bench.root.plug(32, late.clone()), Err(PciError::NoSlot));
+        bench.root.plug(7, late.clone()).unwrap();
+        assert_eq!(bench.ecam_read(7 << 15), [0x34, 0x12, 0x03, 0x00]);
+        assert_eq!(bench.ecam_read((7 << 15) + 0x10), [0; 4], "the guest places it");
+        bench.config_write(7, 0x10, &0xc00f_0000u32.to_le_bytes());
+        bench.config_write(7, 4, &[2]);
+        assert_eq!(bench.window_read(0xc00f_0000), [3; 4]);
+
+        bench.root.unplug(7);
+        assert_eq!(late.lock().unwrap().config.word(4) & 2, 0, "it has been reset");
+        assert_eq!(bench.ecam_read(7 << 15), [0xff; 4]);
+        assert_eq!(bench.window_read(0xc00f_0000), [0xff; 4]);
+        bench.config_write(7, 4, &[2]);
+        assert_eq!(late.lock().unwrap().config.word(4) & 2, 0, "nothing reaches it any more");
+
+        bench.root.plug(7, Named::new(4, 0x1000)).unwrap();
+        assert_eq!(bench.window_read(0xc00f_0000), [0xff; 4], "the BAR of the one before");
+        assert_eq!(bench.ecam_read(7 << 15), [0x34, 0x12, 0x04, 0x00]);
+        bench.root.unplug(0);
+        bench.root.unplug(9);
+        bench.root.unplug(255);
+        assert_eq!(bench.ecam_read(0), [0x36, 0x1b, 0x08, 0x00], "the bridge stays");
+    }
+
+    #[test]
+    fn access_that_found_a_function_before_it_was_unplugged_does_nothing() {
+        let bench = bench();
+        let found = bench.root.plugged(1).unwrap();
+        bench.root.unplug(1);
+        assert!(found.lock().is_none());
     }
 }

@@ -39,7 +39,7 @@ impl Qcow2Disk {
         });
         for image in std::iter::once(&self.top).chain(below) {
             // What an image does not reach reads as zeroes, whatever is below it.
-            let Some(rest) = image.size.checked_sub(offset).filter(|&rest| rest > 0) else {
+            let Some(rest) = image.size().checked_sub(offset).filter(|&rest| rest > 0) else {
                 return Ok((Said::Zero, len));
             };
             let run = image.lookup(offset, len.min(rest))?;

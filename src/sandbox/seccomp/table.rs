@@ -149,7 +149,11 @@ pub const CONTROL: &[Call] = &[
     any(Sysno::epoll_wait, "wait for work"),
     any(Sysno::epoll_ctl, "what to wait for"),
     any(Sysno::accept4, "a client of the control socket"),
-    any(Sysno::recvfrom, "what a client asks"),
+    when(
+        Sysno::recvmsg,
+        &[Arg::Is(2, &[("MSG_CMSG_CLOEXEC", bits(libc::MSG_CMSG_CLOEXEC))])],
+        "what a client asks, with the files of a disk that comes",
+    ),
     any(Sysno::sendto, "what it is told"),
     any(Sysno::shutdown, "the last word to a client"),
     when(

@@ -1,10 +1,10 @@
 //! One connected client.
 
-use std::io::{self, Read, Write};
-use std::os::fd::{AsRawFd, RawFd};
+use std::io::{self, Write};
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
 
-use kiln_vmspec::frame::{Decoder, FrameError, encode};
+use kiln_vmspec::frame::{Decoder, FrameError, MAX_FDS, encode, receive_piece};
 use kiln_vmspec::{Event, Message, Request};
 
 /// Unsent bytes above which console output to this client is dropped.
@@ -18,6 +18,8 @@ const READ_PIECE: usize = 64 << 10;
 pub struct Client {
     stream: UnixStream,
     decoder: Decoder,
+    /// Descriptors that came with what the decoder holds.
+    fds: Vec<OwnedFd>,
     unsent: Vec<u8>,
     /// Whether it wants console output.
     pub attached: bool,
@@ -31,7 +33,8 @@ impl Client {
     /// Takes over a connection.
     pub fn new(stream: UnixStream) -> io::Result<Self> {
         stream.set_nonblocking(true)?;
-        Ok(Client { stream, decoder: Decoder::default(), unsent: Vec::new(), attached: false })
+        let decoder = Decoder::default();
+        Ok(Client { stream, decoder, fds: Vec::new(), unsent: Vec::new(), attached: false })
     }
 
     /// For epoll.
@@ -44,21 +47,31 @@ impl Client {
         !self.unsent.is_empty()
     }
 
-    /// Reads what has arrived. Descriptors sent here are closed by the kernel: only the first
-    /// message of a VMM carries any.
-    pub fn read(&mut self) -> Result<Vec<Request>, Gone> {
+    /// Reads what has arrived: requests, each with the descriptors that it names.
+    pub fn read(&mut self) -> Result<Vec<(Request, Vec<OwnedFd>)>, Gone> {
         let mut piece = vec![0u8; READ_PIECE];
-        match self.stream.read(&mut piece) {
+        match receive_piece(&self.stream, &mut piece, &mut self.fds) {
             Ok(0) => return Err(Gone),
             Ok(n) => self.decoder.push(piece.get(..n).unwrap_or_default()),
             Err(e) if matches!(e.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => {}
             Err(_) => return Err(Gone),
         }
+        if self.fds.len() > MAX_FDS {
+            return Err(Gone);
+        }
         let mut requests = Vec::new();
         loop {
-            match self.decoder.next_message() {
-                Ok(Some(request)) => requests.push(request),
-                Ok(None) => return Ok(requests),
+            match self.decoder.next_message::<Request>() {
+                Ok(Some(request)) => {
+                    let named = request.command.descriptors();
+                    if named > self.fds.len() {
+                        tracing::warn!("a control client named {named} descriptors and sent fewer");
+                        return Err(Gone);
+                    }
+                    let fds = self.fds.drain(..named).collect();
+                    requests.push((request, fds));
+                }
+                Ok(None) => break,
                 Err(FrameError::Malformed(e)) => {
                     tracing::warn!("a control client sent a message that does not make sense: {e}");
                     return Err(Gone);
@@ -66,6 +79,11 @@ impl Client {
                 Err(_) => return Err(Gone),
             }
         }
+        if self.decoder.is_empty() {
+            // Nothing is left that could name them.
+            self.fds.clear();
+        }
+        Ok(requests)
     }
 
     /// Queues a message and sends what the socket takes.

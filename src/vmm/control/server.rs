@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::io;
-use std::os::fd::{AsRawFd, RawFd};
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 
 use kiln_vmspec::{Event, Message, Reply, Request};
@@ -25,6 +25,8 @@ pub enum Incoming {
         client: u64,
         /// What it asks.
         request: Request,
+        /// Descriptors that the request names.
+        fds: Vec<OwnedFd>,
     },
     /// A descriptor given to [`ControlServer::watch`] is readable.
     Ready(u32),
@@ -104,9 +106,11 @@ impl ControlServer {
         if set.intersects(EventSet::IN | EventSet::HANG_UP | EventSet::ERROR) {
             match client.read() {
                 Ok(requests) => {
-                    incoming.extend(
-                        requests.into_iter().map(|request| Incoming::Request { client: id, request }),
-                    );
+                    incoming.extend(requests.into_iter().map(|(request, fds)| Incoming::Request {
+                        client: id,
+                        request,
+                        fds,
+                    }));
                 }
                 Err(_) => {
                     self.forget(id);
@@ -199,7 +203,7 @@ mod tests {
     fn next_request(server: &mut ControlServer) -> (u64, Request) {
         loop {
             for incoming in server.wait().unwrap() {
-                if let Incoming::Request { client, request } = incoming {
+                if let Incoming::Request { client, request, .. } = incoming {
                     return (client, request);
                 }
             }
@@ -237,6 +241,61 @@ mod tests {
             server.console(&[b'x'; 8192]);
             let (message, _) = other.receive::<Message>().unwrap();
             assert!(matches!(message, Message::Event(Event::Console { .. })));
+        }
+    }
+
+    fn disk(layers: u32) -> kiln_vmspec::DiskSpec {
+        let layer = |n| kiln_vmspec::ImageLayer {
+            file: kiln_vmspec::FdIndex(n),
+            format: kiln_vmspec::DiskFormat::Raw,
+        };
+        kiln_vmspec::DiskSpec {
+            serial: "vol1".into(),
+            layers: (0..layers).map(layer).collect(),
+            read_only: false,
+            queues: 1,
+            limits: Default::default(),
+        }
+    }
+
+    #[test]
+    fn descriptors_go_to_the_request_that_names_them_and_no_other() {
+        use std::io::{Read, Seek, Write};
+        use std::os::fd::AsFd;
+        let (mut server, dir) = server();
+        let client = connect(&dir);
+        let file = |text: &str| {
+            let mut file = tempfile::tempfile().unwrap();
+            file.write_all(text.as_bytes()).unwrap();
+            file.rewind().unwrap();
+            file
+        };
+        let attach = |layers| Command::AttachDisk(Box::new(disk(layers)));
+        // All sent before any is read. The first carries one that it does not name.
+        let stray = file("stray");
+        client.send(&Request { id: 1, command: Command::Pause }, &[stray.as_fd()]).unwrap();
+        let next = |server: &mut ControlServer| loop {
+            for incoming in server.wait().unwrap() {
+                if let Incoming::Request { request, fds, .. } = incoming {
+                    return (request.id, fds);
+                }
+            }
+        };
+        assert!(matches!(next(&mut server), (1, fds) if fds.is_empty()));
+        let files = [file("a"), file("b"), file("c")];
+        client.send(&Request { id: 2, command: attach(2) }, &[files[0].as_fd(), files[1].as_fd()]).unwrap();
+        let (id, fds) = next(&mut server);
+        let texts = fds.into_iter().map(|fd| std::io::read_to_string(std::fs::File::from(fd)).unwrap());
+        assert_eq!((id, texts.collect::<Vec<_>>()), (2, vec!["a".to_owned(), "b".to_owned()]));
+        client.send(&Request { id: 3, command: attach(1) }, &[files[2].as_fd()]).unwrap();
+        let (id, mut fds) = next(&mut server);
+        let mut text = String::new();
+        std::fs::File::from(fds.remove(0)).read_to_string(&mut text).unwrap();
+        assert_eq!((id, text.as_str()), (3, "c"));
+        // One that names what it does not send is shown the door.
+        client.send(&Request { id: 4, command: attach(1) }, &[]).unwrap();
+        while !server.clients.is_empty() {
+            server.wait().unwrap();
         }
     }
 

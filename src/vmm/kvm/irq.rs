@@ -35,6 +35,8 @@ pub struct KvmMsi {
 #[derive(Default)]
 struct Routes {
     allocated: u32,
+    /// Lines that were given back.
+    free: Vec<u32>,
     /// Connected lines by GSI.
     connected: BTreeMap<u32, MsiMessage>,
 }
@@ -59,6 +61,9 @@ impl KvmMsi {
 impl MsiController for KvmMsi {
     fn allocate(&self) -> io::Result<u32> {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(line) = state.free.pop() {
+            return Ok(line);
+        }
         if state.allocated >= MOST_VECTORS {
             return Err(io::Error::other("the VM has no interrupt vectors left"));
         }
@@ -95,6 +100,10 @@ impl MsiController for KvmMsi {
         // The stale route stays until the next change of the table: without an irqfd nothing uses
         // it, and rewriting the table for every masking would double the cost of masking.
         self.vm.unregister_irqfd(event, line).map_err(io::Error::from)
+    }
+
+    fn release(&self, line: u32) {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner).free.push(line);
     }
 }
 

@@ -6,11 +6,11 @@ use std::time::{Duration, SystemTime};
 
 use kiln_devices::bus::{Bus, BusError};
 use kiln_devices::interrupt::InterruptLine;
+use kiln_devices::pci::hotplug::PciHotplug;
 use kiln_devices::pci::{PciEcam, PciError, PciPorts, PciRoot, PciWindow};
 use kiln_devices::power::{Power, PowerSink};
 use kiln_devices::rtc::Rtc;
 use kiln_devices::serial::{SERIAL_PORTS, Serial};
-use kiln_devices::virtio::blk::{Blk, BlkConfig};
 use kiln_devices::virtio::net::{Net, NetConfig, NicBackend};
 use kiln_devices::virtio::rng::Rng;
 use kiln_devices::virtio::{VirtioDevice, VirtioPci, VirtioServices, WorkerHost};
@@ -18,7 +18,8 @@ use kiln_disk::throttle::{Rate, Throttle};
 use kiln_vmspec::{RateLimits, VmSpec};
 
 use super::boot_source::{self, BootSourceError};
-use super::{Machine, lock};
+use super::hotplug::{Ejects, block_device};
+use super::{Machine, Plugged};
 use crate::boot::{self, BootError};
 use crate::confined::Crew;
 use crate::console::Console;
@@ -148,7 +149,10 @@ impl Machine {
             counters: platform.counters,
             serial: board.serial,
             power: board.power,
+            root: board.root,
+            hotplug: board.hotplug,
             functions,
+            services: board.services,
             buses: [("ports", ports), ("mmio", mmio)],
             _vm: vm,
         })
@@ -159,7 +163,8 @@ impl Machine {
 struct Board {
     serial: Arc<Mutex<Serial>>,
     power: Arc<Mutex<Power>>,
-    root: Mutex<PciRoot>,
+    root: Arc<PciRoot>,
+    hotplug: Arc<Mutex<PciHotplug>>,
     services: VirtioServices,
 }
 
@@ -173,10 +178,13 @@ impl Board {
         let serial = Serial::new(wire(layout::SERIAL_IRQ)?, Box::new(around.console.writer()));
         let power = Power::new(wire(layout::POWER_IRQ)?, Arc::new(PowerEvents(around.events.clone())));
         let window = layout::PCI_MMIO32_START..layout::PCI_MMIO32_START + layout::PCI_MMIO32_SIZE;
+        let root = Arc::new(PciRoot::new(window));
+        let ejects = Ejects { root: Arc::clone(&root), events: around.events.clone() };
         Ok(Board {
+            hotplug: Arc::new(Mutex::new(PciHotplug::new(Arc::new(ejects)))),
             serial: Arc::new(Mutex::new(serial)),
             power: Arc::new(Mutex::new(power)),
-            root: Mutex::new(PciRoot::new(window)),
+            root,
             services: VirtioServices {
                 mem: around.host.memory.clone(),
                 msi: Arc::new(msi),
@@ -186,42 +194,38 @@ impl Board {
         })
     }
 
-    /// Plugs in the virtio devices of `spec`: disks, interfaces, entropy.
-    fn populate(
-        &self,
-        spec: &VmSpec,
-        around: &Surroundings<'_>,
-    ) -> Result<Vec<Arc<Mutex<VirtioPci>>>, AssembleError> {
+    /// Plugs in the virtio devices: disks, interfaces, entropy. Disks that came to an earlier machine are
+    /// where they were, so that nothing else changes its place.
+    fn populate(&self, spec: &VmSpec, around: &Surroundings<'_>) -> Result<Vec<Plugged>, AssembleError> {
         let mut functions = Vec::new();
-        let mut plug = |device: Box<dyn VirtioDevice>| -> Result<(), AssembleError> {
+        let mut plug = |slot, device: Box<dyn VirtioDevice>, capacity| -> Result<(), AssembleError> {
             let function = VirtioPci::new(device, self.services.clone())
                 .map_err(|source| AssembleError::Host { action: "making a virtio device", source })?;
             let function = Arc::new(Mutex::new(function));
-            lock(&self.root).add(Arc::clone(&function) as _)?;
-            functions.push(function);
+            self.root.add_at(slot, Arc::clone(&function) as _)?;
+            functions.push(Plugged { slot, function, capacity });
             Ok(())
         };
-        for (index, (opened, spec)) in around.host.disks.iter().zip(&spec.disks).enumerate() {
-            let config = BlkConfig {
-                name: format!("blk{index}"),
-                serial: spec.serial.clone(),
-                throttle: throttle(&spec.limits),
-            };
-            plug(Box::new(Blk::new(config, &*opened.disk, Arc::clone(&opened.engines))))?;
+        for disk in &around.host.disks {
+            let blk = block_device(disk);
+            let capacity = blk.capacity();
+            plug(disk.slot, Box::new(blk), Some(capacity))?;
         }
+        let mut slots = around.host.first_nic_slot..=u8::MAX;
+        let mut next = || slots.next().unwrap_or(u8::MAX);
         for (index, (nic, spec)) in around.host.nics.iter().zip(&spec.nics).enumerate() {
             let config = NetConfig { name: format!("net{index}"), mac: spec.mac, mtu: spec.mtu };
             let net = Net::new(config, Arc::clone(nic) as Arc<dyn NicBackend>);
-            plug(Box::new(net.with_limits(throttle(&spec.limits), throttle(&spec.limits))))?;
+            let net = net.with_limits(throttle(&spec.limits), throttle(&spec.limits));
+            plug(next(), Box::new(net), None)?;
         }
-        plug(Box::new(Rng::new("rng0")))?;
+        plug(next(), Box::new(Rng::new("rng0")), None)?;
         Ok(functions)
     }
 
     /// Ports and memory-mapped I/O.
     fn buses(&self, spec: &VmSpec) -> Result<(Arc<Bus>, Arc<Bus>), AssembleError> {
-        let root = std::mem::replace(&mut *lock(&self.root), PciRoot::new(0..0));
-        let root = Arc::new(root);
+        let root = Arc::clone(&self.root);
         let ram = memory::ranges(spec.memory.size_mib);
         let len = |index: usize| ram.get(index).map_or(0, |(_, len)| *len);
         let rtc = Rtc::new(Box::new(wall_clock), len(0), len(1));
@@ -234,6 +238,11 @@ impl Board {
             layout::POWER_PORT_LEN.into(),
             Arc::clone(&self.power) as _,
         )?;
+        ports.insert(
+            layout::HOTPLUG_PORT.into(),
+            layout::HOTPLUG_PORT_LEN.into(),
+            Arc::clone(&self.hotplug) as _,
+        )?;
         let config = PciPorts::new(Arc::clone(&root));
         ports.insert(layout::PCI_CONFIG_PORT.into(), 8, Arc::new(Mutex::new(config)))?;
 
@@ -245,7 +254,7 @@ impl Board {
 }
 
 /// A throttle for limits, if there are any. A machine that restarts begins with full bursts.
-fn throttle(limits: &RateLimits) -> Option<Throttle> {
+pub(super) fn throttle(limits: &RateLimits) -> Option<Throttle> {
     let rate = |rate: Option<kiln_vmspec::Rate>| {
         rate.map(|rate| Rate { per_second: rate.per_second, burst: rate.burst })
     };

@@ -12,15 +12,18 @@
 
 mod assemble;
 mod boot_source;
+mod hotplug;
 
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use kiln_devices::bus::Bus;
-use kiln_devices::pci::PciFunction;
+use kiln_devices::pci::hotplug::PciHotplug;
+use kiln_devices::pci::{PciFunction, PciRoot};
 use kiln_devices::power::Power;
 use kiln_devices::serial::Serial;
-use kiln_devices::virtio::VirtioPci;
+use kiln_devices::virtio::blk::Capacity;
+use kiln_devices::virtio::{VirtioPci, VirtioServices};
 use kiln_vmspec::Stats;
 
 pub use assemble::{AssembleError, Surroundings};
@@ -32,6 +35,20 @@ use crate::host::Host;
 use crate::kvm::Vm;
 use crate::vcpu::{Gate, VcpuCounters, VcpuThread};
 
+/// A virtio device in its slot.
+struct Plugged {
+    slot: u8,
+    function: Arc<Mutex<VirtioPci>>,
+    /// Of a disk.
+    capacity: Option<Capacity>,
+}
+
+impl Plugged {
+    fn lock(&self) -> std::sync::MutexGuard<'_, VirtioPci> {
+        lock(&self.function)
+    }
+}
+
 /// An assembled machine.
 pub struct Machine {
     /// What was booted, for people.
@@ -41,7 +58,11 @@ pub struct Machine {
     counters: Arc<VcpuCounters>,
     serial: Arc<Mutex<Serial>>,
     power: Arc<Mutex<Power>>,
-    functions: Vec<Arc<Mutex<VirtioPci>>>,
+    root: Arc<PciRoot>,
+    hotplug: Arc<Mutex<PciHotplug>>,
+    functions: Vec<Plugged>,
+    /// For devices that come later.
+    services: VirtioServices,
     buses: [(&'static str, Arc<Bus>); 2],
     // Dropped last: the devices hold connections into it.
     _vm: Vm,
@@ -57,14 +78,14 @@ impl Machine {
     pub fn pause(&self) {
         self.hold_vcpus();
         for function in &self.functions {
-            lock(function).pause();
+            function.lock().pause();
         }
     }
 
     /// Undoes [`Machine::pause`]. A device that cannot go on shows that to its driver.
     pub fn resume(&self) {
         for function in &self.functions {
-            let mut function = lock(function);
+            let mut function = function.lock();
             if let Err(e) = function.resume() {
                 tracing::error!("{} did not resume: {e}", function.name());
             }
@@ -96,7 +117,7 @@ impl Machine {
             put(format!("{name}.unclaimed_writes"), writes);
         }
         for function in &self.functions {
-            let function = lock(function);
+            let function = function.lock();
             let mut counters = Vec::new();
             function.counters(&mut counters);
             for (counter, value) in counters {
@@ -110,7 +131,7 @@ impl Machine {
         self.gate.stop();
         self.vcpus.clear();
         for function in &self.functions {
-            lock(function).reset();
+            function.lock().reset();
         }
     }
 

@@ -22,6 +22,8 @@ pub enum MachineEvent {
     PowerOff,
     /// The guest asked for a restart, or its processor shut down (triple fault).
     Reset,
+    /// The guest has let go of this slot of the PCI bus, which is empty now.
+    Ejected(u8),
     /// It cannot go on; one line says why.
     Failed(String),
 }

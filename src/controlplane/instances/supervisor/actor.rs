@@ -22,7 +22,7 @@ use super::{NoticeEvent, Shared, count};
 use crate::instances::keeper::Held;
 use crate::instances::lifecycle::chain;
 use crate::instances::{
-    Ending, Instance, LaunchError, RunningInstance, ShutdownBehavior, StateReason, launch,
+    Ending, Instance, LaunchError, RunningInstance, ShutdownBehavior, StateReason, disks, launch,
 };
 use crate::state::dir::Lock;
 use crate::vmm_process::{StartedVmm, VmmEvent};
@@ -154,6 +154,9 @@ impl Life<'_> {
             return Ok(RunningInstance::orphan(&parts, row, vmm, lock));
         };
         let held = Held::adopted(&parts, &row, generation, vmm.handle.as_ref()).await?;
+        if let Err(e) = disks::resume(&parts, &row, vmm.handle.as_ref()).await {
+            tracing::warn!(instance = %id, "what was begun with its volumes is not done: {}", chain(&e));
+        }
         let mut run = RunningInstance::new(&parts, row, vmm, held, lock);
         if run.instance().state == InstanceState::Pending {
             run.note_running().await;

@@ -350,7 +350,7 @@ impl Supervisor {
         self.plane().modify(id, attribute)
     }
 
-    /// Changes a volume. To make it larger, nobody may have it but a stopped instance.
+    /// Changes a volume, whoever has it.
     pub fn modify_volume(&self, id: VolumeId, change: VolumeChange) -> Result<Volume, SupervisorError> {
         let volumes = self.shared.parts().volumes();
         if let Some(attachment) = volumes.get(id)?.attachment
@@ -358,7 +358,7 @@ impl Supervisor {
         {
             self.await_actor(attachment.instance);
         }
-        Ok(volumes.modify(id, change)?)
+        Ok(self.plane().modify_volume(id, change)?)
     }
 
     /// All instances, oldest first; those of `kiln run` are among them, and terminated ones for a while.

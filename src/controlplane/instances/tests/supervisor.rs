@@ -65,7 +65,7 @@ impl<'f> Daemon<'f> {
     }
 
     /// Says something as the machine of an instance; its last word ends the connection.
-    fn say(&self, id: InstanceId, event: VmmEvent) {
+    pub(super) fn say(&self, id: InstanceId, event: VmmEvent) {
         let last = matches!(event, VmmEvent::Exited(_) | VmmEvent::Lost { .. });
         let sender = self.f.fake.world(|w| w.machines.get(&id).cloned()).unwrap();
         sender.blocking_send(event).unwrap();
@@ -122,10 +122,10 @@ fn code(instance: &Instance) -> Option<&str> {
 }
 
 /// A process that stands for a VMM and may be killed.
-struct Process(std::process::Child);
+pub(super) struct Process(std::process::Child);
 
 impl Process {
-    fn new(f: &Fixture) -> Self {
+    pub(super) fn new(f: &Fixture) -> Self {
         let child = std::process::Command::new("sleep").arg("1000").spawn().unwrap();
         let identity = ProcessIdentity::of(child.id());
         f.fake.world(|w| w.process = identity);

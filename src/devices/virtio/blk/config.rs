@@ -1,4 +1,4 @@
-//! The device configuration space (virtio 1.2 §5.2.4). Read-only.
+//! The device configuration space (virtio 1.2 §5.2.4). Read-only; only the capacity changes.
 
 use kiln_disk::{Disk, SECTOR_SIZE};
 
@@ -10,14 +10,16 @@ const CONFIG_LEN: usize = 60;
 /// log2 of 4096 / 512: guests align their file systems to pages.
 const PHYSICAL_BLOCK_EXP: u8 = 3;
 
-/// The bytes a driver sees.
+/// Length of `capacity`, the first field.
+const CAPACITY_LEN: usize = 8;
+
+/// The bytes a driver sees, without the capacity.
 pub(super) struct ConfigSpace([u8; CONFIG_LEN]);
 
 impl ConfigSpace {
     pub fn new(disk: &dyn Disk, queues: u16, seg_max: u32) -> Self {
         let mut space = Self([0; CONFIG_LEN]);
         let granularity = u64::from(disk.discard_granularity()) / SECTOR_SIZE;
-        space.put(0, &(disk.size() / SECTOR_SIZE).to_le_bytes()); // capacity
         space.put(12, &seg_max.to_le_bytes());
         space.put(20, &(SECTOR_SIZE as u32).to_le_bytes()); // blk_size
         space.put(24, &[PHYSICAL_BLOCK_EXP]);
@@ -38,10 +40,12 @@ impl ConfigSpace {
         }
     }
 
-    /// Fills `data` from `offset`; what lies past the end is left alone.
-    pub fn read(&self, offset: u64, data: &mut [u8]) {
+    /// Fills `data` from `offset`; what lies past the end is left alone. The disk has `size` bytes.
+    pub fn read(&self, size: u64, offset: u64, data: &mut [u8]) {
         let offset = usize::try_from(offset).unwrap_or(usize::MAX);
-        for (to, from) in data.iter_mut().zip(self.0.iter().skip(offset)) {
+        let capacity = (size / SECTOR_SIZE).to_le_bytes();
+        let bytes = capacity.iter().chain(self.0.iter().skip(CAPACITY_LEN));
+        for (to, from) in data.iter_mut().zip(bytes.skip(offset)) {
             *to = *from;
         }
     }
@@ -61,7 +65,7 @@ mod tests {
     #[test]
     fn fields_are_where_the_spec_puts_them() {
         let mut bytes = [0; CONFIG_LEN];
-        space().read(0, &mut bytes);
+        space().read(0x1234 * 512, 0, &mut bytes);
         let u32_at = |at: usize| u32::from_le_bytes(bytes[at..at + 4].try_into().unwrap());
         assert_eq!(u64::from_le_bytes(bytes[..8].try_into().unwrap()), 0x1234);
         assert_eq!(u32_at(8), 0, "size_max is not offered");
@@ -76,10 +80,10 @@ mod tests {
     #[test]
     fn reads_across_and_past_the_end_leave_the_rest_alone() {
         let mut data = [0xee; 8];
-        space().read(CONFIG_LEN as u64 - 4, &mut data);
+        space().read(0, CONFIG_LEN as u64 - 4, &mut data);
         assert_eq!(data, [1, 0, 0, 0, 0xee, 0xee, 0xee, 0xee]);
         let mut data = [0xee; 8];
-        space().read(u64::MAX, &mut data);
+        space().read(0, u64::MAX, &mut data);
         assert_eq!(data, [0xee; 8]);
     }
 }

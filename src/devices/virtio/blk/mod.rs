@@ -20,9 +20,10 @@ pub mod request;
 mod worker;
 
 use std::io;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use kiln_disk::engine::{Engine, new_engine};
+use kiln_disk::engine::{Engine, new_engine, park};
 use kiln_disk::throttle::Throttle;
 use kiln_disk::{Disk, DiskError};
 use virtio_bindings::bindings::virtio_blk::{
@@ -72,10 +73,34 @@ pub struct Blk {
 struct Shared {
     name: String,
     serial: [u8; ID_LEN],
-    limits: Limits,
+    capacity: Capacity,
+    read_only: bool,
     counters: Counters,
     throttle: Option<Mutex<Throttle>>,
     engines: Arc<Engines>,
+}
+
+/// Size of a disk as its guest is told. Whoever makes the disk larger says so here, and then has the device
+/// tell its driver: see [`super::VirtioPci::config_changed`].
+#[derive(Debug, Clone)]
+pub struct Capacity(Arc<AtomicU64>);
+
+impl Capacity {
+    fn bytes(&self) -> u64 {
+        self.0.load(Ordering::Acquire)
+    }
+
+    /// The disk has this many bytes now. Call it with the device locked, so that a driver never reads half of
+    /// an old size and half of a new one.
+    pub fn set(&self, bytes: u64) {
+        self.0.store(bytes, Ordering::Release);
+    }
+}
+
+impl Shared {
+    fn limits(&self) -> Limits {
+        Limits { size: self.capacity.bytes(), read_only: self.read_only }
+    }
 }
 
 /// The engines of one disk that serve no queue at the moment. They outlive the device, and hold all
@@ -93,6 +118,23 @@ impl Engines {
             .map(|_| new_engine(Arc::clone(disk), mem.clone(), QUEUE_SIZE))
             .collect::<Result<Vec<_>, _>>()?;
         Ok(Arc::new(Engines { queues, idle: Mutex::new(idle) }))
+    }
+
+    /// Engines that were made before, one per queue: at least one and at most [`MAX_QUEUES`].
+    pub fn of(engines: Vec<Box<dyn Engine>>) -> Arc<Self> {
+        let queues = u16::try_from(engines.len()).unwrap_or(MAX_QUEUES).clamp(1, MAX_QUEUES);
+        Arc::new(Engines { queues, idle: Mutex::new(engines) })
+    }
+
+    /// Takes the disk from the engines that are idle: from now on a device that they serve answers every
+    /// request with an error.
+    pub fn park(&self) {
+        self.idle().iter_mut().for_each(|engine| park(&mut **engine));
+    }
+
+    /// Takes all engines that are idle, for another disk. Those of a device that has been reset are.
+    pub fn take(&self) -> Vec<Box<dyn Engine>> {
+        std::mem::take(&mut *self.idle())
     }
 
     /// Number of engines, idle or not: the most queues that a device can have.
@@ -131,12 +173,18 @@ impl Blk {
             shared: Arc::new(Shared {
                 name: config.name,
                 serial,
-                limits: Limits { size: disk.size(), read_only: disk.read_only() },
+                capacity: Capacity(Arc::new(AtomicU64::new(disk.size()))),
+                read_only: disk.read_only(),
                 counters: Counters::default(),
                 throttle: config.throttle.map(Mutex::new),
                 engines,
             }),
         }
+    }
+
+    /// To make the device larger.
+    pub fn capacity(&self) -> Capacity {
+        self.shared.capacity.clone()
     }
 }
 
@@ -158,13 +206,13 @@ impl VirtioDevice for Blk {
     }
 
     fn read_config(&self, offset: u64, data: &mut [u8]) {
-        self.config.read(offset, data);
+        self.config.read(self.shared.capacity.bytes(), offset, data);
     }
 
     fn activate(&mut self, activation: Activation) -> Result<Vec<Box<dyn QueueWorker>>, ActivateError> {
         let Activation { mem, features, queues, fault } = activation;
         // A driver that cannot flush expects completed writes to be durable (§5.2.6.2).
-        let write_through = features & (1 << VIRTIO_BLK_F_FLUSH) == 0 && !self.shared.limits.read_only;
+        let write_through = features & (1 << VIRTIO_BLK_F_FLUSH) == 0 && !self.shared.read_only;
         queues
             .into_iter()
             .map(|virtqueue| {

@@ -310,3 +310,27 @@ fn several_queues_get_a_worker_each() {
         assert_eq!(usize::from(u16::from_le_bytes(queues)), given);
     }
 }
+
+#[test]
+fn disk_that_grows_tells_its_new_capacity_and_takes_requests_there() {
+    let file = tempfile::tempfile().unwrap();
+    kiln_disk::create_overlay(file.try_clone().unwrap(), DISK_SIZE, None).unwrap();
+    let layer = kiln_disk::Layer { file, format: kiln_disk::Format::Qcow2 };
+    let disk = kiln_disk::open(vec![layer], false).unwrap();
+    let mut driver = Driver::new(&disk);
+    let capacity = |driver: &Driver| {
+        let mut halves = [[0; 4]; 2];
+        for (half, at) in halves.iter_mut().zip([0, 4]) {
+            driver.device.read_config(at, half);
+        }
+        u64::from_le_bytes(halves.concat().try_into().unwrap())
+    };
+    assert_eq!(capacity(&driver), DISK_SIZE / 512);
+    let last = (8 << 40) / 512 - 1;
+    assert_eq!(driver.transact(VIRTIO_BLK_T_OUT, last, &[(DATA, 512)], 0).status, IOERR);
+    disk.grow(8 << 40).unwrap();
+    assert_eq!(driver.transact(VIRTIO_BLK_T_OUT, last, &[(DATA, 512)], 0).status, IOERR, "not told yet");
+    driver.device.capacity().set(disk.size());
+    assert_eq!(capacity(&driver), last + 1);
+    assert_eq!(driver.transact(VIRTIO_BLK_T_OUT, last, &[(DATA, 512)], 0).status, OK);
+}

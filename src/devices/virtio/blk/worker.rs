@@ -289,7 +289,7 @@ impl Requests {
             return Ok(Some(wait));
         }
         let spare = self.spare.pop().unwrap_or_default();
-        match request::parse(mem, &mut self.buffers, &self.shared.limits, spare) {
+        match request::parse(mem, &mut self.buffers, &self.shared.limits(), spare) {
             Ok(request) => self.start(mem, head, request),
             Err(request::NoStatus) => {
                 self.shared.counters.malformed.add(1);

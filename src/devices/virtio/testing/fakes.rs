@@ -21,6 +21,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 #[derive(Default)]
 pub struct FakeMsi {
     allocated: AtomicU32,
+    released: AtomicU32,
     refuse: AtomicBool,
     state: Mutex<MsiState>,
 }
@@ -55,6 +56,11 @@ impl FakeMsi {
         lock(&self.state).connected.iter().map(|(line, (_, message))| (*line, *message)).collect()
     }
 
+    /// Lines that are reserved now.
+    pub fn reserved(&self) -> u32 {
+        self.allocated.load(Ordering::Relaxed) - self.released.load(Ordering::Relaxed)
+    }
+
     /// Makes `connect` fail from now on, or work again.
     pub fn refuse(&self, refuse: bool) {
         self.refuse.store(refuse, Ordering::Relaxed);
@@ -81,6 +87,11 @@ impl MsiController for FakeMsi {
         state.deliver(Some(line));
         state.connected.remove(&line);
         Ok(())
+    }
+
+    fn release(&self, line: u32) {
+        assert!(!lock(&self.state).connected.contains_key(&line), "line {line} is connected");
+        self.released.fetch_add(1, Ordering::Relaxed);
     }
 }
 

@@ -54,7 +54,7 @@ impl TestMachine {
             Arc::new(FakeDoorbells::default()),
             Arc::new(InlineWorkers::default()),
         );
-        let mut root = PciRoot::new(WINDOW);
+        let root = PciRoot::new(WINDOW);
         let devices: Vec<_> = devices
             .into_iter()
             .map(|device| {

@@ -3,12 +3,14 @@
 //! ```text
 //!  \_S5                      sleep type of power-off
 //!  \_SB.PCI0   PNP0A08       host bridge: bus 0, windows for BARs
+//!  \_SB.PCI0.S01 … S1F       slots of bus 0              ◀┐ Notify, by
+//!  \_SB.PCI0.SCAN            which have news ────────────┘
 //!  \_SB.MBRD   PNP0C02       what no driver may claim: PCI configuration space, power ports
 //!  \_SB.COM1   PNP0501       serial port
 //!  \_SB.RTC0   PNP0B00       CMOS clock, where there is one
 //!  \_SB.PWRB   PNP0C0C       power button            ◀┐ Notify
 //!  \_SB.VGEN   VMGENCTR      VM generation id        ◀┤
-//!  \_SB.GED0   ACPI0013      POWER_IRQ → _EVT reads ──┘ which events are pending
+//!  \_SB.GED0   ACPI0013      POWER_IRQ → _EVT reads ──┘ which events are pending; calls SCAN
 //!  \_SB.C000…  ACPI0007      processors
 //! ```
 
@@ -16,15 +18,19 @@ use acpi_tables::Aml;
 use acpi_tables::aml::{
     AddressSpace, AddressSpaceCacheable, And, Arg, CreateDWordField, Device, EISAName, Field,
     FieldAccessType, FieldEntry, FieldLockRule, FieldUpdateRule, IO, If, Interrupt, Local, Memory32Fixed,
-    Method, Name, NotEqual, Notify, ONE, OpRegion, OpRegionSpace, Or, Package, Path, ResourceTemplate,
-    Return, Scope, Store, Uuid, ZERO,
+    Method, MethodCall, Name, NotEqual, Notify, ONE, OpRegion, OpRegionSpace, Or, Package, Path,
+    ResourceTemplate, Return, Scope, Store, Uuid, ZERO,
 };
+use kiln_devices::pci::SLOT_COUNT;
 
 use super::AcpiSpec;
 use crate::layout;
 
 /// Notification value: power button pressed (§4.8.3.1.1), and generation id changed.
 const NOTIFY_CHANGED: u8 = 0x80;
+/// Notification values of §5.6.6: look whether something has come, and let go of what is there.
+const NOTIFY_DEVICE_CHECK: u8 = 1;
+const NOTIFY_EJECT_REQUEST: u8 = 3;
 /// `_STA`: present, enabled, shown, working.
 const STATUS_PRESENT: u8 = 0x0f;
 
@@ -83,9 +89,60 @@ fn host_bridge(spec: &AcpiSpec, aml: &mut Vec<u8>) {
             &Name::new("_BBN".into(), &ZERO),
             &Name::new("_CRS".into(), &ResourceTemplate::new(resources)),
             &operating_system_capabilities(),
+            &slots(),
         ],
     )
     .to_aml_bytes(aml);
+}
+
+/// A slot that can be emptied for each device of bus 0, whether or not there is one (§6.3.3). Functions on the
+/// root bus have no port above them, so PCI Express's own hot-plug is not for them whatever `_OSC` grants.
+/// There is no `_STA`: an operating system then looks at the vendor id.
+fn slots() -> RawAml {
+    let mut aml = Vec::new();
+    let registers = layout::HOTPLUG_PORT;
+    OpRegion::new("HREG".into(), OpRegionSpace::SystemIO, &registers, &layout::HOTPLUG_PORT_LEN)
+        .to_aml_bytes(&mut aml);
+    let register = |name: &[u8; 4]| FieldEntry::Named(*name, 32);
+    Field::new(
+        "HREG".into(),
+        FieldAccessType::DWord,
+        FieldLockRule::NoLock,
+        FieldUpdateRule::WriteAsZeroes,
+        vec![register(b"COME"), register(b"GO__"), register(b"EJCT")],
+    )
+    .to_aml_bytes(&mut aml);
+    let mut news = Vec::new();
+    for slot in 1..SLOT_COUNT as u32 {
+        let name = format!("S{slot:02X}_");
+        let (bit, address) = (1u32 << slot, slot << 16);
+        Device::new(
+            name.as_str().into(),
+            vec![
+                &Name::new("_SUN".into(), &slot),
+                &Name::new("_ADR".into(), &address),
+                &Method::new("_EJ0".into(), 1, true, vec![&Store::new(&NameRef("EJCT"), &bit)]),
+            ],
+        )
+        .to_aml_bytes(&mut aml);
+        let path = || Path::new(&name);
+        for (pending, value) in [(Local(0), NOTIFY_DEVICE_CHECK), (Local(1), NOTIFY_EJECT_REQUEST)] {
+            If::new(&And::new(&ZERO, &pending, &bit), vec![&Notify::new(&path(), &value)])
+                .to_aml_bytes(&mut news);
+        }
+    }
+    Method::new(
+        "SCAN".into(),
+        0,
+        true,
+        vec![
+            &Store::new(&Local(0), &NameRef("COME")),
+            &Store::new(&Local(1), &NameRef("GO__")),
+            &RawAml(news),
+        ],
+    )
+    .to_aml_bytes(&mut aml);
+    RawAml(aml)
 }
 
 /// `_OSC` (PCI Firmware 3.2 §4.5.1): hands every PCI Express feature that is asked for to the
@@ -128,6 +185,7 @@ fn motherboard(aml: &mut Vec<u8>) {
                 &ResourceTemplate::new(vec![
                     &Memory32Fixed::new(true, layout::ECAM_START as u32, layout::ECAM_SIZE as u32),
                     &IO::new(layout::POWER_PORT, layout::POWER_PORT, 1, layout::POWER_PORT_LEN as u8),
+                    &IO::new(layout::HOTPLUG_PORT, layout::HOTPLUG_PORT, 1, layout::HOTPLUG_PORT_LEN as u8),
                 ]),
             ),
         ],
@@ -219,6 +277,10 @@ fn event_device(aml: &mut Vec<u8>) {
                     &Store::new(&Local(0), &NameRef("EVTS")),
                     &on_event(button, "\\_SB_.PWRB"),
                     &on_event(generation, "\\_SB_.VGEN"),
+                    &If::new(
+                        &And::new(&ZERO, &Local(0), &layout::EVENT_HOTPLUG),
+                        vec![&MethodCall::new("\\_SB_.PCI0.SCAN".into(), Vec::new())],
+                    ),
                 ],
             ),
         ],

@@ -321,3 +321,24 @@ fn sizes_that_are_none_are_refused_at_assembly() {
         assert!(crate::virtio::VirtioPci::new(Box::new(Loopback::new("x", sizes)), services).is_err());
     }
 }
+
+#[test]
+fn device_that_is_unplugged_leaves_nothing_behind() {
+    let (machine, driver) = TestMachine::with_device(Loopback::new("loop", &[8, 8]));
+    let (_, mut queues) = driver.start(&machine, u64::MAX, QUEUES);
+    echo(&machine, &driver, &mut queues[0], "before");
+    assert_eq!((machine.workers.running(), machine.msi.reserved()), (2, 3));
+    machine.root.unplug(1);
+    assert_eq!(machine.workers.running(), 0);
+    assert!(machine.doorbells.addresses().is_empty() && machine.msi.connected().is_empty());
+    assert_eq!(machine.config_read(1, 0), !0);
+    // A driver that does not know yet finds all ones, and what it writes goes nowhere.
+    assert_eq!(driver.status(&machine), 0xff);
+    driver.set_status(&machine, 0xf);
+    driver.kick(&machine, 0);
+    machine.run();
+    assert_eq!(machine.workers.running(), 0);
+    let TestMachine { devices, msi, .. } = machine;
+    drop(devices);
+    assert_eq!(msi.reserved(), 0, "its interrupt lines are free");
+}

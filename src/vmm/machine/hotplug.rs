@@ -1,0 +1,119 @@
+//! Devices that come to a running machine and go from it.
+//!
+//! ```text
+//!  attach: plug ─▶ "arrived" ─▶ event ─▶ the guest finds it
+//!  detach: "to go" ─▶ event ─▶ the guest's driver lets go ─▶ eject (vCPU thread): unplug
+//!             └─ by force: the disk goes first                  └─▶ MachineEvent::Ejected ─▶ forget
+//! ```
+//!
+//! A slot is empty as soon as it is unplugged; the device itself, and what it needs of the host, goes on the
+//! control thread, which may close things.
+//!
+//! By force a disk is taken out of its device, which stays and answers every request with an error until the
+//! guest lets go of it. To pull the device out as well would hurt more than it helps: a driver of Linux that
+//! resets it waits for a status of zero, reads all ones for ever, and holds up every other hot-plug event.
+
+use std::io;
+use std::sync::{Arc, Mutex};
+
+use kiln_devices::pci::hotplug::EjectSink;
+use kiln_devices::pci::{PciError, PciRoot};
+use kiln_devices::virtio::VirtioPci;
+use kiln_devices::virtio::blk::{Blk, BlkConfig, Engines};
+
+use super::assemble::throttle;
+use super::{Machine, Plugged, lock};
+use crate::host::OpenDisk;
+use crate::vcpu::{MachineEvent, MachineEvents};
+
+/// A device could not be plugged in.
+#[derive(Debug, thiserror::Error)]
+pub enum PlugError {
+    /// See source.
+    #[error(transparent)]
+    Pci(#[from] PciError),
+    /// See source.
+    #[error("making a virtio device failed")]
+    Device(#[from] io::Error),
+}
+
+/// Empties slots that the guest has let go of.
+pub(super) struct Ejects {
+    pub(super) root: Arc<PciRoot>,
+    pub(super) events: MachineEvents,
+}
+
+impl EjectSink for Ejects {
+    fn eject(&self, slot: u8) {
+        self.root.unplug(slot);
+        self.events.report(MachineEvent::Ejected(slot));
+    }
+}
+
+/// The block device of a disk.
+pub(super) fn block_device(disk: &OpenDisk) -> Blk {
+    let config = BlkConfig {
+        name: disk.name.clone(),
+        serial: disk.spec.serial.clone(),
+        throttle: throttle(&disk.spec.limits),
+    };
+    Blk::new(config, &*disk.disk, Arc::clone(&disk.engines))
+}
+
+impl Machine {
+    /// A slot for another device.
+    pub fn free_slot(&self) -> Option<u8> {
+        let free = self.root.free_slots();
+        (free != 0).then(|| u8::try_from(free.trailing_zeros()).unwrap_or(0))
+    }
+
+    /// Plugs in a disk and tells the guest.
+    pub fn attach(&mut self, disk: &OpenDisk) -> Result<(), PlugError> {
+        let blk = block_device(disk);
+        let capacity = Some(blk.capacity());
+        let function = VirtioPci::new(Box::new(blk), self.services.clone())?;
+        let function = Arc::new(Mutex::new(function));
+        self.root.plug(disk.slot, Arc::clone(&function) as _)?;
+        self.functions.push(Plugged { slot: disk.slot, function, capacity });
+        lock(&self.hotplug).arrive(disk.slot);
+        lock(&self.power).hotplug_changed();
+        Ok(())
+    }
+
+    /// Asks the guest to let go of what is in `slot`.
+    pub fn ask_back(&self, slot: u8) {
+        lock(&self.hotplug).ask_back(slot);
+        lock(&self.power).hotplug_changed();
+    }
+
+    /// Takes the disk out of the device in `slot`, whose engines these are. Blocks until its workers have
+    /// stopped; they go on without it, unless the machine is `paused`.
+    pub fn hollow_out(&self, slot: u8, engines: &Engines, paused: bool) {
+        for plugged in self.functions.iter().filter(|plugged| plugged.slot == slot) {
+            let mut function = plugged.lock();
+            if !paused {
+                function.pause();
+            }
+            engines.park();
+            if !paused && let Err(e) = function.resume() {
+                tracing::error!("{} did not go on without its disk: {e}", function.name());
+            }
+        }
+    }
+
+    /// Drops the device of a slot that is empty.
+    pub fn forget(&mut self, slot: u8) {
+        self.functions.retain(|plugged| plugged.slot != slot);
+    }
+
+    /// Tells the driver of the disk in `slot` that it has `bytes` bytes now.
+    pub fn resized(&self, slot: u8, bytes: u64) {
+        for plugged in self.functions.iter().filter(|plugged| plugged.slot == slot) {
+            let mut function = plugged.lock();
+            if let Some(capacity) = &plugged.capacity {
+                capacity.set(bytes);
+            }
+            function.config_changed();
+        }
+    }
+}
