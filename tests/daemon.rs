@@ -23,6 +23,7 @@ use kiln_controlplane::instances::{
     Capacity, ControlPlane, LaunchRequest, NetworkMode, NewImage, Settings, Supervisor,
 };
 use kiln_controlplane::network::HostFabric;
+use kiln_controlplane::volumes::NewVolume;
 use kiln_model::{ByteSize, InstanceId};
 use serde_json::{Value, json};
 use support::Deadline;
@@ -97,6 +98,23 @@ fn obey(supervisor: &Supervisor, verb: &str, id: Option<InstanceId>) -> Result<V
             let wish = NewImage { name, reboot, ..NewImage::default() };
             let image = supervisor.create_image(ids[0], &wish).map_err(text)?;
             Ok(json!({ "id": image.id.to_string(), "root": image.root.map(|root| root.to_string()) }))
+        }
+        "volume" => {
+            let wish = NewVolume { size: Some(ByteSize::bytes(1 << 20)), ..NewVolume::default() };
+            let volume = supervisor.plane().volumes().create(&wish).map_err(|e| e.to_string())?;
+            Ok(json!({ "id": volume.id.to_string() }))
+        }
+        // Of the one volume that no instance boots from.
+        "attach" | "detach" | "attachment" => {
+            let plane = supervisor.plane();
+            let all = plane.volumes().list().map_err(|e| e.to_string())?;
+            let volume = all.into_iter().find(|volume| !volume.is_root()).unwrap();
+            let after = match verb {
+                "attach" => plane.attach_volume(volume.id, ids[0], "/dev/sdf"),
+                "detach" => plane.detach_volume(volume.id, false),
+                _ => Ok(volume),
+            };
+            Ok(json!({ "state": after.map_err(|e| e.to_string())?.attachment.map(|own| own.state) }))
         }
         "progress" => {
             let snapshots = supervisor.plane().volumes().snapshots().map_err(|e| e.to_string())?;
@@ -537,6 +555,52 @@ fn daemon_killed_at_any_moment_loses_and_doubles_nothing() {
     assert_eq!(world.instance_dirs(), BTreeSet::new());
     daemon.end();
     assert_eq!(std::fs::read(&world.image).unwrap(), disk(7), "the image is as it was");
+}
+
+#[test]
+fn volume_is_where_its_row_says_whenever_the_daemon_is_killed() {
+    let Some(world) = World::new() else { return };
+    let mut dice = Dice(u64::from(std::process::id()));
+    let mut daemon = Daemon::new(&world);
+    let id = daemon.ask("launch")["id"].as_str().unwrap().to_owned();
+    daemon.until(&id, "running");
+    let volume = daemon.ask("volume")["id"].as_str().unwrap().to_owned();
+    let pid = daemon.list()[&id]["pid"].as_u64().unwrap();
+    let held = || {
+        let open = std::fs::read_dir(format!("/proc/{pid}/fd")).unwrap();
+        let mut files = open.filter_map(|fd| std::fs::read_link(fd.unwrap().path()).ok());
+        files.any(|file| file.to_string_lossy().contains(&volume))
+    };
+    let (mut kills, mut seen) = (0, BTreeSet::new());
+    for round in 0..60 {
+        let line = format!("{} {id}", if dice.below(2) == 0 { "attach" } else { "detach" });
+        if dice.below(2) == 0 {
+            daemon.ask(&line);
+        } else {
+            daemon.say(&line);
+            pause(dice.below(30));
+            daemon.kill();
+            kills += 1;
+            daemon = Daemon::new(&world);
+        }
+        // What is under way comes to an end, and the machine has what the row says.
+        let deadline = Deadline::after(120);
+        let state = loop {
+            let state = daemon.ask("attachment")["state"].clone();
+            if (state.is_null() && !held()) || (state == "attached" && held()) {
+                break state;
+            }
+            deadline.left(&format!("rest in round {round}, {line}: {state}, held: {}", held()));
+            pause(10);
+        };
+        seen.insert(state.to_string());
+    }
+    println!("{kills} kills; {seen:?}");
+    assert!(alive(pid), "the guest outlives them all");
+    daemon.ask(&format!("terminate {id}"));
+    daemon.until(&id, "terminated");
+    assert!(daemon.ask("attachment")["state"].is_null(), "it outlives its instance");
+    daemon.end();
 }
 
 /// xorshift64: the moments are arbitrary, and the same for the same seed.

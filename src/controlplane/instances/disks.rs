@@ -89,6 +89,23 @@ async fn give(
     Ok(())
 }
 
+/// Notes that a machine has been given a volume, unless it was asked for again meanwhile: then it is taken back
+/// before anybody else opens it.
+async fn confirm(
+    parts: &Parts,
+    id: VolumeId,
+    instance: InstanceId,
+    commands: &dyn Commands,
+) -> Result<Volume, VolumeError> {
+    let volume = parts.volumes().conclude(id, instance, AttachmentState::Attaching, true)?;
+    if volume.attachment.as_ref().is_none_or(|own| own.instance != instance) {
+        let command = Command::DetachDisk { serial: volume.serial(), force: true };
+        commands.request(command).await.map_err(failed("taking back a volume"))?;
+        return Err(VolumeError::NotAttached(id));
+    }
+    Ok(volume)
+}
+
 impl ControlPlane {
     /// Attaches a volume to an instance that runs or is stopped. A running guest finds it at once.
     pub fn attach_volume(
@@ -122,7 +139,7 @@ impl ControlPlane {
                 let settled = |a: &Attachment| a.instance == instance && a.state == AttachmentState::Attached;
                 if volume.attachment.as_ref().is_some_and(settled) { Ok(volume) } else { Err(e) }
             }
-            _ => self.volumes().conclude(id, instance, how_far, true),
+            _ => machine.runtime.block_on(confirm(&self.parts, id, instance, &machine.connection)),
         }
     }
 
@@ -226,7 +243,12 @@ pub(super) async fn resume(
         let there = has(&disks, volume);
         let has_it = match state {
             AttachmentState::Attaching if !there => match give(parts, row, volume, commands).await {
-                Ok(()) => true,
+                Ok(()) => {
+                    if let Err(e) = confirm(parts, volume.id, row.id, commands).await {
+                        tracing::warn!(volume = %volume.id, "it was attached in vain: {e}");
+                    }
+                    continue;
+                }
                 Err(e) => {
                     tracing::warn!(volume = %volume.id, "it could not be attached: {e}");
                     false

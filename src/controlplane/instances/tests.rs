@@ -58,6 +58,8 @@ struct World {
     spare: usize,
     /// Machines refuse disks.
     refuse_disks: bool,
+    /// Happens while a machine is being given a disk.
+    meanwhile: Option<Box<dyn FnOnce() + Send>>,
 }
 
 #[derive(Clone, Default)]

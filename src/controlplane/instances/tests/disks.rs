@@ -29,6 +29,9 @@ pub(super) fn obey(world: &mut World, command: Command, fds: usize) -> Reply {
         Command::AttachDisk(_) if world.refuse_disks => error("not this one"),
         Command::AttachDisk(spec) => {
             assert_eq!((spec.layers.len(), spec.queues), (fds, 1));
+            if let Some(happens) = world.meanwhile.take() {
+                happens();
+            }
             if world.disks.iter().any(|disk| disk.serial == spec.serial) {
                 return error("there already");
             }
@@ -273,4 +276,24 @@ fn end_of_the_machine_settles_what_was_under_way_and_a_start_has_what_is_attache
     let spec = f.fake.world(|w| w.specs.last().cloned()).unwrap();
     let serials: BTreeSet<String> = spec.disks.iter().skip(1).map(|disk| disk.serial.clone()).collect();
     assert_eq!(serials, [kept.serial(), coming.serial()].into());
+}
+
+#[test]
+fn volume_that_was_asked_for_again_meanwhile_is_taken_back_from_the_machine() {
+    let f = Fixture::new();
+    let bench = Bench::new(&f);
+    let volume = bench.volume();
+    let (plane, id) = (f.plane.clone(), volume.id);
+    f.fake.world(|w| {
+        w.meanwhile = Some(Box::new(move || {
+            transact(plane.parts.store.as_ref(), |tx| {
+                let row = tx.get::<Volume>(&id)?.unwrap();
+                tx.put(&Volume { attachment: None, ..row })
+            })
+            .unwrap();
+        }));
+    });
+    assert!(matches!(bench.attach(&volume, "/dev/sdf"), Err(VolumeError::NotAttached(_))));
+    assert_eq!((bench.state(id), serials(&f).len()), (None, 0));
+    bench.attach(&volume, "/dev/sdf").unwrap();
 }
