@@ -123,23 +123,24 @@ for name, flag, starts in [("still", {"NoReboot": True}, 1), ("again", {}, 2), (
     same((instance(one)["State"]["Name"], instance(one)["PrivateIpAddress"]), ("running", address))
     ec2.deregister_image(ImageId=made, DeleteAssociatedSnapshots=True)
 
-# Another type while it runs; larger while it is stopped.
+# Another type and larger while it runs, and larger while it is stopped.
 same(code(ec2.modify_volume, VolumeId=first), "InvalidParameterCombination")
 same(code(ec2.modify_volume, VolumeId="vol-00000000000000001", Size=2), "InvalidVolume.NotFound")
-same(code(ec2.modify_volume, VolumeId=first, Size=2), "IncorrectState")
 same(code(ec2.describe_volumes_modifications, VolumeIds=[first]), "InvalidVolumeModification.NotFound")
 done = ec2.modify_volume(VolumeId=first, VolumeType="gp2")["VolumeModification"]
 same((done["ModificationState"], done["OriginalVolumeType"], done["TargetVolumeType"], done["TargetIops"]), ("completed", "gp3", "gp2", 100))
+done = ec2.modify_volume(VolumeId=first, Size=2)["VolumeModification"]
+same((done["OriginalSize"], done["TargetSize"], volume(first)["Size"]), (1, 2, 2))
 ec2.stop_instances(InstanceIds=[one], Force=True)
 wait("instance_stopped", InstanceIds=[one])
-for id, size in [(root, 4), (first, 2)]:
+for id, size in [(root, 4), (first, 3)]:
     done = ec2.modify_volume(VolumeId=id, Size=size)["VolumeModification"]
     same((done["TargetSize"], done["Progress"], volume(id)["Size"]), (size, 100, size))
 same(code(ec2.modify_volume, VolumeId=root, Size=1), "InvalidParameterValue")
 same(code(ec2.modify_volume, VolumeId=root, Size=1 << 20), "InvalidParameterValue")
 same(code(ec2.modify_volume, VolumeId=root, VolumeType="gp4"), "InvalidParameterValue")
 found = ec2.describe_volumes_modifications(Filters=[{"Name": "modification-state", "Values": ["completed"]}])["VolumesModifications"]
-same({m["VolumeId"]: (m["OriginalSize"], m["TargetSize"]) for m in found}, {root: (2, 4), first: (1, 2)})
+same({m["VolumeId"]: (m["OriginalSize"], m["TargetSize"]) for m in found}, {root: (2, 4), first: (2, 3)})
 
 # An image of all volumes but one, with another one.
 own = ec2.create_image(InstanceId=one, Name="own", NoReboot=True, BlockDeviceMappings=[
