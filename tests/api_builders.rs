@@ -1,4 +1,4 @@
-//! Packer and Terraform against `kilnd` with real machines: what they make of volumes, snapshots and images.
+//! Packer and Terraform against `kilnd` with real machines: what they make, change and take away again.
 
 #![expect(clippy::unwrap_used, reason = "a failed step is a failed test")]
 
@@ -40,9 +40,12 @@ fn inside() {
         return;
     }
     let vmm = Path::new(env!("CARGO_BIN_EXE_kiln-vmm"));
-    for (script, lacking) in
-        [("packer.py", lacks("packer", None)), ("terraform.py", lacks("terraform", Some(PLUGINS)))]
-    {
+    let terraform = lacks("terraform", Some(PLUGINS));
+    for (script, lacking) in [
+        ("packer.py", lacks("packer", None)),
+        ("terraform_storage.py", terraform),
+        ("terraform_service.py", terraform),
+    ] {
         if lacking {
             continue;
         }

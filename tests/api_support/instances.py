@@ -188,6 +188,12 @@ ec2.start_instances(InstanceIds=[one])
 ec2.get_waiter("instance_running").wait(InstanceIds=[one], WaiterConfig={"Delay": 1, "MaxAttempts": 60})
 
 # Volumes come to a running instance and go from it.
+def let_go(id):
+    """A guest may be quicker than the answer."""
+    state = ec2.detach_volume(VolumeId=id)["State"]
+    assert state in ("detaching", "detached"), state
+
+
 hot = ec2.create_volume(AvailabilityZone="us-east-1a", Size=1)["VolumeId"]
 place = {"VolumeId": hot, "InstanceId": one, "Device": "/dev/sdh"}
 same(ec2.attach_volume(**place)["State"], "attached")
@@ -199,7 +205,7 @@ same([(m["DeviceName"], m["Ebs"]["VolumeId"]) for m in mappings], [("/dev/xvda",
 same(code(ec2.attach_volume, **place), "VolumeInUse")
 same(code(ec2.delete_volume, VolumeId=hot), "VolumeInUse")
 same(code(ec2.detach_volume, VolumeId=volume), "OperationNotPermitted")
-same(ec2.detach_volume(VolumeId=hot)["State"], "detaching")
+let_go(hot)
 ec2.get_waiter("volume_available").wait(VolumeIds=[hot], WaiterConfig={"Delay": 1, "MaxAttempts": 60})
 same((attachments(), code(ec2.detach_volume, VolumeId=hot)), ([], "IncorrectState"))
 spare = [ec2.create_volume(AvailabilityZone="us-east-1a", Size=1)["VolumeId"] for _ in range(9)]
@@ -223,7 +229,7 @@ ec2.get_waiter("instance_stopped").wait(InstanceIds=[one], WaiterConfig={"Delay"
 same([a["State"] for a in attachments()], ["attached"])
 ec2.start_instances(InstanceIds=[one])
 ec2.get_waiter("instance_running").wait(InstanceIds=[one], WaiterConfig={"Delay": 1, "MaxAttempts": 60})
-same(ec2.detach_volume(VolumeId=hot)["State"], "detaching")
+let_go(hot)
 ec2.get_waiter("volume_available").wait(VolumeIds=[hot], WaiterConfig={"Delay": 1, "MaxAttempts": 60})
 ec2.delete_volume(VolumeId=hot)
 

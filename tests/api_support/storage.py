@@ -191,7 +191,7 @@ registered = ec2.register_image(Name="registered", Architecture="x86_64", Virtua
                          {"DeviceName": "/dev/sdf", "Ebs": {"SnapshotId": data_snapshot}}])["ImageId"]
 shown = images("registered")[0]
 same((shown["State"], shown["RootDeviceName"], [d["Ebs"].get("VolumeSize") for d in shown["BlockDeviceMappings"]]),
-     ("available", "/dev/sda1", [6, 2]))
+     ("available", "/dev/sda1", [6, 3]))
 same((shown["EnaSupport"], shown["SriovNetSupport"]), (True, "simple"))
 for mappings, expected in [
     ([{"DeviceName": "/dev/sda1", "Ebs": {"VolumeSize": 1}}], "InvalidBlockDeviceMapping"),
@@ -213,7 +213,7 @@ for image in [copied[0], registered]:
     launched.append(ec2.run_instances(**{**wish, "ImageId": image})["Instances"][0]["InstanceId"])
 wait("instance_running", InstanceIds=launched)
 same([sorted((name, volume(d["VolumeId"])["Size"]) for name, d in devices(instance(i)["BlockDeviceMappings"]).items()) for i in launched],
-     [[("/dev/sdf", 5), ("/dev/sdh", 1), ("/dev/xvda", 4)], [("/dev/sda1", 6), ("/dev/sdf", 2)]])
+     [[("/dev/sdf", 5), ("/dev/sdh", 1), ("/dev/xvda", 4)], [("/dev/sda1", 6), ("/dev/sdf", 3)]])
 same(instance(launched[1])["RootDeviceName"], "/dev/sda1")
 same(ec2.describe_instance_attribute(InstanceId=launched[1], Attribute="rootDeviceName")["RootDeviceName"]["Value"], "/dev/sda1")
 ec2.terminate_instances(InstanceIds=launched)
