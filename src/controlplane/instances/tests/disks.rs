@@ -217,7 +217,7 @@ fn volume_grows_under_a_running_machine() {
     let grow = |size| f.plane.modify_volume(volume.id, larger(size));
     assert_eq!(grow(mib(8)).unwrap().size, mib(8));
     assert_eq!(f.fake.world(|w| w.disks[0].size), 8 << 20);
-    assert!(matches!(grow(mib(4)), Err(VolumeError::TooSmall { .. })));
+    assert!(matches!(grow(mib(4)), Err(VolumeError::Shrinking { .. })));
     assert!(matches!(grow(ByteSize::bytes(1)), Err(VolumeError::Size(_))));
     f.fake.world(|w| w.disks.clear());
     assert_eq!(grow(mib(16)).unwrap_err().code(), "InternalError");
