@@ -233,7 +233,14 @@ fn inside() {
     let row = rows.iter().find(|row| row["id"] == volume.as_str()).unwrap();
     assert_eq!((&row["instance"], &row["device"]), (&id.as_str().into(), &"/dev/sdg".into()));
     assert_eq!(row["bytes"], 3u64 << 30);
-    user.fail(&["volume", "resize", &volume, "4"], "stop");
+    // While it runs, too.
+    let other = user.kiln(&["volume", "create", "--size", "1"]);
+    user.kiln(&["volume", "attach", &other, "web", "--device", "/dev/sdk"]);
+    user.kiln(&["volume", "resize", &other, "2"]);
+    let rows = user.json(&["volume", "ls"]);
+    assert!(rows.iter().any(|row| row["id"] == other.as_str() && row["bytes"] == 2u64 << 30), "{rows:?}");
+    user.kiln(&["volume", "detach", "--force", &other]);
+    user.kiln(&["volume", "rm", &other]);
 
     // What its disks hold is kept while it runs.
     let snapshot = user.kiln(&["snapshot", "create", &volume, "--description", "of data"]);

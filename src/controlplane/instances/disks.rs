@@ -11,6 +11,7 @@
 //! nothing. Machines are spoken to by their control socket, so it makes no difference whose they are: a
 //! daemon's or those of a `kiln run`. That the guest has let go is noted by whoever runs the instance.
 
+use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
@@ -64,11 +65,14 @@ fn has(disks: &[AttachedDisk], volume: &Volume) -> bool {
 }
 
 /// Lets the machine write as much as a full volume takes.
-fn make_room(row: &Instance, size: ByteSize) -> Result<(), VmmError> {
-    let Some(vmm) = row.vmm else { return Err(VmmError::NoAnswer) };
-    vmm.allow_file_size(bounds::largest_layer(size.as_bytes())).map_err(|source| VmmError::Start {
-        action: "raise the limit on the size of the VMM's files",
-        source,
+fn make_room(row: &Instance, size: ByteSize, action: &'static str) -> Result<(), VolumeError> {
+    let vmm = row.vmm.ok_or_else(|| failed(action)(VmmError::NoAnswer))?;
+    vmm.allow_file_size(bounds::largest_layer(size.as_bytes())).map_err(|source| match source.kind() {
+        io::ErrorKind::PermissionDenied => VolumeError::NoRight { action, instance: row.id },
+        _ => failed(action)(VmmError::Start {
+            action: "raise the limit on the size of the VMM's files",
+            source,
+        }),
     })
 }
 
@@ -81,7 +85,7 @@ async fn give(
 ) -> Result<(), VolumeError> {
     const ACTION: &str = "attaching a volume";
     let files = open_volume(&parts.dir, volume)?;
-    make_room(row, volume.size).map_err(failed(ACTION))?;
+    make_room(row, volume.size, ACTION)?;
     let layers = (0..).zip(&files).map(|(n, (_, format))| ImageLayer { file: FdIndex(n), format: *format });
     let disk = spec::disk(row, volume, 1, layers.collect());
     let fds: Vec<OwnedFd> = files.into_iter().map(|(file, _)| file.into()).collect();
@@ -188,7 +192,7 @@ impl ControlPlane {
             if state != AttachmentState::Attached {
                 return Err(VolumeError::Between { volume: id, state: state.name() });
             }
-            make_room(&row, size).map_err(failed(ACTION))?;
+            make_room(&row, size, ACTION)?;
             let machine = Machine::connect(self, row, ACTION)?;
             // The file first, as with one that nobody has: a file that is larger than its row says is still whole.
             let command = Command::ResizeDisk { serial: volume.serial(), size: size.as_bytes() };

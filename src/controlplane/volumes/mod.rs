@@ -273,6 +273,16 @@ pub enum VolumeError {
         /// Where it is between.
         state: &'static str,
     },
+    /// `UnsupportedOperation`: the limit on the size of the VMM's files was set at its start.
+    #[error(
+        "{action} to more than the instance started with takes CAP_SYS_RESOURCE, which is lacking here: stop {instance} first"
+    )]
+    NoRight {
+        /// What was asked.
+        action: &'static str,
+        /// Of which instance.
+        instance: InstanceId,
+    },
     /// The machine does not do it.
     #[error("{action} failed")]
     Machine {
@@ -387,6 +397,7 @@ impl VolumeError {
             | VolumeError::Creating(_)
             | VolumeError::State { .. }
             | VolumeError::Between { .. } => "IncorrectState",
+            VolumeError::NoRight { .. } => "UnsupportedOperation",
             VolumeError::SnapshotInUse { .. } => "InvalidSnapshot.InUse",
             VolumeError::InUse { .. } => "VolumeInUse",
             VolumeError::Root(_) => "OperationNotPermitted",
