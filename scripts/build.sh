@@ -30,16 +30,17 @@ build_release() {
 
 # Runs scripts/lab with these arguments: on the host's own KVM where it is hardware-backed. Status 125 means
 # that the lab itself failed: its Linux died, or the emulator lost a guest, for which no program in it can be to
-# blame. Such a run tells nothing of Kiln and is repeated, at most twice; its logs are kept.
+# blame. Such a run tells nothing of Kiln and is repeated; its logs are kept. A long boot of two processors has
+# met that three times in a row, so there are as many tries as make it rare enough.
 lab_or_host() {
   local where=() status try
   if host_kvm_is_hardware && ((EUID == 0)); then
     where=(--host)
   fi
-  for try in 1 2 3; do
+  for try in {1..8}; do
     status=0
     scripts/lab "${where[@]}" "$@" || status=$?
-    ((status == 125 && try < 3)) || return "$status"
+    ((status == 125 && try < 8)) || return "$status"
     say "THE LAB FAILED (see above); once more"
   done
 }
