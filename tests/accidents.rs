@@ -40,7 +40,9 @@ fn nothing_stays_of_what_was_killed() {
             return skip(&format!("needs the program {program}"));
         }
     }
-    let host = "mount -t tmpfs none /run && mkdir /run/netns && ip link set lo up && exec \"$@\"";
+    // The directory of named namespaces is a mount point wherever one was ever made, by `ip netns` too.
+    let host = "mount -t tmpfs none /run && mkdir /run/netns && mount --bind /run/netns /run/netns && \
+                ip link set lo up && exec \"$@\"";
     let status = Command::new("unshare")
         .args(["--net", "--mount", "--propagation", "private", "sh", "-c", host, "sh"])
         .arg(std::env::current_exe().unwrap())
