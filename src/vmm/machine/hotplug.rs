@@ -17,7 +17,7 @@ use std::io;
 use std::sync::{Arc, Mutex};
 
 use kiln_devices::pci::hotplug::EjectSink;
-use kiln_devices::pci::{PciError, PciRoot};
+use kiln_devices::pci::{PciError, PciRoot, SLOT_COUNT};
 use kiln_devices::virtio::VirtioPci;
 use kiln_devices::virtio::blk::{Blk, BlkConfig, Engines};
 
@@ -61,10 +61,12 @@ pub(super) fn block_device(disk: &OpenDisk) -> Blk {
 }
 
 impl Machine {
-    /// A slot for another device.
+    /// A slot for another device. One whose device the guest has just let go of is free once that device has
+    /// been forgotten: until then its number still means the old one.
     pub fn free_slot(&self) -> Option<u8> {
         let free = self.root.free_slots();
-        (free != 0).then(|| u8::try_from(free.trailing_zeros()).unwrap_or(0))
+        let known = |slot: u8| self.functions.iter().any(|plugged| plugged.slot == slot);
+        (0u8..).take(SLOT_COUNT).find(|&slot| free & 1 << slot != 0 && !known(slot))
     }
 
     /// Plugs in a disk and tells the guest.
