@@ -39,12 +39,12 @@ echo "user data ran as $(id -un)" | tee /var/log/user-data > /dev/ttyS0
 --=====kiln=====--
 "#;
 
-/// A network namespace behind the guest, as containers have them.
+/// A network namespace behind the guest, as containers have them; in a range that no VPC is given by itself.
 const CONTAINER: &str = "sudo sh -e -c 'ip netns add box; ip link add box0 type veth peer name eth0 netns box; \
-    ip addr add 10.200.0.1/30 dev box0; ip link set box0 up; ip -n box addr add 10.200.0.2/30 dev eth0; \
-    ip -n box link set eth0 up; ip -n box route add default via 10.200.0.1; sysctl -q -w net.ipv4.ip_forward=1; \
+    ip addr add 192.168.37.1/30 dev box0; ip link set box0 up; ip -n box addr add 192.168.37.2/30 dev eth0; \
+    ip -n box link set eth0 up; ip -n box route add default via 192.168.37.1; sysctl -q -w net.ipv4.ip_forward=1; \
     nft add table ip nat; nft add chain ip nat post \"{ type nat hook postrouting priority 100; }\"; \
-    nft add rule ip nat post ip saddr 10.200.0.0/30 masquerade'";
+    nft add rule ip nat post ip saddr 192.168.37.0/30 masquerade'";
 /// Asks for a token from there; prints the status of the answer, 000 without any.
 const TOKEN: &str = "sudo ip netns exec box curl -s -o /dev/null -m 15 -w '%{http_code}' -X PUT \
     -H 'X-aws-ec2-metadata-token-ttl-seconds: 60' http://169.254.169.254/latest/api/token || true";
