@@ -170,7 +170,9 @@ impl Run {
     pub fn ssh(&mut self, user: &str, address: Ipv4Addr, script: &str) -> String {
         let output = Command::new("ssh")
             .args(["-o", "StrictHostKeyChecking=no", "-o", "UserKnownHostsFile=/dev/null"])
-            .args(["-o", "LogLevel=ERROR", "-o", "BatchMode=yes", "-o", "ConnectTimeout=60", "-i"])
+            .args(["-o", "LogLevel=ERROR", "-o", "BatchMode=yes", "-o", "ConnectTimeout=60"])
+            // A guest that cannot be reached any more is a failure, not a wait to the end of the lab.
+            .args(["-o", "ServerAliveInterval=30", "-o", "ServerAliveCountMax=4", "-i"])
             .arg(&self.key)
             .arg(format!("{user}@{address}"))
             .arg(script)
