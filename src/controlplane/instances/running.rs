@@ -102,6 +102,7 @@ impl RunningInstance {
             VmmEvent::Running { .. }
             | VmmEvent::Console(_)
             | VmmEvent::DiskDetached { .. }
+            | VmmEvent::NicDetached { .. }
             | VmmEvent::Rebooting => {}
         }
         Some(event)
