@@ -8,7 +8,7 @@ use kiln_vmspec::ExitReason;
 
 use super::effects::{Effect, undo};
 use super::keeper::{Held, MetadataKeeper};
-use super::{Instance, Parts, UndoError, disks};
+use super::{Instance, Parts, UndoError, disks, interfaces};
 use crate::printable;
 use crate::state::dir::Lock;
 use crate::vmm_process::{Commands, StartedVmm, VmmEvent, VmmHandle};
@@ -90,6 +90,9 @@ impl RunningInstance {
         if let Some(VmmEvent::DiskDetached { serial }) = &self.pending {
             let serial = serial.clone();
             disks::note_detached(&self.parts, self.instance.id, serial).await;
+        }
+        if let Some(VmmEvent::NicDetached { mac }) = self.pending {
+            interfaces::note_detached(&self.parts, self.instance.id, mac, self.commands()).await;
         }
         let event = self.pending.take()?;
         match &event {
