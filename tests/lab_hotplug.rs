@@ -1,4 +1,5 @@
-//! Volumes of a booted guest: a stock kernel finds them, lets go of them, and sees them grow.
+//! Volumes and network interfaces of a booted guest: a stock kernel finds them, lets go of them, and sees volumes
+//! grow.
 //!
 //! Needs the lab: see `support`. The guest is `tiny`, run in the foreground and without a daemon.
 
@@ -14,7 +15,16 @@ const BOOT: u64 = 180;
 
 /// `kiln volume …`; what it printed.
 fn volume(desk: &Desk, args: &[&str]) -> Result<String, String> {
-    let output = desk.kiln().arg("volume").args(args).output().unwrap();
+    kiln(desk, "volume", args)
+}
+
+/// `kiln interface …`; what it printed.
+fn interface(desk: &Desk, args: &[&str]) -> Result<String, String> {
+    kiln(desk, "interface", args)
+}
+
+fn kiln(desk: &Desk, what: &str, args: &[&str]) -> Result<String, String> {
+    let output = desk.kiln().arg(what).args(args).output().unwrap();
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).trim().to_owned();
     if output.status.success() { Ok(text(&output.stdout)) } else { Err(text(&output.stderr)) }
 }
@@ -33,13 +43,24 @@ fn until(run: &mut Run, address: Ipv4Addr, condition: &str) {
     assert_eq!(answer.trim(), "yes", "{condition}");
 }
 
-/// Waits until nobody has the volume.
-fn until_free(desk: &Desk, id: &str) {
+/// The row of an interface.
+fn interface_row(desk: &Desk, id: &str) -> serde_json::Value {
+    let all: serde_json::Value = serde_json::from_str(&interface(desk, &["ls", "--json"]).unwrap()).unwrap();
+    all.as_array().unwrap().iter().find(|row| row["interface"]["id"] == id).unwrap().clone()
+}
+
+/// Waits until `done`, which is looked at again and again.
+fn wait(what: &str, done: impl Fn() -> bool) {
     let deadline = support::Deadline::after(120);
-    while !row(desk, id)["instance"].is_null() {
-        deadline.left("the volume to be free");
+    while !done() {
+        deadline.left(what);
         std::thread::sleep(std::time::Duration::from_millis(100));
     }
+}
+
+/// Waits until nobody has the volume.
+fn until_free(desk: &Desk, id: &str) {
+    wait("the volume to be free", || row(desk, id)["instance"].is_null());
 }
 
 #[test]
@@ -95,4 +116,61 @@ fn volume_comes_to_a_running_guest_grows_and_goes_and_comes_again() {
     run.wait_power_off(60);
     until_free(&desk, &id);
     volume(&desk, &["rm", &id]).unwrap();
+}
+
+/// Configures `eth1` by DHCP, with its address and no routes, so that the way of these commands stays `eth0`.
+/// Prints its address and the router that it was told of.
+const LEASE: &str = "printf '#!/bin/sh\\n[ $1 = bound ] || exit 0\\nip addr add $ip/32 dev $interface\\n\
+    echo $ip $router >/run/lease\\n' >/run/lease.sh && chmod +x /run/lease.sh && ip link set eth1 up && \
+    udhcpc -i eth1 -t 20 -T 1 -n -q -s /run/lease.sh >/dev/null 2>&1 && cat /run/lease";
+
+#[test]
+fn interface_comes_to_a_running_guest_works_and_goes_and_comes_again() {
+    let image = lab_image!("tiny");
+    let desk = Desk::new();
+    let mut run = desk.run(&image, &["--vcpus", "2"]);
+    run.expect("tiny: ready at", BOOT);
+    let instance = desk.instance();
+    let address: Ipv4Addr = instance["private_ip"].as_str().unwrap().parse().unwrap();
+    let instance = instance["id"].as_str().unwrap().to_owned();
+    let id = interface(&desk, &["create"]).unwrap();
+    let made = interface_row(&desk, &id)["interface"].clone();
+    let (mac, second) = (made["mac"].as_str().unwrap(), made["address"].as_str().unwrap());
+    let macs = || kiln(&desk, "metadata", &[&instance, "meta-data/network/interfaces/macs/"]).unwrap();
+
+    for how in ["politely", "by force", "over a restart"] {
+        interface(&desk, &["attach", &id, &instance]).unwrap();
+        until(&mut run, address, "[ -e /sys/class/net/eth1 ]");
+        assert_eq!(run.ssh("root", address, "cat /sys/class/net/eth1/address").trim(), mac, "{how}");
+        wait("metadata of the interface", || macs().contains(mac));
+        if how == "over a restart" {
+            run.ssh("root", address, "(sleep 1; reboot) >/dev/null 2>&1 &");
+            run.expect_times("tiny: ready at", 2, BOOT);
+        }
+        let lease = run.ssh("root", address, LEASE);
+        let (ip, router) = lease.trim().split_once(' ').unwrap();
+        assert_eq!(ip, second, "{how}");
+        assert!(router.parse::<Ipv4Addr>().is_ok(), "{how}: {router}");
+        // Through its own tap, the router and this host, and back.
+        let told = run.ssh("root", address, "ping -I eth1 -c 3 -W 20 ${SSH_CLIENT%% *}");
+        assert!(told.contains("3 packets received"), "{how}: {told}");
+        assert_eq!(run.ssh("root", address, "cat /sys/class/net/eth1/carrier").trim(), "1");
+
+        let force: &[&str] = if how == "by force" { &["--force"] } else { &[] };
+        interface(&desk, &[&["detach", id.as_str()], force].concat()).unwrap();
+        until(&mut run, address, "[ ! -e /sys/class/net/eth1 ]");
+        wait("the interface to be free", || interface_row(&desk, &id)["instance"].is_null());
+        wait("metadata without the interface", || !macs().contains(mac));
+    }
+
+    // The one that it lives on stays, and so does what is still attached when it ends.
+    let primary = desk.instance()["interface_id"].as_str().unwrap().to_owned();
+    assert!(interface(&desk, &["detach", &primary, "--force"]).unwrap_err().contains("primary"));
+    interface(&desk, &["attach", &id, &instance, "--device-index", "3"]).unwrap();
+    until(&mut run, address, "[ -e /sys/class/net/eth1 ]");
+    assert!(interface(&desk, &["rm", &id]).unwrap_err().contains("attached"));
+    run.ssh("root", address, "(sleep 1; poweroff) >/dev/null 2>&1 &");
+    run.wait_power_off(60);
+    assert!(interface_row(&desk, &id)["instance"].is_null());
+    interface(&desk, &["rm", &id]).unwrap();
 }

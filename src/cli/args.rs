@@ -8,7 +8,7 @@ use kiln_controlplane::credentials::RoleName;
 use kiln_controlplane::network::{Published, RuleSpec};
 use kiln_controlplane::state::dir;
 use kiln_model::size::{GIB, MIB};
-use kiln_model::{ByteSize, InstanceType, Ipv4Cidr, Ipv6Cidr, SecurityGroupRuleId, Tag};
+use kiln_model::{ByteSize, InstanceType, InterfaceId, Ipv4Cidr, Ipv6Cidr, SecurityGroupRuleId, Tag};
 use kiln_vmspec::DiskFormat;
 
 use crate::instance_args::{
@@ -86,7 +86,7 @@ pub enum Command {
     /// Work with prefix lists: ranges that rules refer to by one name.
     #[command(subcommand)]
     PrefixList(PrefixListCommand),
-    /// Change the network interface of an instance.
+    /// Work with network interfaces of instances.
     #[command(subcommand)]
     Interface(InterfaceCommand),
     /// Work with roles: where instances get credentials from.
@@ -569,6 +569,36 @@ pub enum PrefixListCommand {
 pub enum InterfaceCommand {
     /// List interfaces.
     Ls(JsonArg),
+    /// Make an interface that is of no instance yet.
+    Create {
+        /// Where it is and what it is open to, such as subnet=blue-2,ip=10.50.2.9,group=web; any part may be
+        /// left out.
+        placement: Option<InterfaceArg>,
+    },
+    /// Give an interface to an instance that runs or is stopped.
+    Attach {
+        /// Id of the interface.
+        interface: InterfaceId,
+        /// Id or name of the instance.
+        instance: String,
+        /// Its place among those of the instance; by default the first that is free.
+        #[arg(long, value_name = "NUMBER")]
+        device_index: Option<u32>,
+    },
+    /// Take an interface from its instance. A running guest is asked to let go of it.
+    Detach {
+        /// Id of the interface.
+        interface: InterfaceId,
+        /// Cut it off at once from a guest that does not let go.
+        #[arg(long)]
+        force: bool,
+    },
+    /// Remove interfaces that no instance has.
+    Rm {
+        /// Their ids.
+        #[arg(required = true)]
+        interfaces: Vec<InterfaceId>,
+    },
     /// Give an instance more private addresses: these, or one that is free.
     Assign {
         /// Id or name of the instance.

@@ -1,10 +1,16 @@
 //! `kiln interface` and `kiln prefix-list`.
+//!
+//! Interfaces are attached and detached by `kilnd` where it runs, and otherwise here; machines are spoken to by
+//! their own control sockets.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 
-use kiln_controlplane::network::PrefixList;
+use kiln_controlplane::network::{Membership, PrefixList};
+use kiln_model::{InstanceId, InterfaceId};
 
 use crate::args::{InterfaceCommand, PrefixListCommand};
+use crate::daemon::{Daemon, Parameters};
 use crate::error::Failure;
 use crate::table::Table;
 use crate::{open, print_json};
@@ -33,6 +39,46 @@ pub fn interface(state_dir: &Path, command: &InterfaceCommand) -> Result<(), Fai
             }
             crate::print(&table.render())
         }
+        InterfaceCommand::Create { placement } => {
+            let placement = placement.clone().unwrap_or_default().0;
+            let made = networks.create_interface(&placement, &[], 0, &mut |_, _| Ok(()))?;
+            crate::print(&format!("{}\n", made.interface.id))
+        }
+        InterfaceCommand::Attach { interface, instance, device_index } => {
+            let instance = plane.find(instance)?.id;
+            let device = match device_index {
+                Some(device) => *device,
+                None => first_free(&networks.memberships()?, instance),
+            };
+            match Daemon::find(&plane)? {
+                Some(daemon) => {
+                    let parameters = Parameters::default().with("NetworkInterfaceId", interface);
+                    let parameters = parameters.with("InstanceId", instance).with("DeviceIndex", device);
+                    daemon.call("AttachNetworkInterface", parameters)?;
+                }
+                None => {
+                    plane.attach_interface(instance, *interface, device)?;
+                }
+            }
+            Ok(())
+        }
+        InterfaceCommand::Detach { interface, force } => {
+            match Daemon::find(&plane)? {
+                Some(daemon) => {
+                    // It has one attachment at most, whose id follows from its own.
+                    let attachment = interface.to_string().replacen(InterfaceId::PREFIX, "eni-attach-", 1);
+                    let parameters = Parameters::default().with("AttachmentId", attachment);
+                    daemon.call("DetachNetworkInterface", parameters.with("Force", force))?;
+                }
+                None => {
+                    plane.detach_interface(*interface, *force)?;
+                }
+            }
+            Ok(())
+        }
+        InterfaceCommand::Rm { interfaces } => {
+            Ok(interfaces.iter().try_for_each(|id| networks.delete_interface(*id))?)
+        }
         InterfaceCommand::Assign { instance, addresses } => {
             let interface = plane.find(instance)?.interface.id;
             for address in networks.assign_addresses(interface, addresses, 1)? {
@@ -47,6 +93,13 @@ pub fn interface(state_dir: &Path, command: &InterfaceCommand) -> Result<(), Fai
             Ok(networks.set_source_dest_check(plane.find(instance)?.interface.id, *check)?)
         }
     }
+}
+
+/// The first place behind its first interface that an instance has free.
+fn first_free(all: &[Membership], instance: InstanceId) -> u32 {
+    let taken: BTreeSet<_> =
+        all.iter().filter(|own| own.instance == Some(instance)).map(|own| own.device).collect();
+    (1..).find(|device| !taken.contains(device)).unwrap_or(u32::MAX)
 }
 
 /// `kiln prefix-list`.

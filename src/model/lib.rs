@@ -4,6 +4,7 @@
 
 #![forbid(unsafe_code)]
 
+mod attachment;
 mod cidr;
 mod clock;
 mod cpu_template;
@@ -22,6 +23,7 @@ mod user_data;
 mod utc;
 mod wildcard;
 
+pub use attachment::AttachmentState;
 pub use cidr::{Ipv4Cidr, ParseCidrError};
 pub use clock::Clock;
 pub use cpu_template::CpuTemplate;

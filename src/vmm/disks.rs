@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use kiln_vmspec::{AttachedDisk, DiskSpec, Reply};
 
-use crate::host::{Host, OpenDisk};
+use crate::host::{Detached, Host, OpenDisk};
 use crate::machine::Machine;
 use crate::process::chain;
 
@@ -23,7 +23,7 @@ pub(crate) fn attach(
 ) -> Result<(), String> {
     let slot = machine.free_slot().ok_or("all slots of the PCI bus are taken")?;
     let disk = host.attach(spec, fds, slot).map_err(|e| chain(&e))?;
-    machine.attach(disk).map_err(|e| {
+    machine.attach_disk(disk).map_err(|e| {
         host.detach(slot);
         chain(&e)
     })
@@ -35,13 +35,13 @@ pub(crate) struct Force {
     pub(crate) paused: bool,
 }
 
-/// Asks the guest to let go of a disk. By force it is taken and closed before: answers its serial number then.
+/// Asks the guest to let go of a disk. By force it is taken and closed before, which is answered then.
 pub(crate) fn detach(
     machine: &Machine,
     host: &mut Host,
     serial: &str,
     force: Option<Force>,
-) -> Result<Option<String>, String> {
+) -> Result<Option<Detached>, String> {
     let (place, disk) = find(host, serial)?;
     if place == 0 {
         return Err("the guest lives on its first disk".to_owned());
@@ -49,7 +49,7 @@ pub(crate) fn detach(
     disk.leaving = true;
     let (slot, engines) = (disk.slot, Arc::clone(&disk.engines));
     let taken = force.and_then(|Force { paused }| {
-        machine.hollow_out(slot, &engines, paused);
+        machine.hollow_out(slot, paused, || engines.park());
         host.take_disk(slot)
     });
     machine.ask_back(slot);

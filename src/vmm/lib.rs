@@ -13,6 +13,7 @@ pub mod layout;
 pub mod machine;
 pub mod memory;
 pub mod nic;
+mod nics;
 pub mod process;
 pub mod vcpu;
 pub mod workers;

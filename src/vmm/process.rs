@@ -28,12 +28,12 @@ use vmm_sys_util::eventfd::EventFd;
 use crate::confined::{Confinement, Crew};
 use crate::console::Console;
 use crate::control::{ControlServer, Incoming};
-use crate::disks;
-use crate::host::Host;
+use crate::host::{Detached, Host};
 use crate::machine::{Machine, Surroundings};
 use crate::memory;
 use crate::vcpu::{MachineEvent, MachineEvents, install_handler};
 use crate::workers::Workers;
+use crate::{disks, nics};
 
 /// The process could not even listen to its control plane.
 #[derive(Debug, thiserror::Error)]
@@ -187,8 +187,8 @@ impl Process {
                     if let Err(e) = memory::wipe(&host.memory) {
                         return self.fail(None, format!("wiping guest memory for the restart failed: {e}"));
                     }
-                    // What the old machine still reported means nothing to the new one. Disks that its guest
-                    // was to let go of, and those that it has, do not come back.
+                    // What the old machine still reported means nothing to the new one. Disks and interfaces
+                    // that its guest was to let go of, and those that it has, do not come back.
                     self.reported.try_iter().for_each(drop);
                     for slot in host.leaving() {
                         let gone = host.detach(slot);
@@ -322,8 +322,8 @@ impl Process {
             Command::Stats => {
                 let mut stats = Stats::default();
                 machine.stats(&mut stats);
-                for (index, nic) in host.nics.iter().enumerate() {
-                    nic.stats(&format!("net{index}"), &mut stats.counters);
+                for nic in &host.nics {
+                    nic.backend.stats(&nic.name, &mut stats.counters);
                 }
                 stats.counters.insert("machine.resets".into(), self.resets);
                 stats.counters.insert("metadata.generation".into(), self.metadata.generation);
@@ -333,16 +333,16 @@ impl Process {
             Command::AttachDisk(spec) => answer(disks::attach(machine, host, *spec, fds)),
             Command::DetachDisk { serial, force } => {
                 let how = force.then_some(disks::Force { paused: self.paused });
-                match disks::detach(machine, host, &serial, how) {
-                    Ok(taken) => {
-                        self.tell_detached(taken);
-                        Reply::Ok
-                    }
-                    Err(message) => Reply::Error { message },
-                }
+                self.detached(disks::detach(machine, host, &serial, how))
             }
             Command::ResizeDisk { serial, size } => answer(disks::resize(machine, host, &serial, size)),
             Command::ListDisks => disks::list(host),
+            Command::AttachNic(spec) => answer(nics::attach(machine, host, *spec, fds, &self.metadata)),
+            Command::DetachNic { mac, force } => {
+                let how = force.then_some(disks::Force { paused: self.paused });
+                self.detached(nics::detach(machine, host, mac, how))
+            }
+            Command::ListNics => nics::list(host),
             Command::UpdateMetadata(snapshot) => match self.update_metadata(host, *snapshot) {
                 Ok(()) => Reply::Ok,
                 Err(message) => Reply::Error { message },
@@ -366,14 +366,27 @@ impl Process {
         }
         snapshot.check().map_err(|e| e.to_string())?;
         self.metadata = Arc::new(snapshot);
-        host.nics.iter().for_each(|nic| nic.update_metadata(Arc::clone(&self.metadata)));
+        host.nics.iter().for_each(|nic| nic.backend.update_metadata(Arc::clone(&self.metadata)));
         Ok(())
     }
 
-    /// Tells that a disk has been closed, if one has.
-    fn tell_detached(&mut self, serial: Option<String>) {
-        if let Some(serial) = serial {
-            self.server.broadcast(&Event::DiskDetached { serial });
+    /// The answer to whoever wanted something taken from the guest; tells others what has been closed.
+    fn detached(&mut self, result: Result<Option<Detached>, String>) -> Reply {
+        match result {
+            Ok(taken) => {
+                self.tell_detached(taken);
+                Reply::Ok
+            }
+            Err(message) => Reply::Error { message },
+        }
+    }
+
+    /// Tells what has been closed, if anything has.
+    fn tell_detached(&mut self, detached: Option<Detached>) {
+        match detached {
+            Some(Detached::Disk(serial)) => self.server.broadcast(&Event::DiskDetached { serial }),
+            Some(Detached::Nic(mac)) => self.server.broadcast(&Event::NicDetached { mac }),
+            None => {}
         }
     }
 

@@ -1,8 +1,9 @@
 //! Messages on the control socket.
 
+use kiln_model::MacAddr;
 use serde::{Deserialize, Serialize};
 
-use crate::{DiskSpec, LeafValue, MetadataSnapshot, VmSpec};
+use crate::{DiskSpec, LeafValue, MetadataSnapshot, NicSpec, VmSpec};
 
 /// What a client may ask of a VMM.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -57,6 +58,21 @@ pub enum Command {
     },
     /// Ask for `Reply::Disks`.
     ListDisks,
+    /// Plug in a network interface; carries the descriptors that the spec names, from 0. Its services say what the
+    /// metadata of the moment say. It stays over restarts of the guest. Refused when one with this hardware
+    /// address is there.
+    AttachNic(Box<NicSpec>),
+    /// Ask the guest to let go of an interface that is not the first; may be asked again. `Event::NicDetached`
+    /// follows when it has, or when it restarts.
+    DetachNic {
+        /// Hardware address of the interface.
+        mac: MacAddr,
+        /// Do not wait for the guest: its tap is closed, and its device has no link until the guest lets go of
+        /// that.
+        force: bool,
+    },
+    /// Ask for `Reply::Nics`.
+    ListNics,
     /// Swap the metadata whole.
     UpdateMetadata(Box<MetadataSnapshot>),
     /// Ask for `Reply::Metadata`: what the metadata service would answer a guest with a good token.
@@ -71,6 +87,7 @@ impl Command {
     pub fn descriptors(&self) -> usize {
         match self {
             Command::AttachDisk(disk) => disk.layers.len(),
+            Command::AttachNic(nic) => nic.tap_queues.len(),
             // Its descriptors are taken by whoever waits for it.
             _ => 0,
         }
@@ -106,6 +123,13 @@ pub enum Reply {
         /// How many more can be attached before one is detached.
         spare: usize,
     },
+    /// Answer to `Command::ListNics`.
+    Nics {
+        /// Those that the guest has, in the order in which they came.
+        nics: Vec<AttachedNic>,
+        /// How many more can be attached before one is detached.
+        spare: usize,
+    },
     /// Answer to `Command::ReadMetadata`.
     Metadata {
         /// The body; `None` where a guest would get 404.
@@ -120,6 +144,15 @@ pub struct AttachedDisk {
     pub serial: String,
     /// Its size in bytes.
     pub size: u64,
+    /// The guest has been asked to let go of it.
+    pub leaving: bool,
+}
+
+/// A network interface of a machine that runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AttachedNic {
+    /// Its hardware address.
+    pub mac: MacAddr,
     /// The guest has been asked to let go of it.
     pub leaving: bool,
 }
@@ -161,6 +194,11 @@ pub enum Event {
         /// Serial number of the disk.
         serial: String,
     },
+    /// The guest has let go of a network interface, or it was taken: its tap is closed.
+    NicDetached {
+        /// Hardware address of the interface.
+        mac: MacAddr,
+    },
     /// The guest reset itself; it starts again from its root volume in the same process.
     Rebooting,
     /// The machine has ended; the process exits after this.
@@ -201,6 +239,7 @@ mod tests {
             Event::Console { bytes: vec![0, 0xff] },
             Event::Rebooting,
             Event::DiskDetached { serial: "vol0".into() },
+            Event::NicDetached { mac: MacAddr::BROADCAST },
             Event::Exited(ExitReason::PowerOff),
             Event::Exited(ExitReason::Killed),
             Event::Exited(failed),
@@ -217,6 +256,7 @@ mod tests {
                 disks: vec![AttachedDisk { serial: "vol0".into(), size: 512, leaving: true }],
                 spare: 3,
             },
+            Reply::Nics { nics: vec![AttachedNic { mac: MacAddr::BROADCAST, leaving: true }], spare: 3 },
         ];
         let events = events.into_iter().map(Message::Event);
         let replies = replies.into_iter().map(|reply| Message::Reply { id: 7, reply });

@@ -21,7 +21,7 @@ pub mod frame;
 pub mod metadata;
 mod spec;
 
-pub use control::{AttachedDisk, Command, Event, ExitReason, Message, Reply, Request, Stats};
+pub use control::{AttachedDisk, AttachedNic, Command, Event, ExitReason, Message, Reply, Request, Stats};
 pub use metadata::{HttpTokens, InterfaceFacts, LeafValue, MetadataOptions, MetadataSnapshot, SnapshotError};
 pub use spec::{
     BootSource, ConsoleSpec, DiskFormat, DiskSpec, FdIndex, ImageLayer, LinkLocalIpv6, LinkLocalSpec,

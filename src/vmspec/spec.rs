@@ -34,6 +34,9 @@ pub struct VmSpec {
     pub spare_disks: u8,
     /// Network interfaces in PCI order.
     pub nics: Vec<NicSpec>,
+    /// How many interfaces can come to the running machine besides: each that goes makes room for another.
+    #[serde(default)]
+    pub spare_nics: u8,
     /// Identity shown in SMBIOS.
     pub smbios: SmbiosSpec,
     /// The serial console.

@@ -12,9 +12,23 @@ from xml.etree import ElementTree
 import boto3
 import botocore.config
 import botocore.exceptions
+import botocore.waiter
 
 CONFIG = botocore.config.Config(retries={"total_max_attempts": 1})
 DIRECTORY = os.environ.get("KILN_TEST_DIR")
+
+# Waiters wait as long as their models say, and look more often: nothing here takes minutes as it does there.
+LOOK = 0.25
+_read_model = botocore.waiter.SingleWaiterConfig.__init__
+
+
+def look_often(self, model):
+    _read_model(self, model)
+    self.max_attempts = round(self.max_attempts * self.delay / LOOK)
+    self.delay = LOOK
+
+
+botocore.waiter.SingleWaiterConfig.__init__ = look_often
 
 # Words that the service says and its model does not have.
 MORE_WORDS = {"AttachmentStatus": {"available"}}

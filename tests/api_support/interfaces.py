@@ -85,10 +85,10 @@ ec2.create_route(RouteTableId=table, DestinationCidrBlock="0.0.0.0/0", GatewayId
 
 # Another one, while it is stopped.
 attach = {"InstanceId": instance.id, "NetworkInterfaceId": second}
-same(code(ec2.attach_network_interface, DeviceIndex=1, **attach), "IncorrectState")
 instance.stop()
 instance.wait_until_stopped()
-same(code(ec2.attach_network_interface, DeviceIndex=3, **attach), "InvalidParameterValue")
+for index in [0, 8, -1]:
+    same(code(ec2.attach_network_interface, DeviceIndex=index, **attach), "InvalidParameterValue")
 same(code(ec2.attach_network_interface, DeviceIndex=1, InstanceId=instance.id, NetworkInterfaceId=first), "InvalidNetworkInterface.InUse")
 same(code(ec2.attach_network_interface, DeviceIndex=1, InstanceId="i-00000000000000001", NetworkInterfaceId=second), "InvalidInstanceID.NotFound")
 elsewhere = ec2.create_network_interface(SubnetId=ec2.describe_subnets(Filters=[{"Name": "default-for-az", "Values": ["true"]}])["Subnets"][0]["SubnetId"])
@@ -105,7 +105,6 @@ instance.reload()
 same([i["NetworkInterfaceId"] for i in instance.network_interfaces_attribute], [first, second])
 same([i["Attachment"]["DeleteOnTermination"] for i in instance.network_interfaces_attribute], [False, True])
 same([i["Association"]["PublicIp"] for i in instance.network_interfaces_attribute], [elastic["PublicIp"], extra["PublicIp"]])
-same(code(ec2.detach_network_interface, AttachmentId=attachment), "IncorrectState")
 
 # A route by way of it, as long as it runs and forwards.
 ec2.create_route(RouteTableId=table, DestinationCidrBlock="192.0.2.0/24", NetworkInterfaceId=second)
@@ -127,7 +126,80 @@ same(code(ec2.detach_network_interface, AttachmentId=attachment), "InvalidAttach
 ec2.attach_network_interface(DeviceIndex=1, **attach)
 ec2.modify_network_interface_attribute(NetworkInterfaceId=second, Attachment={"AttachmentId": attachment, "DeleteOnTermination": True})
 
-# The one that stays is there after the end, the other one is not.
+# Others come to it while it runs, and go from it.
+instance.start()
+instance.wait_until_running()
+
+
+def tap(interface):
+    """The link of an interface on the host, if it is there."""
+    return f"kt{interface[-12:]}" in kernel("-o", "link", "show")
+
+
+def free(interface):
+    ec2.get_waiter("network_interface_available").wait(NetworkInterfaceIds=[interface])
+    same((resource.NetworkInterface(interface).attachment, tap(interface)), (None, False))
+
+
+def detach(interface, **how):
+    ec2.detach_network_interface(AttachmentId=resource.NetworkInterface(interface).attachment["AttachmentId"], **how)
+
+
+def places():
+    """Device index and status of each interface of the instance."""
+    instance.reload()
+    found = [(i["NetworkInterfaceId"], i["Attachment"]) for i in instance.network_interfaces_attribute]
+    return [(id, attachment["DeviceIndex"], attachment["Status"]) for id, attachment in found]
+
+
+group = ec2.create_security_group(GroupName="inner", Description="x", VpcId=vpc)["GroupId"]
+hot = [ec2.create_network_interface(SubnetId=back, Groups=[group])["NetworkInterface"]["NetworkInterfaceId"] for _ in range(4)]
+place = {"InstanceId": instance.id, "NetworkInterfaceId": hot[0]}
+same(code(ec2.attach_network_interface, DeviceIndex=1, **place), "InvalidParameterValue")
+same((tap(second), tap(hot[0])), (True, False))
+came = ec2.attach_network_interface(DeviceIndex=4, **place)["AttachmentId"]
+own = resource.NetworkInterface(hot[0])
+same((own.status, own.attachment["AttachmentId"], own.attachment["Status"], own.attachment["DeleteOnTermination"]), ("in-use", came, "attached", False))
+same(places(), [(first, 0, "attached"), (second, 1, "attached"), (hot[0], 4, "attached")])
+same([i["Groups"][0]["GroupId"] for i in instance.network_interfaces_attribute][2], group)
+same((tap(hot[0]), own.private_ip_address in kernel("route")), (True, True))
+same(code(ec2.attach_network_interface, DeviceIndex=5, **place), "InvalidNetworkInterface.InUse")
+same(code(ec2.delete_network_interface, NetworkInterfaceId=hot[0]), "InvalidNetworkInterface.InUse")
+same(code(ec2.detach_network_interface, AttachmentId=resource.NetworkInterface(first).attachment["AttachmentId"]), "OperationNotPermitted")
+detach(hot[0])
+free(hot[0])
+same(own.private_ip_address in kernel("route"), False)
+same(code(ec2.detach_network_interface, AttachmentId=came), "InvalidAttachmentID.NotFound")
+
+# One that it was started with too, and not more than there is room for.
+detach(second)
+free(second)
+for index, each in enumerate([second, *hot[:3]], 1):
+    ec2.attach_network_interface(DeviceIndex=index, InstanceId=instance.id, NetworkInterfaceId=each)
+same(code(ec2.attach_network_interface, DeviceIndex=5, InstanceId=instance.id, NetworkInterfaceId=hot[3]), "AttachmentLimitExceeded")
+same(resource.NetworkInterface(hot[3]).status, "available")
+detach(hot[1], Force=True)
+free(hot[1])
+ec2.modify_network_interface_attribute(NetworkInterfaceId=second, Attachment={"AttachmentId": attachment, "DeleteOnTermination": True})
+
+# They stay over a restart of the guest, and keep their places over stop and start.
+kept = [(first, 0, "attached"), (second, 1, "attached"), (hot[0], 2, "attached"), (hot[2], 4, "attached")]
+instance.reboot()
+same(places(), kept)
+instance.stop(Force=True)
+instance.wait_until_stopped()
+same(places(), kept)
+instance.start()
+instance.wait_until_running()
+same((places(), tap(hot[0]), tap(hot[2])), (kept, True, True))
+detach(hot[2])
+free(hot[2])
+for gone in hot[1:]:
+    ec2.delete_network_interface(NetworkInterfaceId=gone)
+ec2.modify_network_interface_attribute(NetworkInterfaceId=hot[0], Attachment={
+    "AttachmentId": resource.NetworkInterface(hot[0]).attachment["AttachmentId"], "DeleteOnTermination": True})
+
+# The one that stays is there after the end, the others are not.
 instance.terminate()
 instance.wait_until_terminated()
 same([i["NetworkInterfaceId"] for i in ec2.describe_network_interfaces()["NetworkInterfaces"]], [first])

@@ -1,13 +1,16 @@
-//! Disks come to a running guest, grow under it and go.
+//! Disks and network interfaces come to a running guest and go; disks grow under it.
 
 #![expect(clippy::unwrap_used, clippy::panic, reason = "a failed step is a failed test")]
 
 use std::fs::File;
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
+use std::process::Command as Shell;
 
 use kiln_vmspec::{Command, Reply};
 
-use crate::support::vm::{Disk, Guest, Setup, disk};
+use crate::support::skip;
+use crate::support::vm::{Disk, Guest, Setup, disk, mac};
 
 /// A machine with its root disk and room for `spare_disks` more.
 fn boot(tests: &str, spare_disks: u8) -> Option<Guest> {
@@ -129,14 +132,153 @@ fn disk_is_taken_from_a_guest_that_does_not_let_go() {
     guest.finish();
 }
 
+/// A machine with a disk, an interface and room for `spare_nics` more.
+fn boot_nics(tests: &str, spare_nics: u8) -> Option<Guest> {
+    Setup { spare_nics, vcpus: 2, ..Setup::with_devices() }.boot(tests)
+}
+
+fn detach_nic(guest: &mut Guest, last: u8, force: bool) -> Reply {
+    guest.control(Command::DetachNic { mac: mac(last), force })
+}
+
+#[test]
+fn interfaces_come_are_served_and_go_and_leave_nothing() {
+    let tests = ["nic-hotplug"; 3].join(",") + ",net-imds";
+    let Some(mut guest) = boot_nics(&tests, 1) else { return };
+    let fds = format!("/proc/{}/fd", guest.pid());
+    let mut open = None;
+    for round in 0..3 {
+        guest.wait_for("waiting for an interface");
+        guest.forget_console();
+        let now = std::fs::read_dir(&fds).unwrap().count();
+        assert_eq!(*open.get_or_insert(now), now, "descriptors in round {round}");
+        assert_eq!(guest.nics(), (vec![mac(1)], 1));
+        assert_eq!(guest.attach_nic(2), Reply::Ok);
+        assert_eq!(guest.nics(), (vec![mac(1), mac(2)], 0));
+        assert!(refusal(guest.attach_nic(2)).contains("already"));
+        assert!(refusal(guest.attach_nic(3)).contains("no room"));
+        guest.wait_for("waiting for the end of it");
+        let Reply::Stats(stats) = guest.control(Command::Stats) else { panic!("no counters") };
+        assert!(stats.counters["net1.local_frames_in"] > 5, "{stats:?}");
+        assert!(refusal(detach_nic(&mut guest, 1, true)).contains("first"));
+        assert!(refusal(detach_nic(&mut guest, 9, false)).contains("no network interface"));
+        assert_eq!(detach_nic(&mut guest, 2, false), Reply::Ok);
+        guest.wait_for_nic_detached(2);
+    }
+    assert_eq!(guest.nics(), (vec![mac(1)], 1));
+    guest.finish().assert_passed("nic-hotplug,net-imds");
+}
+
+fn sh(line: &str) -> bool {
+    Shell::new("sh").args(["-c", line]).output().is_ok_and(|output| output.status.success())
+}
+
+/// A tap in a network of this thread's own, with somebody at 10.0.1.200. `None` where there can be none, which
+/// is told.
+#[expect(unsafe_code, reason = "a tap must be made before it can be handed over")]
+fn tap() -> Option<File> {
+    let open = || File::options().read(true).write(true).open("/dev/net/tun").ok();
+    // SAFETY: takes no pointers; only this thread changes its namespace.
+    let alone = open().is_some() && unsafe { libc::unshare(libc::CLONE_NEWNET) } == 0;
+    // A tap is in the network in which its device was opened.
+    let Some(tun) = open().filter(|_| alone) else {
+        skip("needs /dev/net/tun and the right to make a network namespace");
+        return None;
+    };
+    let mut request = [0u8; 40];
+    request[..3].copy_from_slice(b"kt0");
+    // A tap without packet information, with virtio-net headers.
+    request[16..18].copy_from_slice(&0x5002u16.to_ne_bytes());
+    // SAFETY: TUNSETIFF reads 40 bytes, and `request` has them.
+    assert_eq!(unsafe { libc::ioctl(tun.as_raw_fd(), 0x4004_54ca, request.as_ptr()) }, 0);
+    let header: libc::c_int = 12;
+    // SAFETY: TUNSETVNETHDRSZ reads one int.
+    assert_eq!(unsafe { libc::ioctl(tun.as_raw_fd(), 0x4004_54d8, &raw const header) }, 0);
+    assert!(sh("ip addr add 10.0.1.200/24 dev kt0 && ip link set kt0 up"));
+    Some(tun)
+}
+
+#[test]
+fn interface_with_a_tap_carries_frames_until_the_guest_lets_go_and_the_tap_is_gone_then() {
+    let on_its_own_network = || {
+        let Some(tap) = tap() else { return };
+        let Some(mut guest) = boot_nics("nic-wire,hello", 1) else { return };
+        guest.wait_for("waiting for an interface");
+        // Whatever is no tap is refused by a machine that goes on.
+        assert!(refusal(guest.attach_nic_with(2, vec![disk(1)])).contains("not a queue of a tap"));
+        assert_eq!(guest.nics(), (vec![mac(1)], 1));
+        assert_eq!(guest.attach_nic_with(2, vec![tap]), Reply::Ok);
+        guest.wait_for("waiting for the end of it");
+        assert!(sh("ip link show kt0"));
+        assert_eq!(detach_nic(&mut guest, 2, false), Reply::Ok);
+        guest.wait_for_nic_detached(2);
+        assert!(!sh("ip link show kt0"), "the machine has closed it");
+        guest.finish().assert_passed("nic-wire,hello");
+    };
+    std::thread::scope(|scope| scope.spawn(on_its_own_network).join()).unwrap();
+}
+
+#[test]
+fn interface_is_cut_off_from_a_guest_that_does_not_let_go() {
+    let Some(mut guest) = boot_nics("nic-cut,spin", 1) else { return };
+    guest.wait_for("waiting for an interface");
+    assert_eq!(guest.attach_nic(2), Reply::Ok);
+    guest.wait_for("waiting for a surprise");
+    assert_eq!(detach_nic(&mut guest, 2, true), Reply::Ok);
+    guest.wait_for_nic_detached(2);
+    guest.wait_for("it is gone");
+    guest.wait_for("spinning");
+    // This one never lets go of anything, and stands still while it is asked.
+    assert_eq!(guest.attach_nic(3), Reply::Ok);
+    assert_eq!(detach_nic(&mut guest, 3, false), Reply::Ok);
+    assert_eq!(guest.control(Command::Pause), Reply::Ok);
+    assert_eq!(detach_nic(&mut guest, 3, true), Reply::Ok);
+    guest.wait_for_nic_detached(3);
+    assert_eq!(guest.control(Command::Resume), Reply::Ok);
+    // Its device takes up the room until the guest has let go of that too, or restarts.
+    assert_eq!(guest.nics(), (vec![mac(1)], 0));
+    assert!(refusal(detach_nic(&mut guest, 3, true)).contains("no network interface"));
+    guest.forget_console();
+    assert_eq!(guest.control(Command::Reset), Reply::Ok);
+    guest.wait_for("waiting for an interface");
+    assert_eq!(guest.nics(), (vec![mac(1)], 1));
+    assert_eq!(guest.control(Command::Kill), Reply::Ok);
+    guest.finish();
+}
+
+#[test]
+fn interfaces_stay_over_a_restart_where_they_were_and_those_that_were_to_go_are_gone() {
+    let Some(mut guest) = boot_nics("pci-list,net-imds,spin", 2) else { return };
+    guest.wait_for("spinning");
+    let before = functions(guest.console());
+    for last in [2, 3] {
+        assert_eq!(guest.attach_nic(last), Reply::Ok);
+    }
+    assert_eq!(detach_nic(&mut guest, 2, false), Reply::Ok);
+    guest.forget_console();
+    assert_eq!(guest.control(Command::Reset), Reply::Ok);
+    guest.wait_for_nic_detached(2);
+    guest.wait_for("spinning");
+    assert_eq!(guest.nics(), (vec![mac(1), mac(3)], 1));
+    let after = functions(guest.console());
+    assert_eq!(after[..before.len()], before, "the others are where they were");
+    assert_eq!(after.len(), before.len() + 1);
+    assert!(after.last().unwrap().contains("1af4:1041"), "{after:?}");
+    assert!(guest.console().contains("PASS net-imds"));
+    assert_eq!(guest.control(Command::Kill), Reply::Ok);
+    guest.finish();
+}
+
+/// What `pci-list` has printed.
+fn functions(console: &str) -> Vec<String> {
+    let lines = console.lines().filter(|line| line.contains(" class "));
+    lines.map(|line| line.trim().to_owned()).collect()
+}
+
 #[test]
 fn disks_stay_over_a_restart_where_they_were_and_those_that_were_to_go_are_gone() {
     let Some(mut guest) = boot("pci-list,spin", 2) else { return };
     guest.wait_for("spinning");
-    let functions = |console: &str| {
-        let lines = console.lines().filter(|line| line.contains(" class "));
-        lines.map(|line| line.trim().to_owned()).collect::<Vec<_>>()
-    };
     let before = functions(guest.console());
     for name in ["vol1", "vol2"] {
         assert_eq!(guest.attach(name, overlay().0), Reply::Ok);

@@ -71,6 +71,8 @@ pub struct Setup {
     pub trace: Option<PathBuf>,
     /// How many disks can come while it runs.
     pub spare_disks: u8,
+    /// How many network interfaces can.
+    pub spare_nics: u8,
 }
 
 impl Default for Setup {
@@ -85,6 +87,7 @@ impl Default for Setup {
             disk_limits: RateLimits::default(),
             trace: None,
             spare_disks: 0,
+            spare_nics: 0,
         }
     }
 }
@@ -177,6 +180,7 @@ impl Setup {
             ended: None,
             reboots: 0,
             detached: Vec::new(),
+            detached_nics: Vec::new(),
         };
         let mut fds = Fds::default();
         let spec = self.spec(boot, &mut fds, kvm);
@@ -231,7 +235,8 @@ impl Setup {
             boot,
             disks,
             spare_disks: self.spare_disks,
-            nics: if self.nic { vec![nic()] } else { Vec::new() },
+            nics: if self.nic { vec![nic(1)] } else { Vec::new() },
+            spare_nics: self.spare_nics,
             smbios: SmbiosSpec {
                 manufacturer: "Amazon EC2".into(),
                 product_name: "t3.micro".into(),
@@ -254,18 +259,20 @@ enum Boot {
     RootVolume { user_data: String },
 }
 
-fn mac(last: u8) -> MacAddr {
+/// Hardware address of an interface.
+pub fn mac(last: u8) -> MacAddr {
     format!("02:00:00:00:00:{last:02x}").parse().unwrap()
 }
 
-fn nic() -> NicSpec {
+/// An interface that reaches only the link-local services.
+fn nic(last: u8) -> NicSpec {
     NicSpec {
         limits: RateLimits::default(),
-        mac: mac(1),
+        mac: mac(last),
         tap_queues: Vec::new(),
         mtu: 1500,
         link_local: LinkLocalSpec {
-            private_ipv4: Ipv4Addr::new(10, 0, 1, 10),
+            private_ipv4: Ipv4Addr::new(10, 0, 1, 9 + last),
             prefix_len: 24,
             router: Ipv4Addr::new(10, 0, 1, 1),
             router_mac: mac(0xfe),
@@ -311,6 +318,7 @@ pub struct Guest {
     ended: Option<ExitReason>,
     reboots: u32,
     detached: Vec<String>,
+    detached_nics: Vec<MacAddr>,
 }
 
 /// A machine that has ended.
@@ -368,6 +376,41 @@ impl Guest {
         match self.control(Ask::ListDisks) {
             Reply::Disks { disks, spare } => (disks.into_iter().map(|disk| disk.serial).collect(), spare),
             other => panic!("{other:?}"),
+        }
+    }
+
+    /// Attaches the interface `mac(last)`, whatever the answer.
+    pub fn attach_nic(&mut self, last: u8) -> Reply {
+        self.attach_nic_with(last, Vec::new())
+    }
+
+    /// The same with the queues of a tap.
+    pub fn attach_nic_with(&mut self, last: u8, queues: Vec<File>) -> Reply {
+        let mut fds = Fds::default();
+        let tap_queues = queues.into_iter().map(|queue| fds.add(queue)).collect();
+        let spec = NicSpec { tap_queues, ..nic(last) };
+        self.ask(Ask::AttachNic(Box::new(spec)), &fds.borrowed())
+    }
+
+    /// The hardware addresses of its interfaces, and how many more can come.
+    pub fn nics(&mut self) -> (Vec<MacAddr>, usize) {
+        match self.control(Ask::ListNics) {
+            Reply::Nics { nics, spare } => (nics.into_iter().map(|nic| nic.mac).collect(), spare),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    /// Waits until the VMM has let go of the interface `mac(last)`, once for each time that it has come.
+    pub fn wait_for_nic_detached(&mut self, last: u8) {
+        loop {
+            if let Some(at) = self.detached_nics.iter().position(|gone| *gone == mac(last)) {
+                self.detached_nics.remove(at);
+                return;
+            }
+            let deadline = Instant::now() + PATIENCE;
+            if self.receive(deadline).is_none() {
+                self.give_up("an interface to be let go of");
+            }
         }
     }
 
@@ -435,6 +478,7 @@ impl Guest {
             Message::Event(Event::Exited(reason)) => self.ended = Some(reason.clone()),
             Message::Event(Event::Rebooting) => self.reboots += 1,
             Message::Event(Event::DiskDetached { serial }) => self.detached.push(serial.clone()),
+            Message::Event(Event::NicDetached { mac }) => self.detached_nics.push(*mac),
             _ => {}
         }
         Some(message)

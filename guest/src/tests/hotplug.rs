@@ -1,5 +1,5 @@
-//! Disks that come and go while the guest runs. Somebody outside attaches, resizes and detaches them when
-//! the lines with `waiting` appear.
+//! Disks and network interfaces that come and go while the guest runs. Somebody outside attaches, resizes and
+//! detaches them when the lines with `waiting` appear.
 
 use crate::io;
 use crate::memory;
@@ -7,7 +7,11 @@ use crate::pci::Function;
 use crate::report::{Outcome, ensure, ensure_eq, println};
 use crate::virtio::blk::{Blk, F_FLUSH, S_IOERR, S_OK, SECTOR, T_FLUSH, T_GET_ID, T_IN, T_OUT};
 use crate::virtio::common;
+use crate::virtio::net::Net;
 use crate::{clock, runtime};
+
+use super::packet::Ip;
+use super::{imds, net};
 
 /// Of the event register: the hot-plug registers have news.
 pub const EVENT_HOTPLUG: u32 = 1 << 2;
@@ -124,6 +128,60 @@ pub fn surprise() -> Outcome {
     ensure_eq!(blk.request(T_OUT, 0, Some(data))?, S_IOERR, "status of a write without a disk");
     ensure_eq!(wait(LEAVING)?.device, function.device, "slot that is to be let go of");
     blk.transport.reset()?;
+    io::out32(EJECT, 1 << function.device);
+    gone(function, status)?;
+    println!("  it is gone");
+    Ok(())
+}
+
+fn arrived_interface() -> Outcome<(Function, Net)> {
+    println!("  waiting for an interface");
+    let function = wait(ARRIVED)?;
+    let net = Net::start_at(function)?;
+    println!("  slot {} has {:02x?}", function.device, net.mac);
+    ensure!(net.link_up(), "it has no link");
+    Ok((function, net))
+}
+
+/// An interface comes, its services answer, and is let go of.
+pub fn interface() -> Outcome {
+    let (function, mut net) = arrived_interface()?;
+    imds::ask(&mut net)?;
+    println!("  waiting for the end of it");
+    ensure_eq!(wait(LEAVING)?.device, function.device, "slot that is to be let go of");
+    let lease = net::lease(&mut net)?;
+    println!("  until then it has {:?}", lease.ip);
+    let status = net.transport.common + common::DEVICE_STATUS;
+    io::out32(EJECT, 1 << function.device);
+    gone(function, status)
+}
+
+/// An interface comes with a wire to somebody, who answers as long as it is there.
+pub fn interface_on_a_wire() -> Outcome {
+    const NEIGHBOUR: Ip = [10, 0, 1, 200];
+    let (function, mut net) = arrived_interface()?;
+    let lease = net::lease(&mut net)?;
+    println!("  the neighbour is at {:02x?}", net::resolve(&mut net, lease.ip, NEIGHBOUR)?);
+    println!("  waiting for the end of it");
+    ensure_eq!(wait(LEAVING)?.device, function.device, "slot that is to be let go of");
+    net::resolve(&mut net, lease.ip, NEIGHBOUR)?;
+    let status = net.transport.common + common::DEVICE_STATUS;
+    io::out32(EJECT, 1 << function.device);
+    gone(function, status)
+}
+
+/// An interface comes and is cut off: its device takes frames that nobody answers until it is let go of.
+pub fn interface_cut() -> Outcome {
+    let (function, mut net) = arrived_interface()?;
+    net::lease(&mut net)?;
+    let generation = net.transport.config_generation();
+    println!("  waiting for a surprise");
+    ensure!(clock::poll(PATIENCE, || (!net.link_up()).then_some(())).is_some(), "the link stays");
+    ensure!(net.transport.config_generation() != generation, "the configuration has no new generation");
+    ensure_eq!(wait(LEAVING)?.device, function.device, "slot that is to be let go of");
+    ensure!(net::lease(&mut net).is_err(), "somebody answers without a link");
+    let status = net.transport.common + common::DEVICE_STATUS;
+    net.transport.reset()?;
     io::out32(EJECT, 1 << function.device);
     gone(function, status)?;
     println!("  it is gone");

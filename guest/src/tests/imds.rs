@@ -91,14 +91,18 @@ fn exchange(net: &mut Net, peer: &mut Peer, request: &[u8]) -> Outcome<Response>
     }
 }
 
-/// A session token, then the instance id with it; without it 401 or, where allowed, the same id.
+/// On the first network device.
 pub fn imds() -> Outcome {
-    let mut net = Net::start(0)?;
-    let lease = lease(&mut net)?;
-    let mac = resolve(&mut net, lease.ip, METADATA)?;
+    ask(&mut Net::start(0)?)
+}
+
+/// A session token, then the instance id with it; without it 401 or, where allowed, the same id.
+pub fn ask(net: &mut Net) -> Outcome {
+    let lease = lease(net)?;
+    let mac = resolve(net, lease.ip, METADATA)?;
     let mut peer = Peer { mac, own: lease.ip, next_port: 40_000 };
 
-    let token = exchange(&mut net, &mut peer, TOKEN_REQUEST)?;
+    let token = exchange(net, &mut peer, TOKEN_REQUEST)?;
     ensure_eq!(token.status(), 200, "status of the token request");
     ensure!(!token.body().is_empty(), "the token is empty");
 
@@ -111,7 +115,7 @@ pub fn imds() -> Outcome {
         request[len..len + part.len()].copy_from_slice(part);
         len += part.len();
     }
-    let id = exchange(&mut net, &mut peer, &request[..len])?;
+    let id = exchange(net, &mut peer, &request[..len])?;
     ensure_eq!(id.status(), 200, "status of the instance id");
     println!("  instance-id {}", id.body());
     ensure!(id.body().starts_with("i-"), "the instance id is {:?}", id.body());
@@ -119,7 +123,7 @@ pub fn imds() -> Outcome {
     let mut bare = [0; 128];
     bare[..PATH.len()].copy_from_slice(PATH);
     bare[PATH.len()..PATH.len() + CLOSE.len()].copy_from_slice(CLOSE);
-    let without = exchange(&mut net, &mut peer, &bare[..PATH.len() + CLOSE.len()])?;
+    let without = exchange(net, &mut peer, &bare[..PATH.len() + CLOSE.len()])?;
     println!("  without token {}", without.status());
     ensure!(
         without.status() == 401 || without.status() == 200 && without.body() == id.body(),

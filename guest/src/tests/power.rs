@@ -14,7 +14,7 @@ const EVENT_POWER_BUTTON: u32 = 1;
 const PATIENCE: u64 = 15 * 60_000;
 
 /// Waits for the power button, as the event device's method would. Somebody outside presses it when
-/// `waiting` appears. Disks that come and are to go meanwhile are not held up.
+/// `waiting` appears. What comes and is to go meanwhile is not held up.
 pub fn button() -> Outcome {
     println!("  waiting for the power button");
     let events = clock::poll(PATIENCE, || {

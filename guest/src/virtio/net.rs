@@ -4,6 +4,7 @@ use super::{F_EVENT_IDX, NET, Part, Queue, Transport};
 use crate::clock;
 use crate::io;
 use crate::memory::{self, Buffer};
+use crate::pci::Function;
 use crate::report::Outcome;
 
 pub const RX: u16 = 0;
@@ -11,6 +12,10 @@ pub const TX: u16 = 1;
 /// `struct virtio_net_hdr` with `num_buffers`, as VERSION_1 has it always.
 pub const HEADER: usize = 12;
 pub const F_MAC: u64 = 1 << 5;
+pub const F_STATUS: u64 = 1 << 16;
+/// `status` in the device configuration.
+const STATUS: u64 = 6;
+const S_LINK_UP: u16 = 1;
 
 const BUFFER: usize = 2048;
 const RX_BUFFERS: usize = 32;
@@ -27,8 +32,16 @@ pub struct Net {
 impl Net {
     /// Starts the `nth` network device and offers it buffers.
     pub fn start(nth: usize) -> Outcome<Self> {
-        let transport = Transport::find(NET, nth)?;
-        let features = transport.negotiate(F_MAC | F_EVENT_IDX)?;
+        Self::start_on(Transport::find(NET, nth)?)
+    }
+
+    /// Starts the network device in this place.
+    pub fn start_at(function: Function) -> Outcome<Self> {
+        Self::start_on(Transport::of(function)?)
+    }
+
+    fn start_on(transport: Transport) -> Outcome<Self> {
+        let features = transport.negotiate(F_MAC | F_STATUS | F_EVENT_IDX)?;
         let mut rx = transport.enable(RX, 64, features)?;
         let tx = transport.enable(TX, 64, features)?;
         transport.go()?;
@@ -41,6 +54,11 @@ impl Net {
         rx.publish();
         rx.kick();
         Ok(Net { transport, rx, tx, mac, rx_buffers, tx_buffer: memory::allocate(HEADER + BUFFER) })
+    }
+
+    /// Whether the device says that there is a link.
+    pub fn link_up(&self) -> bool {
+        io::read16(self.transport.device + STATUS) & S_LINK_UP != 0
     }
 
     /// Sends a frame and waits until the device has taken it.

@@ -1,5 +1,5 @@
 //! Network interfaces: those that instances are launched with, and those that are made by themselves and
-//! given to stopped instances.
+//! given to instances that run or are stopped.
 
 use std::net::Ipv4Addr;
 
@@ -120,7 +120,7 @@ pub(super) fn private_addresses(member: &Membership, public: Option<&Value>) -> 
 pub(super) fn attachment(member: &Membership, instance: &Instance) -> Value {
     json!({
         "AttachmentId": attachment_id(member.interface.id), "DeviceIndex": member.device,
-        "NetworkCardIndex": 0, "Status": "attached", "DeleteOnTermination": !member.stays,
+        "NetworkCardIndex": 0, "Status": member.state.name(), "DeleteOnTermination": !member.stays,
         "AttachTime": member.attached.unwrap_or(instance.created),
     })
 }
@@ -252,7 +252,7 @@ pub(super) fn delete(context: &Context<'_>, request: DeleteNetworkInterface) -> 
     done()
 }
 
-/// `AttachNetworkInterface`: to a stopped instance.
+/// `AttachNetworkInterface`: to an instance that runs or is stopped.
 pub(super) fn attach(context: &Context<'_>, request: AttachNetworkInterface) -> Answer {
     let interface: InterfaceId = INTERFACE.parse(&request.network_interface_id)?;
     let instance: InstanceId = INSTANCE.parse(&request.instance_id)?;
@@ -265,14 +265,14 @@ pub(super) fn attach(context: &Context<'_>, request: AttachNetworkInterface) -> 
     Ok(json!({"AttachmentId": attachment_id(interface), "NetworkCardIndex": 0}))
 }
 
-/// `DetachNetworkInterface`: from a stopped instance, where there is nothing to be forced.
+/// `DetachNetworkInterface`: a running guest is asked to let go of it, or not, by force.
 pub(super) fn detach(context: &Context<'_>, request: DetachNetworkInterface) -> Answer {
     ATTACHMENT.check(&request.attachment_id)?;
     let all = context.plane.networks().memberships()?;
     let own =
         all.iter().find(|m| m.instance.is_some() && attachment_id(m.interface.id) == request.attachment_id);
     let own = own.ok_or_else(|| ATTACHMENT.missing(&request.attachment_id))?;
-    context.plane.detach_interface(own.interface.id)?;
+    context.plane.detach_interface(own.interface.id, request.force)?;
     done()
 }
 

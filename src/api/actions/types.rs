@@ -1,6 +1,7 @@
 //! Instance types.
 
 use kiln_controlplane::metadata::{REGION, ZONE, ZONE_ID};
+use kiln_controlplane::network::{MAX_ADDRESSES, MAX_INTERFACES};
 use kiln_model::InstanceType;
 use serde_json::{Value, json};
 
@@ -46,8 +47,8 @@ fn shown(of: &InstanceType) -> Value {
         },
         "NetworkInfo": {
             "NetworkPerformance": format!("Up to {} Gigabit", speed.network_bits / 1_000_000_000),
-            "MaximumNetworkInterfaces": 1, "MaximumNetworkCards": 1, "Ipv4AddressesPerInterface": 1,
-            "Ipv6AddressesPerInterface": 0, "Ipv6Supported": false, "EnaSupport": "unsupported",
+            "MaximumNetworkInterfaces": MAX_INTERFACES, "MaximumNetworkCards": 1,
+            "Ipv4AddressesPerInterface": MAX_ADDRESSES, "Ipv6AddressesPerInterface": 1, "Ipv6Supported": true, "EnaSupport": "unsupported",
             "EfaSupported": false,
         },
         "HibernationSupported": false, "BurstablePerformanceSupported": of.name.starts_with('t'),

@@ -280,6 +280,7 @@ impl<'a> Session<'a> {
                 }
             }
             VmmEvent::DiskDetached { serial } => tracing::info!("the guest has let go of {serial}"),
+            VmmEvent::NicDetached { mac } => tracing::info!("the guest has let go of the interface {mac}"),
             VmmEvent::Rebooting => tracing::info!("the guest reboots"),
             VmmEvent::Exited(_) | VmmEvent::Lost { .. } => return false,
         }

@@ -17,39 +17,15 @@ use std::sync::Arc;
 
 use kiln_model::{ByteSize, InstanceId, InstanceState, VolumeId};
 use kiln_vmspec::{AttachedDisk, Command, FdIndex, ImageLayer, Reply};
-use tokio::runtime::Runtime;
 
+use super::machine::Machine;
 use super::{ControlPlane, Instance, Parts, bounds, spec};
 use crate::state::transact;
-use crate::vmm_process::{Commands, ControlConnection, VmmError, VmmEvent};
+use crate::vmm_process::{Commands, VmmError};
 use crate::volumes::{Attachment, AttachmentState, Volume, VolumeChange, VolumeError, attached, open_volume};
 
 fn failed(action: &'static str) -> impl FnOnce(VmmError) -> VolumeError {
     move |source| VolumeError::Machine { action, source: Box::new(source) }
-}
-
-/// A connection to the machine of a running instance, for callers that may block.
-struct Machine {
-    row: Instance,
-    runtime: Runtime,
-    connection: ControlConnection,
-    /// Nobody reads it; replies come only as long as it is there.
-    _events: tokio::sync::mpsc::Receiver<VmmEvent>,
-}
-
-impl Machine {
-    fn connect(plane: &ControlPlane, row: Instance, action: &'static str) -> Result<Self, VolumeError> {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build();
-        let runtime =
-            runtime.map_err(|source| failed(action)(VmmError::Start { action: "wait for a VMM", source }))?;
-        let socket = plane.parts.dir.instance(row.id).control_socket();
-        let (connection, events) = ControlConnection::connect(&socket).map_err(failed(action))?;
-        Ok(Machine { row, runtime, connection, _events: events })
-    }
-
-    fn disks(&self) -> Result<(Vec<AttachedDisk>, usize), VmmError> {
-        self.runtime.block_on(disks(&self.connection))
-    }
 }
 
 /// What disks a machine has, and room for how many more.
@@ -58,6 +34,10 @@ async fn disks(commands: &dyn Commands) -> Result<(Vec<AttachedDisk>, usize), Vm
         Reply::Disks { disks, spare } => Ok((disks, spare)),
         _ => Err(VmmError::NoAnswer),
     }
+}
+
+fn disks_of(machine: &Machine) -> Result<(Vec<AttachedDisk>, usize), VmmError> {
+    machine.wait(disks(&machine.connection))
 }
 
 fn has(disks: &[AttachedDisk], volume: &Volume) -> bool {
@@ -122,20 +102,20 @@ impl ControlPlane {
         let Some(row) = self.running(instance)? else {
             return self.volumes().attach(id, instance, device);
         };
-        let machine = Machine::connect(self, row, ACTION)?;
-        let (_, spare) = machine.disks().map_err(failed(ACTION))?;
+        let machine = Machine::connect(self, row).map_err(failed(ACTION))?;
+        let (_, spare) = disks_of(&machine).map_err(failed(ACTION))?;
         if spare == 0 {
             return Err(VolumeError::NoSpare(instance));
         }
         let how_far = AttachmentState::Attaching;
         let volume = self.volumes().note_attach(id, instance, device, InstanceState::Running, how_far)?;
         let given = give(&self.parts, &machine.row, &volume, &machine.connection);
-        let given = machine.runtime.block_on(given);
+        let given = machine.wait(given);
         // Another may have been quicker, or the answer was lost.
-        let there = given.is_ok() || machine.disks().is_ok_and(|(disks, _)| has(&disks, &volume));
+        let there = given.is_ok() || disks_of(&machine).is_ok_and(|(disks, _)| has(&disks, &volume));
         match given {
             Err(e) if !there => {
-                let volume = match machine.disks() {
+                let volume = match disks_of(&machine) {
                     Ok(_) => self.volumes().conclude(id, instance, how_far, false)?,
                     // The machine has ended, which says what becomes of it; or the next daemon tries again.
                     Err(_) => self.volumes().get(id)?,
@@ -143,7 +123,7 @@ impl ControlPlane {
                 let settled = |a: &Attachment| a.instance == instance && a.state == AttachmentState::Attached;
                 if volume.attachment.as_ref().is_some_and(settled) { Ok(volume) } else { Err(e) }
             }
-            _ => machine.runtime.block_on(confirm(&self.parts, id, instance, &machine.connection)),
+            _ => machine.wait(confirm(&self.parts, id, instance, &machine.connection)),
         }
     }
 
@@ -160,14 +140,14 @@ impl ControlPlane {
             return self.volumes().get(id);
         };
         let volume = self.volumes().note_detaching(id)?;
-        let machine = Machine::connect(self, row, ACTION)?;
-        let (disks, _) = machine.disks().map_err(failed(ACTION))?;
+        let machine = Machine::connect(self, row).map_err(failed(ACTION))?;
+        let (disks, _) = disks_of(&machine).map_err(failed(ACTION))?;
         let mut gone = !has(&disks, &volume);
         if !gone {
             let command = Command::DetachDisk { serial: volume.serial(), force };
-            let asked = machine.runtime.block_on(machine.connection.request(command));
+            let asked = machine.wait(machine.connection.request(command));
             // The guest may have let go just now.
-            gone = asked.is_ok() && force || !has(&machine.disks().map_err(failed(ACTION))?.0, &volume);
+            gone = asked.is_ok() && force || !has(&disks_of(&machine).map_err(failed(ACTION))?.0, &volume);
             if !gone {
                 asked.map_err(failed(ACTION))?;
             }
@@ -193,10 +173,10 @@ impl ControlPlane {
                 return Err(VolumeError::Between { volume: id, state: state.name() });
             }
             make_room(&row, size, ACTION)?;
-            let machine = Machine::connect(self, row, ACTION)?;
+            let machine = Machine::connect(self, row).map_err(failed(ACTION))?;
             // The file first, as with one that nobody has: a file that is larger than its row says is still whole.
             let command = Command::ResizeDisk { serial: volume.serial(), size: size.as_bytes() };
-            machine.runtime.block_on(machine.connection.request(command)).map_err(failed(ACTION))?;
+            machine.wait(machine.connection.request(command)).map_err(failed(ACTION))?;
         }
         self.volumes().note_modified(id, size, kind)
     }

@@ -5,7 +5,7 @@ use std::time::Duration;
 use kiln_model::{InstanceEvent, InstanceState};
 use kiln_sandbox::cgroup::Hierarchies;
 
-use super::{Instance, NetworkMode, NoticeEvent, Parts};
+use super::{Instance, NetworkMode, NoticeEvent, Parts, interfaces};
 use crate::credentials::CredentialStatus;
 use crate::network::{FabricError, Networks};
 use crate::state::{StoreError, transact};
@@ -121,6 +121,7 @@ fn undo_rows(parts: &Parts, instance: &Instance, stays: bool) -> Result<(), Stor
             row.vmm = None;
             row.public_address = None;
             settle_all(tx, row.id)?;
+            interfaces::settle(tx, &mut row)?;
             tx.put(&row)?;
             Ok(Vec::new())
         } else if row.is_gone() {

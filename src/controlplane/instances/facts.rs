@@ -45,6 +45,7 @@ pub(super) struct Around {
 /// As above, of one interface.
 #[derive(Debug, Clone, Default)]
 struct AroundInterface {
+    device: Option<u32>,
     security_groups: Vec<SecurityGroupName>,
     secondary: Vec<Ipv4Addr>,
     forwards: bool,
@@ -72,6 +73,7 @@ impl Around {
                     continue;
                 }
                 let own = around.interfaces.entry(member.interface.id).or_default();
+                own.device = Some(member.device);
                 own.secondary.clone_from(&member.secondary);
                 own.forwards = member.forwards;
                 let leads_here = |row: &ElasticAddress| {
@@ -143,6 +145,7 @@ fn described(
 fn facts(instance: &Instance, mut live: Live) -> InstanceFacts {
     let interfaces = (0..).zip(instance.interfaces()).map(|(number, interface)| {
         let around = live.around.interfaces.remove(&interface.id).unwrap_or_default();
+        let number = around.device.unwrap_or(number);
         let public = if number == 0 { instance.public_address } else { around.elastic };
         described(number, interface, around, public)
     });

@@ -29,7 +29,7 @@ use crate::identity::KeyError;
 use crate::images::{Image, ImageError, Source, SourceError};
 use crate::metadata::BuildError;
 use crate::network::{
-    FabricError, Interface, Ipv6Plan, NetworkError, Networks, NicRequest, Public, elastic_of,
+    Attached, FabricError, Interface, Ipv6Plan, NetworkError, Networks, NicRequest, Public, elastic_of,
     ensure_default_subnet, policy_source,
 };
 use crate::state::dir::Lock;
@@ -496,11 +496,7 @@ impl Plan<'_> {
             opened.taps.push(attached.taps);
             instance.public_address = attached.public;
             for interface in &instance.more_interfaces {
-                let elastic = elastic_of(self.parts.store.as_ref(), interface)?;
-                let public = elastic.map(|address| Public { address: Some(address), ports: Vec::new() });
-                let attached =
-                    self.parts.fabric.attach(&nic_request(&instance, interface, public), &policy)?;
-                opened.taps.push(attached.taps);
+                opened.taps.push(connect::<LaunchError>(self.parts, &instance, interface)?.taps);
             }
         }
         let bounds = bounds::of(&instance, &self.parts.dir.volumes(), &opened);
@@ -528,6 +524,18 @@ impl Plan<'_> {
             }
         }
     }
+}
+
+/// Sets up the host's side of an interface besides the first.
+pub(super) fn connect<E: From<StoreError> + From<FabricError>>(
+    parts: &Parts,
+    instance: &Instance,
+    interface: &Interface,
+) -> Result<Attached, E> {
+    let policy = policy_source(parts.store.as_ref(), interface.subnet.vpc);
+    let elastic = elastic_of(parts.store.as_ref(), interface)?;
+    let public = elastic.map(|address| Public { address: Some(address), ports: Vec::new() });
+    Ok(parts.fabric.attach(&nic_request(instance, interface, public), &policy)?)
 }
 
 fn nic_request(instance: &Instance, interface: &Interface, public: Option<Public>) -> NicRequest {

@@ -188,7 +188,7 @@ pub struct Instance {
 }
 
 impl Instance {
-    /// Its network interfaces, the primary first: their places are their device numbers.
+    /// Its network interfaces in the order of their devices, the primary first.
     pub fn interfaces(&self) -> impl Iterator<Item = &Interface> {
         std::iter::once(&self.interface).chain(&self.more_interfaces)
     }

@@ -8,7 +8,7 @@ use kiln_vmspec::ExitReason;
 
 use super::effects::{Effect, undo};
 use super::keeper::{Held, MetadataKeeper};
-use super::{Instance, Parts, UndoError, disks};
+use super::{Instance, Parts, UndoError, disks, interfaces};
 use crate::printable;
 use crate::state::dir::Lock;
 use crate::vmm_process::{Commands, StartedVmm, VmmEvent, VmmHandle};
@@ -91,6 +91,9 @@ impl RunningInstance {
             let serial = serial.clone();
             disks::note_detached(&self.parts, self.instance.id, serial).await;
         }
+        if let Some(VmmEvent::NicDetached { mac }) = self.pending {
+            interfaces::note_detached(&self.parts, self.instance.id, mac, self.commands()).await;
+        }
         let event = self.pending.take()?;
         match &event {
             VmmEvent::Exited(ExitReason::PowerOff) => self.ending = Some(Ending::PoweredOff),
@@ -102,6 +105,7 @@ impl RunningInstance {
             VmmEvent::Running { .. }
             | VmmEvent::Console(_)
             | VmmEvent::DiskDetached { .. }
+            | VmmEvent::NicDetached { .. }
             | VmmEvent::Rebooting => {}
         }
         Some(event)

@@ -16,7 +16,7 @@ use kiln_vmspec::{
 use super::{Instance, NetworkMode, facts, rates, smbios};
 use crate::host::host_nameservers;
 use crate::metadata::private_host_name;
-use crate::network::Interface;
+use crate::network::{Interface, MAX_INTERFACES};
 use crate::state::dir::InstanceDir;
 use crate::volumes::{MAX_ATTACHED, Volume};
 
@@ -62,6 +62,9 @@ pub(super) struct OpenedDisk {
 
 /// Volumes that can be attached to a machine while it runs: each costs a thread and a ring from the start.
 const SPARE_DISKS: usize = 8;
+
+/// Network interfaces that can be attached to a machine while it runs.
+const SPARE_NICS: usize = 3;
 
 /// What the VMM is told of a volume.
 pub(super) fn disk(instance: &Instance, volume: &Volume, queues: u16, layers: Vec<ImageLayer>) -> DiskSpec {
@@ -141,7 +144,8 @@ pub(super) fn build(
         let queues = taps.into_iter().map(|tap| fds.add(tap)).collect();
         nic(instance, interface, queues)
     });
-    let nics = nics.collect();
+    let nics: Vec<_> = nics.collect();
+    let nic_room = MAX_INTERFACES.saturating_sub(nics.len());
     let log = fds.add(opened.console_log);
     let ending = opened.ending.map(|file| fds.add(file));
     let spec = VmSpec {
@@ -154,6 +158,7 @@ pub(super) fn build(
         disks,
         spare_disks: u8::try_from(room.min(SPARE_DISKS)).unwrap_or(0),
         nics,
+        spare_nics: u8::try_from(nic_room.min(SPARE_NICS)).unwrap_or(0),
         smbios: smbios::ec2_profile(instance),
         console: ConsoleSpec { log: Some(log), log_limit_bytes: log_limit(instance) },
         metadata,
@@ -169,7 +174,8 @@ fn nameservers(instance: &Instance, resolver: Option<Ipv4Addr>) -> Vec<Ipv4Addr>
     resolver.into_iter().chain(others).collect()
 }
 
-fn nic(instance: &Instance, interface: &Interface, tap_queues: Vec<FdIndex>) -> NicSpec {
+/// What the VMM is told of an interface.
+pub(super) fn nic(instance: &Instance, interface: &Interface, tap_queues: Vec<FdIndex>) -> NicSpec {
     let subnet = &interface.subnet;
     let resolver = subnet.vpc_cidr.resolver();
     NicSpec {

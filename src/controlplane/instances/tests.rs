@@ -1,6 +1,7 @@
 //! The launch plan with a fabric and a launcher that fail where they are told to.
 
 mod disks;
+mod interfaces;
 mod metadata;
 mod supervisor;
 mod volumes;
@@ -14,7 +15,8 @@ use std::time::Duration;
 
 use kiln_model::{ByteSize, Clock, InstanceId, InstanceState, InterfaceId, MacAddr, VpcId};
 use kiln_vmspec::{
-    AttachedDisk, BootSource, Command, DiskFormat, ExitReason, MetadataSnapshot, Reply, Stats, VmSpec,
+    AttachedDisk, AttachedNic, BootSource, Command, DiskFormat, ExitReason, MetadataSnapshot, Reply, Stats,
+    VmSpec,
 };
 use tokio::sync::mpsc;
 
@@ -58,6 +60,11 @@ struct World {
     spare: usize,
     /// Machines refuse disks.
     refuse_disks: bool,
+    /// Interfaces that came to machines, and room for more.
+    nics: Vec<AttachedNic>,
+    spare_nics: usize,
+    /// Machines refuse interfaces.
+    refuse_nics: bool,
     /// Happens while a machine is being given a disk.
     meanwhile: Option<Box<dyn FnOnce() + Send>>,
 }
@@ -125,6 +132,16 @@ impl NetworkFabric for Fake {
     }
 }
 
+/// What a machine does with a command about what comes to it and goes from it.
+fn obey(world: &mut World, command: Command, fds: usize) -> Reply {
+    match command {
+        Command::AttachNic(_) | Command::DetachNic { .. } | Command::ListNics => {
+            interfaces::obey(world, command, fds)
+        }
+        _ => disks::obey(world, command, fds),
+    }
+}
+
 struct FakeHandle(Fake, InstanceId);
 
 impl Commands for FakeHandle {
@@ -138,7 +155,10 @@ impl Commands for FakeHandle {
             Command::AttachDisk(_)
             | Command::DetachDisk { .. }
             | Command::ResizeDisk { .. }
-            | Command::ListDisks => self.0.world(|w| disks::obey(w, command, fds.len())),
+            | Command::ListDisks
+            | Command::AttachNic(_)
+            | Command::DetachNic { .. }
+            | Command::ListNics => self.0.world(|w| obey(w, command, fds.len())),
             Command::UpdateMetadata(snapshot) => {
                 self.0.world(|w| w.metadata.push(*snapshot));
                 Reply::Ok

@@ -4,12 +4,13 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use kiln_model::security::InvalidTraffic;
 use kiln_model::{
-    InstanceId, InterfaceId, Ipv4Cidr, Ipv6Cidr, NetworkAclId, ParseCidrError, PrefixListId, SecurityGroupId,
-    SecurityGroupRuleId, SubnetId, VpcId,
+    InstanceId, InstanceState, InterfaceId, Ipv4Cidr, Ipv6Cidr, NetworkAclId, ParseCidrError, PrefixListId,
+    SecurityGroupId, SecurityGroupRuleId, SubnetId, VpcId,
 };
 
-use super::{FabricError, RoutingError};
+use super::{FabricError, MAX_INTERFACES, RoutingError};
 use crate::state::StoreError;
+use crate::vmm_process::VmmError;
 
 /// A request about networks cannot be carried out. Nothing was changed, but for
 /// [`NetworkError::Fabric`].
@@ -323,20 +324,46 @@ pub enum NetworkError {
     /// An interface is of no instance, or of another.
     #[error("{0} is not attached to the instance")]
     InterfaceNotAttached(InterfaceId),
-    /// Instances have their interfaces while they are stopped.
-    #[error("{0} is not stopped; network interfaces are attached and detached while it is")]
-    NotStopped(InstanceId),
-    /// Places of interfaces are filled one after the other.
-    #[error(
-        "{device} is not the place of an interface that {instance} could get or lose now (expected {expected})"
-    )]
-    Place {
-        /// Asked for.
-        device: u32,
+    /// It is neither `stopped` nor `running`.
+    #[error("{action} cannot be done now: the instance {instance} is {state}")]
+    State {
+        /// What was asked.
+        action: &'static str,
+        /// Of which instance.
+        instance: InstanceId,
+        /// Its state.
+        state: InstanceState,
+    },
+    /// No such instance.
+    #[error("the instance ID '{0}' does not exist")]
+    NoInstance(InstanceId),
+    /// Every instance keeps its first interface.
+    #[error("{0} is the primary network interface of its instance and cannot be detached")]
+    PrimaryInterface(InterfaceId),
+    /// Not a number of an interface besides the first.
+    #[error("{0} is not a device index of another network interface (expected 1 to {last})", last = MAX_INTERFACES - 1)]
+    Device(u32),
+    /// Another interface has the number.
+    #[error("instance '{instance}' already has an interface attached at device index '{device}'")]
+    DeviceTaken {
         /// The instance.
         instance: InstanceId,
-        /// The only one that it could be.
-        expected: u32,
+        /// Asked for.
+        device: u32,
+    },
+    /// As many as a machine gets while it runs.
+    #[error(
+        "the machine of {0} has no room for another network interface while it runs; stop it, or detach one"
+    )]
+    NoSpare(InstanceId),
+    /// The machine of a running instance.
+    #[error("{action} failed")]
+    Machine {
+        /// What was tried.
+        action: &'static str,
+        /// Why not.
+        #[source]
+        source: Box<VmmError>,
     },
     /// The store failed.
     #[error(transparent)]
@@ -402,8 +429,11 @@ impl NetworkError {
             E::Routing(error) => error.code(),
             E::InterfaceAttached { .. } => "InvalidNetworkInterface.InUse",
             E::InterfaceNotAttached(_) => "InvalidAttachmentID.NotFound",
-            E::NotStopped(_) => "IncorrectState",
-            E::Place { .. } => "InvalidParameterValue",
+            E::State { .. } => "IncorrectState",
+            E::NoInstance(_) => "InvalidInstanceID.NotFound",
+            E::PrimaryInterface(_) => "OperationNotPermitted",
+            E::Device(_) | E::DeviceTaken { .. } => "InvalidParameterValue",
+            E::NoSpare(_) => "AttachmentLimitExceeded",
             E::Limit { what: "route tables", .. } => "RouteTableLimitExceeded",
             E::Limit { what: "routes of a table", .. } => "RouteLimitExceeded",
             E::Limit { what: "internet gateways", .. } => "InternetGatewayLimitExceeded",
@@ -419,7 +449,7 @@ impl NetworkError {
             E::Limit { what: "VPCs", .. } => "VpcLimitExceeded",
             E::Limit { what: "subnets", .. } => "SubnetLimitExceeded",
             E::Limit { .. } => "ResourceLimitExceeded",
-            E::Store(_) | E::Fabric(_) => "InternalError",
+            E::Store(_) | E::Fabric(_) | E::Machine { .. } => "InternalError",
         }
     }
 }

@@ -7,7 +7,9 @@ use std::collections::BTreeSet;
 use std::net::Ipv4Addr;
 
 use kiln_model::security::{Direction, Peer, Rule, Traffic};
-use kiln_model::{InstanceId, Ipv4Cidr, SecurityGroupId, SecurityGroupRuleId, VpcId, nearest};
+use kiln_model::{
+    AttachmentState, InstanceId, Ipv4Cidr, SecurityGroupId, SecurityGroupRuleId, VpcId, nearest,
+};
 use serde::{Deserialize, Serialize};
 
 use super::{Interface, NetworkError, PeerSpec, PrefixList, RuleSpec, Vpc};
@@ -102,6 +104,9 @@ pub struct Membership {
     /// When it got its instance, Unix seconds; with the instance if not said.
     #[serde(default)]
     pub attached: Option<u64>,
+    /// How far that is. While the instance has no machine it is always attached.
+    #[serde(default)]
+    pub state: AttachmentState,
 }
 
 impl Membership {

@@ -3,7 +3,7 @@
 
 use std::net::Ipv4Addr;
 
-use kiln_model::{InstanceId, InterfaceId, VpcId};
+use kiln_model::{AttachmentState, InstanceId, InterfaceId, VpcId};
 
 use super::addresses::{self, release, reserve};
 use super::groups::{self, touch};
@@ -35,10 +35,21 @@ pub(super) fn take(
     Ok(row.interface)
 }
 
+/// The interfaces of an instance in the order of their devices.
+pub(crate) fn interfaces_of(
+    tx: &Transaction<'_>,
+    instance: InstanceId,
+) -> Result<Vec<Membership>, StoreError> {
+    let all = tx.rows::<Membership>()?;
+    let mut own: Vec<_> = all.held_by(&instance.to_string()).map(|row| Membership::clone(row)).collect();
+    own.sort_by_key(|row| row.device);
+    Ok(own)
+}
+
 /// Takes an interface from its instance, as part of `tx`; what it is and has stays.
-pub(super) fn let_go(tx: &mut Transaction<'_>, mut row: Membership) -> Result<(), StoreError> {
+pub(crate) fn let_go(tx: &mut Transaction<'_>, mut row: Membership) -> Result<(), StoreError> {
     let owner = row.instance.take();
-    (row.device, row.attached) = (0, None);
+    (row.device, row.attached, row.state) = (0, None, AttachmentState::Attached);
     // A group that was made for the instance goes with it.
     for id in row.groups.clone() {
         if let Some(group) = tx.get::<super::SecurityGroup>(&id)?
@@ -97,6 +108,7 @@ impl Networks<'_> {
                 stays: true,
                 description: placement.description.clone(),
                 attached: None,
+                state: AttachmentState::Attached,
             };
             tx.put(&row)?;
             also(tx, &row.interface.id.to_string())?;
@@ -115,6 +127,8 @@ impl Networks<'_> {
             Self::give_back(tx, &row.interface)?;
             Ok(row.interface.subnet.vpc)
         })?;
+        // A machine that ended while it was given it may have left something.
+        self.fabric.detach(id)?;
         // Routes may have led to it.
         self.apply(vpc)
     }

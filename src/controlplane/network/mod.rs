@@ -30,6 +30,7 @@ pub use gateways::{InternetGateway, NatGateway};
 pub use groups::{DEFAULT_GROUP, MAX_GROUPS_PER_INTERFACE, MAX_RULES, Membership, SecurityGroup};
 pub use host_fabric::HostFabric;
 pub use interfaces::MAX_ADDRESSES;
+pub(crate) use interfaces::{interfaces_of, let_go};
 pub use ipv6::Ipv6Wish;
 pub use kiln_hostnet::{Count, Counters, InterfaceCounters, Ipv6Plan, PolicySource, Public, Published};
 pub use prefix_lists::{PrefixList, PrefixListChange, PrefixListEntry};

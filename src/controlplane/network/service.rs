@@ -12,7 +12,8 @@ use std::net::{IpAddr, Ipv4Addr};
 use kiln_hostnet::{Counters, Published};
 use kiln_model::security::{AclDecision, Decision, Direction, Member, Message, NetworkPolicy, Packet, Rule};
 use kiln_model::{
-    InstanceId, InterfaceId, Ipv4Cidr, Ipv6Cidr, SecurityGroupId, SecurityGroupRuleId, SubnetId, VpcId,
+    AttachmentState, InstanceId, InterfaceId, Ipv4Cidr, Ipv6Cidr, SecurityGroupId, SecurityGroupRuleId,
+    SubnetId, VpcId,
 };
 
 use super::addresses::{DEFAULT_NAME, DefaultSubnet, ensure_default_subnet, release, reserve};
@@ -478,6 +479,7 @@ impl<'a> Networks<'a> {
             stays: placement.stays,
             description: placement.description.clone(),
             attached: None,
+            state: AttachmentState::Attached,
         })?;
         Ok(interface)
     }
@@ -485,7 +487,8 @@ impl<'a> Networks<'a> {
     /// Gives an interface's address back, as part of `tx`; one that stays has no instance any more.
     pub(crate) fn give_back(tx: &mut Transaction<'_>, interface: &Interface) -> Result<(), StoreError> {
         if let Some(row) = tx.get::<Membership>(&interface.id)? {
-            if row.stays {
+            // One that was to be taken from the instance is not of it any more.
+            if row.stays || row.state == AttachmentState::Detaching {
                 return interfaces::let_go(tx, row);
             }
             row.secondary.iter().for_each(|address| release(tx, interface.subnet.id, *address));

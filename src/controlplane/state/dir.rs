@@ -6,7 +6,7 @@ use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use kiln_model::InstanceId;
+use kiln_model::{InstanceId, InterfaceId};
 use rustix::fs::{FlockOperation, flock};
 
 use super::StoreError;
@@ -97,6 +97,11 @@ impl StateDir {
     /// The kernel gives it back however the process ends.
     pub fn lock_instance(&self, id: InstanceId) -> Result<Option<Lock>, StoreError> {
         Lock::try_take(&self.run().join(format!("{id}.lock")))
+    }
+
+    /// Waits for the lock under which an interface comes to a running machine or goes from it.
+    pub fn lock_interface(&self, id: InterfaceId) -> Result<Lock, StoreError> {
+        Lock::wait(&self.run().join(format!("{id}.lock")))
     }
 
     /// Takes the lock that says "this process is the daemon of this directory". `None`: another one is.

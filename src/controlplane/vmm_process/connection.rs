@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use kiln_model::MacAddr;
 use kiln_vmspec::frame::{Connection, FrameError};
 use kiln_vmspec::{Command, Event, ExitReason, Message, Reply, Request, VmSpec};
 use rustix::fs::{Mode, OFlags};
@@ -38,6 +39,11 @@ pub enum VmmEvent {
     DiskDetached {
         /// Serial number of the disk.
         serial: String,
+    },
+    /// A network interface has been taken out and its tap is closed.
+    NicDetached {
+        /// Hardware address of the interface.
+        mac: MacAddr,
     },
     /// The guest reset itself.
     Rebooting,
@@ -174,6 +180,7 @@ fn read(
             Ok((Message::Event(Event::Console { bytes }), _)) => VmmEvent::Console(bytes),
             Ok((Message::Event(Event::Rebooting), _)) => VmmEvent::Rebooting,
             Ok((Message::Event(Event::DiskDetached { serial }), _)) => VmmEvent::DiskDetached { serial },
+            Ok((Message::Event(Event::NicDetached { mac }), _)) => VmmEvent::NicDetached { mac },
             Err(FrameError::Closed | FrameError::Io(_)) => break last_words(),
             Err(e) => break VmmEvent::Lost { detail: format!("the VMM sent nonsense: {e}") },
         };

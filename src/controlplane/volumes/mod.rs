@@ -39,6 +39,7 @@ pub(crate) use devices::{check_device, resolve, slot};
 pub(crate) use files::{
     Unwritten, copy_layer, discard_layer, make_volume, merge_layers, open_volume, try_open_volume,
 };
+pub use kiln_model::AttachmentState;
 pub use kind::{VolumeKind, VolumeType};
 pub use layer::Layer;
 pub(crate) use layer::named;
@@ -97,30 +98,6 @@ pub struct Attachment {
     /// How far it is. While the instance has no machine it is always attached.
     #[serde(default)]
     pub state: AttachmentState,
-}
-
-/// How far an attachment is.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum AttachmentState {
-    /// The machine is being given it.
-    Attaching,
-    /// The instance has it.
-    #[default]
-    Attached,
-    /// The guest has been asked to let go of it.
-    Detaching,
-}
-
-impl AttachmentState {
-    /// Its name in the EC2 API.
-    pub fn name(self) -> &'static str {
-        match self {
-            AttachmentState::Attaching => "attaching",
-            AttachmentState::Attached => "attached",
-            AttachmentState::Detaching => "detaching",
-        }
-    }
 }
 
 impl Volume {

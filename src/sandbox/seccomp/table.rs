@@ -152,7 +152,7 @@ pub const CONTROL: &[Call] = &[
     when(
         Sysno::recvmsg,
         &[Arg::Is(2, &[("MSG_CMSG_CLOEXEC", bits(libc::MSG_CMSG_CLOEXEC))])],
-        "what a client asks, with the files of a disk that comes",
+        "what a client asks, with the files of a disk or the taps of an interface that comes",
     ),
     any(Sysno::sendto, "what it is told"),
     any(Sysno::shutdown, "the last word to a client"),
@@ -232,6 +232,6 @@ pub const CONTROL: &[Call] = &[
                 TUNSETQUEUE,
             ],
         )],
-        "a new machine after a reset; devices that are paused and resumed",
+        "a new machine after a reset; devices that are paused and resumed; an interface that comes",
     ),
 ];

@@ -11,14 +11,13 @@ use kiln_devices::pci::{PciEcam, PciError, PciPorts, PciRoot, PciWindow};
 use kiln_devices::power::{Power, PowerSink};
 use kiln_devices::rtc::Rtc;
 use kiln_devices::serial::{SERIAL_PORTS, Serial};
-use kiln_devices::virtio::net::{Net, NetConfig, NicBackend};
 use kiln_devices::virtio::rng::Rng;
 use kiln_devices::virtio::{VirtioDevice, VirtioPci, VirtioServices, WorkerHost};
 use kiln_disk::throttle::{Rate, Throttle};
 use kiln_vmspec::{RateLimits, VmSpec};
 
 use super::boot_source::{self, BootSourceError};
-use super::hotplug::{Ejects, block_device};
+use super::hotplug::{Ejects, block_device, net_device};
 use super::{Machine, Plugged};
 use crate::boot::{self, BootError};
 use crate::confined::Crew;
@@ -85,7 +84,7 @@ impl Machine {
         let memory = &around.host.memory;
         let vm = Vm::new(&around.host.kvm, spec.vcpus, memory)?;
         let board = Board::new(&vm, around)?;
-        let functions = board.populate(spec, around)?;
+        let functions = board.populate(around)?;
         let (ports, mmio) = board.buses(spec)?;
 
         let kernel = boot_source::find(spec, around.host)?;
@@ -194,9 +193,9 @@ impl Board {
         })
     }
 
-    /// Plugs in the virtio devices: disks, interfaces, entropy. Disks that came to an earlier machine are
-    /// where they were, so that nothing else changes its place.
-    fn populate(&self, spec: &VmSpec, around: &Surroundings<'_>) -> Result<Vec<Plugged>, AssembleError> {
+    /// Plugs in the virtio devices: disks, interfaces, entropy. What came to an earlier machine is
+    /// where it was, so that nothing else changes its place.
+    fn populate(&self, around: &Surroundings<'_>) -> Result<Vec<Plugged>, AssembleError> {
         let mut functions = Vec::new();
         let mut plug = |slot, device: Box<dyn VirtioDevice>, capacity| -> Result<(), AssembleError> {
             let function = VirtioPci::new(device, self.services.clone())
@@ -211,15 +210,10 @@ impl Board {
             let capacity = blk.capacity();
             plug(disk.slot, Box::new(blk), Some(capacity))?;
         }
-        let mut slots = around.host.first_nic_slot..=u8::MAX;
-        let mut next = || slots.next().unwrap_or(u8::MAX);
-        for (index, (nic, spec)) in around.host.nics.iter().zip(&spec.nics).enumerate() {
-            let config = NetConfig { name: format!("net{index}"), mac: spec.mac, mtu: spec.mtu };
-            let net = Net::new(config, Arc::clone(nic) as Arc<dyn NicBackend>);
-            let net = net.with_limits(throttle(&spec.limits), throttle(&spec.limits));
-            plug(next(), Box::new(net), None)?;
+        for nic in &around.host.nics {
+            plug(nic.slot, Box::new(net_device(nic)), None)?;
         }
-        plug(next(), Box::new(Rng::new("rng0")), None)?;
+        plug(around.host.rng_slot, Box::new(Rng::new("rng0")), None)?;
         Ok(functions)
     }
 

@@ -3,14 +3,14 @@
 //! ```text
 //!  attach: plug ─▶ "arrived" ─▶ event ─▶ the guest finds it
 //!  detach: "to go" ─▶ event ─▶ the guest's driver lets go ─▶ eject (vCPU thread): unplug
-//!             └─ by force: the disk goes first                  └─▶ MachineEvent::Ejected ─▶ forget
+//!             └─ by force: what is behind it goes first         └─▶ MachineEvent::Ejected ─▶ forget
 //! ```
 //!
 //! A slot is empty as soon as it is unplugged; the device itself, and what it needs of the host, goes on the
 //! control thread, which may close things.
 //!
 //! By force a disk is taken out of its device, which stays and answers every request with an error until the
-//! guest lets go of it. To pull the device out as well would hurt more than it helps: a driver of Linux that
+//! guest lets go of it; an interface has no link from then on. To pull the device out as well would hurt more than it helps: a driver of Linux that
 //! resets it waits for a status of zero, reads all ones for ever, and holds up every other hot-plug event.
 
 use std::io;
@@ -18,12 +18,13 @@ use std::sync::{Arc, Mutex};
 
 use kiln_devices::pci::hotplug::EjectSink;
 use kiln_devices::pci::{PciError, PciRoot, SLOT_COUNT};
-use kiln_devices::virtio::VirtioPci;
-use kiln_devices::virtio::blk::{Blk, BlkConfig, Engines};
+use kiln_devices::virtio::blk::{Blk, BlkConfig, Capacity};
+use kiln_devices::virtio::net::{Net, NetConfig, NicBackend};
+use kiln_devices::virtio::{VirtioDevice, VirtioPci};
 
 use super::assemble::throttle;
 use super::{Machine, Plugged, lock};
-use crate::host::OpenDisk;
+use crate::host::{OpenDisk, OpenNic};
 use crate::vcpu::{MachineEvent, MachineEvents};
 
 /// A device could not be plugged in.
@@ -60,6 +61,13 @@ pub(super) fn block_device(disk: &OpenDisk) -> Blk {
     Blk::new(config, &*disk.disk, Arc::clone(&disk.engines))
 }
 
+/// The network device of an interface.
+pub(super) fn net_device(nic: &OpenNic) -> Net {
+    let config = NetConfig { name: nic.name.clone(), mac: nic.spec.mac, mtu: nic.spec.mtu };
+    let net = Net::new(config, Arc::clone(&nic.backend) as Arc<dyn NicBackend>);
+    net.with_limits(throttle(&nic.spec.limits), throttle(&nic.spec.limits))
+}
+
 impl Machine {
     /// A slot for another device. One whose device the guest has just let go of is free once that device has
     /// been forgotten: until then its number still means the old one.
@@ -70,14 +78,28 @@ impl Machine {
     }
 
     /// Plugs in a disk and tells the guest.
-    pub fn attach(&mut self, disk: &OpenDisk) -> Result<(), PlugError> {
+    pub fn attach_disk(&mut self, disk: &OpenDisk) -> Result<(), PlugError> {
         let blk = block_device(disk);
         let capacity = Some(blk.capacity());
-        let function = VirtioPci::new(Box::new(blk), self.services.clone())?;
+        self.attach(disk.slot, Box::new(blk), capacity)
+    }
+
+    /// Plugs in a network interface and tells the guest.
+    pub fn attach_nic(&mut self, nic: &OpenNic) -> Result<(), PlugError> {
+        self.attach(nic.slot, Box::new(net_device(nic)), None)
+    }
+
+    fn attach(
+        &mut self,
+        slot: u8,
+        device: Box<dyn VirtioDevice>,
+        capacity: Option<Capacity>,
+    ) -> Result<(), PlugError> {
+        let function = VirtioPci::new(device, self.services.clone())?;
         let function = Arc::new(Mutex::new(function));
-        self.root.plug(disk.slot, Arc::clone(&function) as _)?;
-        self.functions.push(Plugged { slot: disk.slot, function, capacity });
-        lock(&self.hotplug).arrive(disk.slot);
+        self.root.plug(slot, Arc::clone(&function) as _)?;
+        self.functions.push(Plugged { slot, function, capacity });
+        lock(&self.hotplug).arrive(slot);
         lock(&self.power).hotplug_changed();
         Ok(())
     }
@@ -88,18 +110,20 @@ impl Machine {
         lock(&self.power).hotplug_changed();
     }
 
-    /// Takes the disk out of the device in `slot`, whose engines these are. Blocks until its workers have
-    /// stopped; they go on without it, unless the machine is `paused`.
-    pub fn hollow_out(&self, slot: u8, engines: &Engines, paused: bool) {
+    /// Takes what is behind the device in `slot` away from it, by `take`, and tells the driver that its
+    /// configuration may have changed. Blocks until its workers have stopped; they go on without it, unless the
+    /// machine is `paused`.
+    pub fn hollow_out(&self, slot: u8, paused: bool, take: impl Fn()) {
         for plugged in self.functions.iter().filter(|plugged| plugged.slot == slot) {
             let mut function = plugged.lock();
             if !paused {
                 function.pause();
             }
-            engines.park();
+            take();
             if !paused && let Err(e) = function.resume() {
-                tracing::error!("{} did not go on without its disk: {e}", function.name());
+                tracing::error!("{} did not go on alone: {e}", function.name());
             }
+            function.config_changed();
         }
     }
 

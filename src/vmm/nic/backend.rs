@@ -3,7 +3,8 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::{OwnedFd, RawFd};
-use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use kiln_devices::virtio::net::{
@@ -17,9 +18,18 @@ use super::tap::{Io, NicError, TapQueue};
 
 /// The host side of one NIC.
 pub struct TapBackend {
-    taps: Vec<Arc<TapQueue>>,
+    /// Held for a moment when a queue is opened or the driver changes what it uses, never for a frame.
+    ends: Mutex<Ends>,
+    queue_pairs: u16,
     offloads: Offloads,
-    services: Arc<Services>,
+    cut: AtomicBool,
+}
+
+/// What frames come from and go to.
+#[derive(Clone)]
+struct Ends {
+    taps: Vec<Arc<TapQueue>>,
+    services: Option<Arc<Services>>,
 }
 
 impl TapBackend {
@@ -32,28 +42,65 @@ impl TapBackend {
         metadata: Arc<MetadataSnapshot>,
         seed: [u8; 32],
     ) -> Result<Self, NicError> {
+        Self::of(spec, taps.into_iter().map(TapQueue::new), metadata, seed)
+    }
+
+    /// The same for an interface that comes to a running machine: asks of the taps only what a confined thread
+    /// may ask. `name` is for logs.
+    pub fn adopt(
+        spec: &NicSpec,
+        taps: Vec<OwnedFd>,
+        name: &str,
+        metadata: Arc<MetadataSnapshot>,
+        seed: [u8; 32],
+    ) -> Result<Self, NicError> {
+        Self::of(spec, taps.into_iter().map(|fd| TapQueue::adopt(fd, name)), metadata, seed)
+    }
+
+    fn of(
+        spec: &NicSpec,
+        taps: impl Iterator<Item = Result<TapQueue, NicError>>,
+        metadata: Arc<MetadataSnapshot>,
+        seed: [u8; 32],
+    ) -> Result<Self, NicError> {
         let taps = taps
-            .into_iter()
             .take(usize::from(MAX_QUEUE_PAIRS))
-            .map(|fd| TapQueue::new(fd).map(Arc::new))
+            .map(|tap| tap.map(Arc::new))
             .collect::<Result<Vec<_>, _>>()?;
         let offloads = match taps.first() {
             Some(tap) => supported(tap),
             // The services take partial checksums and long segments as they are.
             None => Offloads::all(),
         };
+        let queue_pairs = u16::try_from(taps.len()).unwrap_or(MAX_QUEUE_PAIRS).max(1);
         let services = Services::new(&spec.link_local, spec.mac, spec.mtu, metadata, seed);
-        Ok(TapBackend { taps, offloads, services: Arc::new(services) })
+        let ends = Mutex::new(Ends { taps, services: Some(Arc::new(services)) });
+        Ok(TapBackend { ends, queue_pairs, offloads, cut: AtomicBool::new(false) })
+    }
+
+    fn ends(&self) -> MutexGuard<'_, Ends> {
+        self.ends.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Lets go of the tap and ends the services; from now on there is no link. The tap is closed when no queue
+    /// that was opened before is left.
+    pub fn cut(&self) {
+        self.cut.store(true, Ordering::Release);
+        *self.ends() = Ends { taps: Vec::new(), services: None };
     }
 
     /// Swaps the metadata that the services answer from.
     pub fn update_metadata(&self, metadata: Arc<MetadataSnapshot>) {
-        self.services.with(|link_local| link_local.update_metadata(metadata));
+        let services = self.ends().services.clone();
+        if let Some(services) = services {
+            services.with(|link_local| link_local.update_metadata(metadata));
+        }
     }
 
     /// Adds the counters of the services as `{prefix}.local_…`.
     pub fn stats(&self, prefix: &str, out: &mut BTreeMap<String, u64>) {
-        let counters = self.services.with(|link_local| link_local.counters());
+        let Some(services) = self.ends().services.clone() else { return };
+        let counters = services.with(|link_local| link_local.counters());
         out.extend(counters.iter().map(|(name, value)| (format!("{prefix}.local_{name}"), value)));
     }
 }
@@ -69,15 +116,19 @@ fn supported(tap: &TapQueue) -> Offloads {
 
 impl NicBackend for TapBackend {
     fn queue_pairs(&self) -> u16 {
-        u16::try_from(self.taps.len()).unwrap_or(MAX_QUEUE_PAIRS).max(1)
+        self.queue_pairs
     }
 
     fn offloads(&self) -> Offloads {
         self.offloads
     }
 
+    fn link_up(&self) -> bool {
+        !self.cut.load(Ordering::Acquire)
+    }
+
     fn configure(&self, accepted: Offloads) -> io::Result<()> {
-        match self.taps.first() {
+        match self.ends().taps.first() {
             Some(tap) if !tap.gone() => tap.set_offloads(accepted & self.offloads),
             // A tap that is gone brings no frames.
             _ => Ok(()),
@@ -85,20 +136,22 @@ impl NicBackend for TapBackend {
     }
 
     fn set_active_pairs(&self, pairs: u16) -> io::Result<()> {
-        if self.taps.len() < 2 {
+        let Ends { taps, .. } = &*self.ends();
+        if taps.len() < 2 {
             return Ok(());
         }
-        for (index, tap) in (0u16..).zip(&self.taps) {
+        for (index, tap) in (0u16..).zip(taps) {
             tap.set_attached(index < pairs)?;
         }
         Ok(())
     }
 
     fn open(&self, pair: u16) -> io::Result<Box<dyn NicQueue>> {
+        let Ends { taps, services } = &*self.ends();
         Ok(Box::new(PairQueue {
             pair,
-            tap: self.taps.get(usize::from(pair)).cloned(),
-            services: Arc::clone(&self.services),
+            tap: taps.get(usize::from(pair)).cloned(),
+            services: services.clone(),
             whole: Vec::new(),
         }))
     }
@@ -108,31 +161,32 @@ impl NicBackend for TapBackend {
 struct PairQueue {
     pair: u16,
     tap: Option<Arc<TapQueue>>,
-    services: Arc<Services>,
+    /// None when the link has been cut.
+    services: Option<Arc<Services>>,
     /// A frame for the services, copied as a whole.
     whole: Vec<u8>,
 }
 
-impl PairQueue {
-    fn serve(&mut self, frame: &TxFrame<'_>, now: Instant) {
-        self.whole.clear();
-        self.whole.extend_from_slice(frame.head());
-        for part in frame.rest {
-            let at = self.whole.len();
-            // `frame.len` is bounded, and so is this.
-            self.whole.resize(at + part.len(), 0);
-            if let Some(room) = self.whole.get_mut(at..) {
-                part.copy_to(room);
-            }
+/// Copies a whole frame, whose length is bounded.
+fn copy_whole(frame: &TxFrame<'_>, whole: &mut Vec<u8>) {
+    whole.clear();
+    whole.extend_from_slice(frame.head());
+    for part in frame.rest {
+        let at = whole.len();
+        whole.resize(at + part.len(), 0);
+        if let Some(room) = whole.get_mut(at..) {
+            part.copy_to(room);
         }
-        self.services.transmit(&self.whole, frame.header.needs_csum(), now);
     }
 }
 
 impl NicQueue for PairQueue {
     fn transmit(&mut self, frame: &TxFrame<'_>, now: Instant) -> TxOutcome {
-        if self.services.takes(frame.head()) {
-            self.serve(frame, now);
+        if let Some(services) = &self.services
+            && services.takes(frame.head())
+        {
+            copy_whole(frame, &mut self.whole);
+            services.transmit(&self.whole, frame.header.needs_csum(), now);
             return TxOutcome::Local;
         }
         let Some(tap) = self.tap.as_ref().filter(|tap| !tap.gone()) else { return TxOutcome::Dropped };
@@ -145,7 +199,7 @@ impl NicQueue for PairQueue {
     }
 
     fn receive(&mut self, bufs: &[VolatileSlice<'_>], now: Instant) -> Received {
-        if let Some(frame) = self.services.receive(now) {
+        if let Some(frame) = self.services.as_ref().and_then(|services| services.receive(now)) {
             let mut left = frame.as_slice();
             for buf in bufs {
                 let (part, later) = left.split_at(left.len().min(buf.len()));
@@ -174,11 +228,11 @@ impl NicQueue for PairQueue {
     }
 
     fn has_reply(&self, now: Instant) -> bool {
-        self.services.ready(now)
+        self.services.as_ref().is_some_and(|services| services.ready(now))
     }
 
     fn deadline(&self, now: Instant) -> Option<Duration> {
         // One worker keeps the timers of the services for all.
-        if self.pair == 0 { self.services.deadline(now) } else { None }
+        self.services.as_ref().filter(|_| self.pair == 0)?.deadline(now)
     }
 }

@@ -83,7 +83,7 @@ pub(super) enum Io {
 
 impl TapQueue {
     /// Takes over a queue that the privileged side has opened and attached, and makes it
-    /// non-blocking.
+    /// non-blocking. Asks what it is, which a confined thread may not.
     pub fn new(fd: OwnedFd) -> Result<Self, NicError> {
         let mut request = IfReq { name: [0; 16], flags: 0, padding: [0; 22] };
         // SAFETY: TUNGETIFF writes one `struct ifreq`, whose size and layout `IfReq` has.
@@ -97,14 +97,17 @@ impl TapQueue {
         if request.flags & needed != needed || usize::try_from(header) != Ok(HEADER_LEN) {
             return Err(NicError::WrongKind { flags: request.flags, header });
         }
-        set_nonblocking(&fd).map_err(NicError::NotATap)?;
         let name = request.name.split(|byte| *byte == 0).next().unwrap_or_default();
-        Ok(TapQueue {
-            name: String::from_utf8_lossy(name).into_owned(),
-            fd,
-            attached: AtomicBool::new(true),
-            gone: AtomicBool::new(false),
-        })
+        Self::adopt(fd, &String::from_utf8_lossy(name))
+    }
+
+    /// The same on a confined thread, which knows a tap by what it lets be set. `name` is for logs.
+    pub fn adopt(fd: OwnedFd, name: &str) -> Result<Self, NicError> {
+        set_nonblocking(&fd).map_err(NicError::NotATap)?;
+        let (attached, gone) = (AtomicBool::new(true), AtomicBool::new(false));
+        let queue = TapQueue { fd, name: name.to_owned(), attached, gone };
+        queue.set_offloads(Offloads::empty()).map_err(NicError::NotATap)?;
+        Ok(queue)
     }
 
     /// Tells the kernel which offloads frames to the guest may need. It holds for all queues.
@@ -213,9 +216,7 @@ fn checked(result: libc::c_int) -> io::Result<()> {
 }
 
 fn set_nonblocking(fd: &OwnedFd) -> io::Result<()> {
-    // SAFETY: F_GETFL takes no argument and fd is open.
-    let flags = unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_GETFL) };
-    checked(flags)?;
-    // SAFETY: F_SETFL takes its argument by value and fd is open.
-    checked(unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_SETFL, flags | libc::O_NONBLOCK) })
+    let on: libc::c_int = 1;
+    // SAFETY: FIONBIO reads one int.
+    checked(unsafe { ioctl_with_ref(fd, libc::FIONBIO, &on) })
 }

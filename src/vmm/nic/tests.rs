@@ -245,6 +245,37 @@ fn tap_that_is_deleted_is_given_up() {
 }
 
 #[test]
+fn tap_that_came_later_carries_frames_until_it_is_cut_and_is_gone_then() {
+    with_tap(1, |taps| {
+        let metadata = Arc::new(MetadataSnapshot::default());
+        let backend = TapBackend::adopt(&spec(), taps, "net1", metadata, [7; 32]).unwrap();
+        assert_eq!((backend.offloads(), backend.link_up()), (Offloads::all(), true));
+        backend.configure(Offloads::empty()).unwrap();
+        let mut queue = backend.open(0).unwrap();
+        assert_eq!(receive(queue.as_mut()), None, "it does not wait for a frame");
+        let request = ping(Ipv4Addr::new(10, 9, 0, 1), 56);
+        assert_eq!(send(queue.as_mut(), NetHeader::default(), &request), TxOutcome::Sent);
+        wait(queue.as_ref());
+        assert!(receive(queue.as_mut()).is_some());
+
+        backend.cut();
+        assert!(!backend.link_up());
+        assert!(sh("ip link show kt0"), "a queue that was open holds it");
+        drop(queue);
+        assert!(!sh("ip link show kt0"));
+        backend.configure(Offloads::CSUM).unwrap();
+        backend.set_active_pairs(1).unwrap();
+        let mut queue = backend.open(0).unwrap();
+        let service = ping(Ipv4Addr::new(169, 254, 169, 254), 56);
+        for frame in [request, service] {
+            assert_eq!(send(queue.as_mut(), NetHeader::default(), &frame), TxOutcome::Dropped);
+        }
+        assert_eq!((receive(queue.as_mut()), queue.readable_fd()), (None, None));
+        assert!(!queue.has_reply(Instant::now()) && queue.deadline(Instant::now()).is_none());
+    });
+}
+
+#[test]
 fn header_that_the_kernel_refuses_loses_the_frame_only() {
     with_tap(1, |taps| {
         let backend = backend(taps);
@@ -284,6 +315,9 @@ fn descriptors_that_are_not_such_taps_are_refused() {
         TapBackend::new(&spec(), vec![fd], Arc::new(MetadataSnapshot::default()), [0; 32]).err().unwrap()
     };
     assert!(matches!(error(File::open("/dev/null").unwrap().into()), NicError::NotATap(_)));
+    let later = vec![File::open("/dev/null").unwrap().into()];
+    let later = TapBackend::adopt(&spec(), later, "net1", Arc::new(MetadataSnapshot::default()), [0; 32]);
+    assert!(matches!(later.err().unwrap(), NicError::NotATap(_)));
     with_tap(0, |_| {
         assert!(matches!(error(open_tap(0)), NicError::WrongKind { .. }));
     });

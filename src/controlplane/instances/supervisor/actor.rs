@@ -22,7 +22,7 @@ use super::{NoticeEvent, Shared, count};
 use crate::instances::keeper::Held;
 use crate::instances::lifecycle::chain;
 use crate::instances::{
-    Ending, Instance, LaunchError, RunningInstance, ShutdownBehavior, StateReason, disks, launch,
+    Ending, Instance, LaunchError, RunningInstance, ShutdownBehavior, StateReason, disks, interfaces, launch,
 };
 use crate::state::dir::Lock;
 use crate::vmm_process::{StartedVmm, VmmEvent};
@@ -156,6 +156,9 @@ impl Life<'_> {
         let held = Held::adopted(&parts, &row, generation, vmm.handle.as_ref()).await?;
         if let Err(e) = disks::resume(&parts, &row, vmm.handle.as_ref()).await {
             tracing::warn!(instance = %id, "what was begun with its volumes is not done: {}", chain(&e));
+        }
+        if let Err(e) = interfaces::resume(&parts, &row, vmm.handle.as_ref()).await {
+            tracing::warn!(instance = %id, "what was begun with its interfaces is not done: {}", chain(&e));
         }
         let mut run = RunningInstance::new(&parts, row, vmm, held, lock);
         if run.instance().state == InstanceState::Pending {

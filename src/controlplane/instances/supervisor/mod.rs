@@ -24,7 +24,6 @@ mod attribute;
 mod capture;
 mod error;
 mod import;
-mod interfaces;
 mod notices;
 mod recover;
 mod settings;

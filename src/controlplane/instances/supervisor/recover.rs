@@ -11,10 +11,11 @@ use super::actor::{Actor, Job, note_ending};
 use super::{Shared, SupervisorError};
 use crate::host::{ProcessIdentity, boot_id};
 use crate::instances::effects::{Effect, undo};
-use crate::instances::{Ending, Instance, InstanceError, launch};
+use crate::instances::{Ending, Instance, InstanceError, interfaces, launch};
 use crate::state::dir::Lock;
 use crate::state::{Row, StoreError, transact};
 use crate::vmm_process::{VmmEvent, last_ending};
+use crate::volumes::settle_all;
 
 /// How long a process may take to be gone that is not to be reached any more.
 const LEAVING_PATIENCE: Duration = Duration::from_secs(10);
@@ -44,6 +45,9 @@ fn same_boot(shared: &Shared) -> Result<bool, StoreError> {
         let same = before.is_none_or(|before| before.id == id);
         if !same && shared.settings.restart_after_boot {
             for mut row in tx.list::<Instance>()?.into_iter().filter(starts_again) {
+                // Its machine is gone, with what it was being given or was to let go of.
+                settle_all(tx, row.id)?;
+                interfaces::settle(tx, &mut row)?;
                 launch::begin(&mut row, true, now);
                 row.vmm = None;
                 tx.put(&row)?;

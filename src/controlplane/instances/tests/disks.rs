@@ -71,7 +71,7 @@ struct Bench<'f> {
 }
 
 /// Listens as the machine of `id`.
-fn listen(f: &Fixture, id: InstanceId) {
+pub(super) fn listen(f: &Fixture, id: InstanceId) {
     let path = f.plane.instance_dir(id).control_socket();
     let _ = std::fs::remove_file(&path);
     let listener = UnixListener::bind(&path).unwrap();
@@ -82,7 +82,7 @@ fn listen(f: &Fixture, id: InstanceId) {
             let fake = fake.clone();
             std::thread::spawn(move || {
                 while let Ok((request, fds)) = connection.receive::<Request>() {
-                    let reply = fake.world(|w| obey(w, request.command, fds.len()));
+                    let reply = fake.world(|w| super::obey(w, request.command, fds.len()));
                     let _ = connection.send(&Message::Reply { id: request.id, reply }, &[]);
                 }
             });

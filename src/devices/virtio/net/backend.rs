@@ -21,6 +21,11 @@ pub trait NicBackend: Send + Sync {
     /// Offloads it can take over in both directions.
     fn offloads(&self) -> Offloads;
 
+    /// Whether there is a link. Whoever changes that has the driver told.
+    fn link_up(&self) -> bool {
+        true
+    }
+
     /// From now on frames to the guest need only these of [`NicBackend::offloads`]. Called at
     /// activation, before any queue is opened. Does not block.
     fn configure(&self, accepted: Offloads) -> io::Result<()>;

@@ -66,6 +66,8 @@ const CONTROL_QUEUE_SIZE: u16 = 64;
 const MTU_RANGE: std::ops::RangeInclusive<u16> = 68..=65_535;
 /// `status` bit: the link is up.
 const VIRTIO_NET_S_LINK_UP: u16 = 1;
+/// Where `status` is in the configuration space.
+const STATUS_AT: usize = 6;
 
 /// What a network device is made of.
 #[derive(Debug, Clone)]
@@ -221,7 +223,13 @@ impl VirtioDevice for Net {
 
     fn read_config(&self, offset: u64, data: &mut [u8]) {
         let Ok(offset) = usize::try_from(offset) else { return };
-        let Some(source) = self.config.get(offset..) else { return };
+        let mut config = self.config;
+        if let Some(status) = config.get_mut(STATUS_AT)
+            && !self.backend.link_up()
+        {
+            *status &= !VIRTIO_NET_S_LINK_UP.to_le_bytes()[0];
+        }
+        let Some(source) = config.get(offset..) else { return };
         for (byte, value) in data.iter_mut().zip(source) {
             *byte = *value;
         }
