@@ -2,6 +2,7 @@
 
 use crate::auth::{Message, Signed};
 use crate::query::{Parameters, decode, parse};
+use crate::rest::{find, gather, serves};
 use crate::schema::{Operation, SERVICES};
 
 /// A request's form, for the operation that the first two bytes choose.
@@ -44,11 +45,35 @@ pub fn sigv4(bytes: &[u8]) {
         .filter_map(|line| line.split_once(':'))
         .map(|(name, value)| (name.to_ascii_lowercase(), value.to_owned()))
         .collect();
-    let message = Message { method, query: &query, headers: &headers, body: body.as_bytes() };
+    let body = body.as_bytes();
+    let message = Message { method, path: "/", query: &query, headers: &headers, body, unsigned_body: false };
     if let Ok(signed) = Signed::read(message) {
         for now in [0, 1_440_938_160, u64::MAX] {
             assert!(signed.verify("a secret that no input knows", now).is_err(), "a forgery");
         }
+    }
+}
+
+/// A request by paths: its method, path, query and headers are lines of the input, then an empty one, and its body.
+pub fn rest(bytes: &[u8]) {
+    let text = String::from_utf8_lossy(bytes);
+    let (head, body) = text.split_once("\n\n").unwrap_or((&text, ""));
+    let mut lines = head.split('\n');
+    let mut next = || lines.next().unwrap_or_default();
+    let (method, path, query) = (next(), next(), next());
+    let Some(target) = find(method, path) else { return };
+    assert!(serves(path), "an operation where nobody looks for one");
+    let Ok(query) = parse(query) else { return };
+    let headers: Vec<_> = lines
+        .filter_map(|line| line.split_once(':'))
+        .map(|(name, value)| (name.to_ascii_lowercase(), value.to_owned()))
+        .collect();
+    let Ok(parameters) = gather(&target, &query, &headers, body.as_bytes()) else { return };
+    let held: usize = parameters.iter().map(|(name, value)| name.len() + value.len()).sum();
+    assert!(held <= 300 * (bytes.len() + 1), "{held} bytes of parameters from {}", bytes.len());
+    if let Ok(value) = decode(target.operation.input, &parameters, &[]) {
+        let known = |name: &str| target.operation.input.member(name).is_some();
+        assert!(value.as_object().is_some_and(|all| all.keys().all(|name| known(name))), "{value}");
     }
 }
 
@@ -161,8 +186,14 @@ mod tests {
     fn whole_request_is_read_to_its_signature() {
         let lines: Vec<_> = WHOLE.split('\n').skip(3).map(|line| line.split_once(':').unwrap()).collect();
         let headers: Vec<_> = lines.iter().map(|(n, v)| (n.to_ascii_lowercase(), (*v).to_owned())).collect();
-        let message =
-            Message { method: "POST", query: &Vec::new(), headers: &headers, body: b"Action=ListUsers" };
+        let message = Message {
+            method: "POST",
+            path: "/",
+            query: &Vec::new(),
+            headers: &headers,
+            body: b"Action=ListUsers",
+            unsigned_body: false,
+        };
         assert!(Signed::read(message).is_ok(), "the entry point gets as far as the signature");
         sigv4(WHOLE.as_bytes());
     }

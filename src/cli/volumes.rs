@@ -142,7 +142,7 @@ fn list_snapshots(all: &[Snapshot], args: &JsonArg, now: u64) -> Result<(), Fail
         let shown = |snapshot: &Snapshot| {
             json!({
                 "id": snapshot.id.to_string(),
-                "volume": snapshot.volume.to_string(),
+                "volume": snapshot.volume.map(|id| id.to_string()),
                 "bytes": snapshot.size.as_bytes(),
                 "state": state(snapshot),
                 "description": snapshot.description,
@@ -155,7 +155,7 @@ fn list_snapshots(all: &[Snapshot], args: &JsonArg, now: u64) -> Result<(), Fail
     for snapshot in all {
         table.row([
             snapshot.id.to_string(),
-            snapshot.volume.to_string(),
+            snapshot.volume.map(|id| id.to_string()).unwrap_or_default(),
             snapshot.size.to_string(),
             state(snapshot).to_owned(),
             ago(snapshot.created, now),

@@ -23,5 +23,7 @@ pub use error::DiskError;
 pub use open::{Format, Layer, open};
 #[cfg(any(test, feature = "test-utils"))]
 pub use qcow2::fuzzing as qcow2_fuzzing;
-pub use qcow2::{Backing, MAX_OVERLAY_SIZE, create_overlay, grow_overlay, merge_overlays, rebase_overlay};
+pub use qcow2::{
+    Backing, Chain, MAX_OVERLAY_SIZE, create_overlay, grow_overlay, merge_overlays, rebase_overlay,
+};
 pub use raw::RawDisk;

@@ -52,6 +52,19 @@ const MAX_LAYERS: usize = 16;
 /// The top file is locked against every other user (against writers only, if `read_only`), the
 /// lower ones against writers.
 pub fn open(layers: Vec<Layer>, read_only: bool) -> Result<Arc<dyn Disk>, DiskError> {
+    let mut layers = locked(layers, read_only)?.into_iter();
+    let Some((top, format)) = layers.next() else {
+        return Err(DiskError::Format { format: "disk", detail: "its chain of images is empty".to_owned() });
+    };
+    match format {
+        Format::Raw if layers.len() > 0 => Err(DiskError::raw_overlay()),
+        Format::Raw => Ok(Arc::new(RawDisk::over(top, read_only)?)),
+        Format::Qcow2 => Ok(Arc::new(Qcow2Disk::open(top, layers, read_only)?)),
+    }
+}
+
+/// Takes the locks of a chain of images.
+pub(crate) fn locked(layers: Vec<Layer>, read_only: bool) -> Result<Vec<(ImageFile, Format)>, DiskError> {
     if layers.len() > MAX_LAYERS {
         return Err(DiskError::Format {
             format: "disk",
@@ -64,13 +77,5 @@ pub fn open(layers: Vec<Layer>, read_only: bool) -> Result<Arc<dyn Disk>, DiskEr
         let file = if write { ImageFile::exclusive(file)? } else { ImageFile::shared(file)? };
         locked.push((file, format));
     }
-    let mut layers = locked.into_iter();
-    let Some((top, format)) = layers.next() else {
-        return Err(DiskError::Format { format: "disk", detail: "its chain of images is empty".to_owned() });
-    };
-    match format {
-        Format::Raw if layers.len() > 0 => Err(DiskError::raw_overlay()),
-        Format::Raw => Ok(Arc::new(RawDisk::over(top, read_only)?)),
-        Format::Qcow2 => Ok(Arc::new(Qcow2Disk::open(top, layers, read_only)?)),
-    }
+    Ok(locked)
 }

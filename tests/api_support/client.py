@@ -1,10 +1,11 @@
 """What the scripts share: clients, and one line for an error that must come.
 
-Every answer that a client gets is held against the service model, element by element, before botocore reads it:
+Every answer that a client gets is held against the service model, member by member, before botocore reads it:
 what the model does not know would be lost without a word.
 """
 
 import datetime
+import json
 import os
 import re
 from xml.etree import ElementTree
@@ -39,12 +40,50 @@ def client(service, **credentials):
     model = made.meta.service_model
 
     def hold(response_dict, event_name, **_):
-        if response_dict["status_code"] == 200:
-            operation = model.operation_model(event_name.rsplit(".", 1)[1])
+        if response_dict["status_code"] >= 300:
+            return
+        operation = model.operation_model(event_name.rsplit(".", 1)[1])
+        if model.metadata["protocol"] == "rest-json":
+            held_json(operation, response_dict)
+        else:
             held(operation, model.metadata["protocol"], ElementTree.fromstring(response_dict["body"]))
 
     made.meta.events.register("before-parse", hold)
     return made
+
+
+def held_json(operation, response):
+    shape = operation.output_shape
+    assert response["status_code"] == operation.http.get("responseCode", 200), response["status_code"]
+    headers = {m.serialization["name"].lower() for m in shape.members.values() if m.serialization.get("location") == "header"}
+    said = {name.lower() for name in response["headers"] if name.lower().startswith("x-amz-")}
+    assert said == headers, f"{operation.name}: {said} for {headers}"
+    if operation.has_streaming_output:
+        return
+    members = {name: m for name, m in shape.members.items() if "location" not in m.serialization}
+    json_structure(members, shape.required_members, json.loads(response["body"]), operation.name)
+
+
+def json_structure(members, required, said, path):
+    assert set(said) <= set(members) and set(required) <= set(said), f"{path}: {set(said)} for {set(members)}"
+    for name, value in said.items():
+        json_value(members[name], value, f"{path}.{name}")
+
+
+def json_value(shape, value, path):
+    kind = shape.type_name
+    if kind == "structure":
+        json_structure(shape.members, shape.required_members, value, path)
+    elif kind == "list":
+        for each in value:
+            json_value(shape.member, each, path)
+    elif kind in ("integer", "long", "timestamp"):
+        assert type(value) is int, f"{path}: {value}"
+    else:
+        assert type(value) is str, f"{path}: {value}"
+        assert not shape.metadata.get("enum") or value in shape.metadata["enum"], f"{path}: {value}"
+        assert len(value) <= shape.metadata.get("max", len(value)), f"{path}: {value}"
+        assert re.search(shape.metadata.get("pattern", ""), value), f"{path}: {value}"
 
 
 def local(element):
@@ -122,6 +161,15 @@ def code(call, **arguments):
         answer = call(**arguments)
     except botocore.exceptions.ClientError as error:
         return error.response["Error"]["Code"]
+    return f"no error: {answer}"
+
+
+def why(call, **arguments):
+    """Code and reason of a call that must fail, as the EBS direct APIs have them."""
+    try:
+        answer = call(**arguments)
+    except botocore.exceptions.ClientError as error:
+        return error.response["Error"]["Code"], error.response.get("Reason")
     return f"no error: {answer}"
 
 

@@ -224,6 +224,7 @@ impl World {
             sts: Arc::new(kiln_sts::Sts),
             keys: KeyRing::default(),
             notices: Notices::default(),
+            uploads: kiln_controlplane::volumes::Uploads::default(),
             vpc_range: "172.31.0.0/16".parse().unwrap(),
         });
         Some(World { plane, clock, launcher, temp })

@@ -8,6 +8,7 @@
 mod acls;
 mod addresses;
 mod attributes;
+mod blocks;
 mod devices;
 mod gateways;
 mod groups;
@@ -45,11 +46,12 @@ use kiln_controlplane::metadata::{ACCOUNT, REGION};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
-use crate::auth::{Authenticator, Caller};
+use crate::auth::{Authenticator, BlockTokens, Caller};
 use crate::error::ApiError;
 
 /// Answer of an action.
 type Answer = Result<Value, ApiError>;
+pub(crate) use blocks::BlockAction;
 /// An action on checked parameters.
 pub(crate) type Action = fn(&Context<'_>, Value) -> Answer;
 
@@ -61,6 +63,8 @@ pub(crate) struct Context<'a> {
     pub plane: &'a ControlPlane,
     /// What issues credentials.
     pub auth: &'a Authenticator,
+    /// What gives tokens for blocks of snapshots.
+    pub block_tokens: &'a BlockTokens,
     /// Who asks.
     pub caller: &'a Caller,
     /// Where the request comes from; `None` by the Unix socket.
@@ -293,6 +297,11 @@ pub(crate) fn find(service: &str, name: &str) -> Option<Action> {
     table.iter().find(|(other, _)| *other == name).map(|(_, action)| *action)
 }
 
+/// The action of the EBS direct APIs by name.
+pub(crate) fn find_block_action(name: &str) -> Option<BlockAction> {
+    blocks::ACTIONS.iter().find(|(other, _)| *other == name).map(|(_, action)| *action)
+}
+
 /// ARN of a resource of EC2.
 fn arn(kind: &str, id: &impl std::fmt::Display) -> String {
     format!("arn:aws:ec2:{REGION}:{ACCOUNT}:{kind}/{id}")
@@ -306,7 +315,7 @@ fn done() -> Answer {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::schema::SERVICES;
+    use crate::schema::{EBS, EBS_ROUTES, SERVICES};
 
     #[test]
     fn every_operation_of_the_model_has_an_action_and_every_action_a_model() {
@@ -315,6 +324,10 @@ mod tests {
             let mut actions: Vec<_> = table.iter().map(|(name, _)| *name).collect();
             actions.sort_unstable();
             assert_eq!(model, actions, "{}", service.name);
+        }
+        for operation in EBS.operations {
+            assert!(find_block_action(operation.name).is_some(), "{}", operation.name);
+            assert!(EBS_ROUTES.iter().any(|route| route.operation == operation.name), "{}", operation.name);
         }
     }
 }

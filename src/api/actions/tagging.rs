@@ -29,7 +29,7 @@ fn invalid(error: &kiln_model::InvalidTag) -> ApiError {
     ApiError::value(error.to_string())
 }
 
-fn checked(raw: Vec<RawTag>) -> Result<Vec<Tag>, ApiError> {
+pub(super) fn checked(raw: Vec<RawTag>) -> Result<Vec<Tag>, ApiError> {
     let mut tags: Vec<Tag> = Vec::new();
     for tag in raw {
         let key = tag.key.ok_or_else(|| ApiError::missing("Tag.Key"))?;

@@ -17,6 +17,8 @@ use crate::error::ApiError;
 const LIFE: u64 = 24 * 3600;
 /// Longest token in characters.
 const MAX_TOKEN: usize = 64;
+/// And of the EBS direct APIs.
+pub(super) const MAX_LONG_TOKEN: usize = 255;
 
 /// A token that was used.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -46,10 +48,20 @@ pub(super) struct Token(Option<ClientToken>);
 impl Token {
     /// Takes the token out of the parameters of `action`.
     pub(super) fn take(context: &Context<'_>, action: &str, input: &mut Value) -> Result<Self, ApiError> {
+        Self::take_within(context, action, input, MAX_TOKEN)
+    }
+
+    /// The same where it may have `most` characters.
+    pub(super) fn take_within(
+        context: &Context<'_>,
+        action: &str,
+        input: &mut Value,
+        most: usize,
+    ) -> Result<Self, ApiError> {
         let token = input.as_object_mut().and_then(|object| object.remove("ClientToken"));
         let Some(token) = token.as_ref().and_then(Value::as_str) else { return Ok(Token(None)) };
-        if token.chars().count() > MAX_TOKEN || !token.chars().all(|c| c.is_ascii_graphic()) {
-            return Err(ApiError::value("A ClientToken has up to 64 visible ASCII characters"));
+        if token.chars().count() > most || !token.chars().all(|c| c.is_ascii_graphic()) {
+            return Err(ApiError::value(format!("A ClientToken has up to {most} visible ASCII characters")));
         }
         let request = format!("{} {input}", context.caller.arn);
         Ok(Token(Some(ClientToken {
@@ -116,6 +128,15 @@ pub(super) fn once(
     context: &Context<'_>,
     token: &Token,
     make: impl FnOnce(&Token) -> Result<String, NetworkError>,
+) -> Result<String, ApiError> {
+    once_of(context, token, make)
+}
+
+/// The same where making it fails in another way.
+pub(super) fn once_of<E: Into<ApiError>>(
+    context: &Context<'_>,
+    token: &Token,
+    make: impl FnOnce(&Token) -> Result<String, E>,
 ) -> Result<String, ApiError> {
     let store = context.plane.store();
     let made = || Ok::<_, ApiError>(token.made(store)?.and_then(|made| made.into_iter().next()));

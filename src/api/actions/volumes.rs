@@ -35,6 +35,9 @@ listing!(DescribeVolumes { volume_ids: Vec<String>, include_managed_resources: b
 listing!(DescribeVolumesModifications { volume_ids: Vec<String>, include_managed_resources: bool });
 listing!(DescribeSnapshots { snapshot_ids: Vec<String>, owner_ids: Vec<String>, restorable_by_user_ids: Vec<String> });
 
+/// What EC2 shows of a snapshot that is of none.
+const NO_VOLUME: &str = "vol-ffffffff";
+
 const FILTERS: &Filters = &[
     ("volume-id", "VolumeId"),
     ("attachment.attach-time", "Attachments.AttachTime"),
@@ -100,15 +103,21 @@ fn shown(volume: &Volume, tags: &TagMap) -> Value {
     })
 }
 
-fn shown_snapshot(snapshot: &Snapshot, tags: &TagMap) -> Value {
-    let id = snapshot.id.to_string();
-    let (state, progress) = match snapshot.progress {
+/// State and progress of a snapshot.
+pub(super) fn snapshot_state(snapshot: &Snapshot) -> (&'static str, &'static str) {
+    match snapshot.progress {
         Progress::Pending => ("pending", "0%"),
         Progress::Complete => ("completed", "100%"),
         Progress::Failed => ("error", "0%"),
-    };
+    }
+}
+
+fn shown_snapshot(snapshot: &Snapshot, tags: &TagMap) -> Value {
+    let id = snapshot.id.to_string();
+    let (state, progress) = snapshot_state(snapshot);
+    let volume = snapshot.volume.map_or_else(|| NO_VOLUME.to_owned(), |volume| volume.to_string());
     json!({
-        "SnapshotId": id, "VolumeId": snapshot.volume.to_string(), "State": state, "Progress": progress,
+        "SnapshotId": id, "VolumeId": volume, "State": state, "Progress": progress,
         "StartTime": snapshot.created, "OwnerId": ACCOUNT, "VolumeSize": gib(snapshot.size), "Encrypted": false,
         "Description": snapshot.description, "StorageTier": "standard",
         "Tags": tagging::shown_with_name(tags, &id, None),

@@ -117,6 +117,13 @@ fn resources(caller: &Caller, request: &Request<'_>) -> Vec<String> {
                 found.push(format!("arn:aws:ec2:{REGION}:{ACCOUNT}:instance/*"));
             }
         }
+        // Snapshots are of a region, not of an account, as AWS has it.
+        "ebs" => {
+            let members = ["SnapshotId", "FirstSnapshotId", "SecondSnapshotId", "ParentSnapshotId"];
+            let named = members.iter().filter_map(|member| request.input.get(member)?.as_str());
+            let new = (request.action == "StartSnapshot").then_some("*");
+            found.extend(named.chain(new).map(|id| format!("arn:aws:ec2:{REGION}::snapshot/{id}")));
+        }
         "iam" => {
             let get = |member: &str| request.input.get(member).and_then(Value::as_str);
             for (member, kind) in
@@ -192,5 +199,16 @@ mod tests {
         assert_eq!(of_iam("CreatePolicy", json!({"PolicyName": "p"})), arn("policy/p"));
         assert_eq!(of_iam("CreateAccessKey", json!({})), arn("user/ann"));
         assert_eq!(of_iam("ListUsers", json!({})), ["*"]);
+        let of_ebs = |action, input: Value| {
+            resources(&caller, &Request { service: "ebs", action, input: &input, source: None })
+        };
+        let arn = |id: &str| format!("arn:aws:ec2:us-east-1::snapshot/{id}");
+        let tag = json!([{"Key": "snap-03"}]);
+        assert_eq!(of_ebs("StartSnapshot", json!({"VolumeSize": 1, "Tags": tag})), [arn("*")]);
+        let over = json!({"ParentSnapshotId": "snap-01"});
+        assert_eq!(of_ebs("StartSnapshot", over), [arn("snap-01"), arn("*")]);
+        let two = json!({"FirstSnapshotId": "snap-01", "SecondSnapshotId": "snap-02"});
+        assert_eq!(of_ebs("ListChangedBlocks", two), [arn("snap-01"), arn("snap-02")]);
+        assert_eq!(of_ebs("PutSnapshotBlock", json!({"SnapshotId": "snap-01"})), [arn("snap-01")]);
     }
 }

@@ -5,8 +5,8 @@
 //!   string to sign    = "AWS4-HMAC-SHA256", time, scope, hash of the canonical request
 //!   key               = HMAC chain over the scope, from the secret
 //! ```
-//! Only the path `/` is served, so there is no path to normalise. `Host` must be signed, and so must
-//! every `X-Amz-` header: what is not signed could be added by anybody.
+//! Paths that are served have nothing to normalise: a client that leaves dots out of one means another. `Host`
+//! must be signed, and so must every `X-Amz-` header: what is not signed could be added by anybody.
 
 use hmac::{Hmac, KeyInit as _, Mac as _};
 use sha2::{Digest as _, Sha256};
@@ -19,6 +19,8 @@ const TERMINATOR: &str = "aws4_request";
 const SKEW: u64 = 15 * 60;
 /// Longest life of a presigned query in seconds.
 const MAX_EXPIRES: u64 = 7 * 24 * 3600;
+/// Where the hash of a body would be, of one that is not signed.
+const UNSIGNED: &str = "UNSIGNED-PAYLOAD";
 /// Headers that a request can sign.
 const MAX_SIGNED: usize = 32;
 
@@ -27,12 +29,16 @@ const MAX_SIGNED: usize = 32;
 pub(crate) struct Message<'a> {
     /// Such as `POST`.
     pub method: &'a str,
+    /// As it came, without the query.
+    pub path: &'a str,
     /// Parameters of the URL.
     pub query: &'a Parameters,
     /// Names in lower case, values.
     pub headers: &'a [(String, String)],
     /// All of it.
     pub body: &'a [u8],
+    /// Whether a client may leave the body out of its signature, since something that is signed vouches for it.
+    pub unsigned_body: bool,
 }
 
 /// Why a signature is none.
@@ -144,6 +150,12 @@ impl<'a> Signed<'a> {
         if now > until || signed_at > now.saturating_add(SKEW) {
             return Err(Refusal::Expired);
         }
+        // In constant time.
+        self.computed(secret)?.verify_slice(&self.signature).map_err(|_| Refusal::Mismatch)
+    }
+
+    /// What the signature must be.
+    fn computed(&self, secret: &str) -> Result<Hmac<Sha256>, Refusal> {
         let scope = format!("{}/{}/{}/{TERMINATOR}", self.date, self.region, self.service);
         let request = hex(&Sha256::digest(self.canonical_request()?));
         let text = format!("{ALGORITHM}\n{}\n{scope}\n{request}", self.time);
@@ -151,19 +163,19 @@ impl<'a> Signed<'a> {
         let key = [self.date, self.region, self.service, TERMINATOR]
             .iter()
             .try_fold(first, |key, part| Some(mac(&key, part)?.finalize().into_bytes().to_vec()));
-        let computed = key.and_then(|key| mac(&key, &text)).ok_or(Refusal::Mismatch)?;
-        // In constant time.
-        computed.verify_slice(&self.signature).map_err(|_| Refusal::Mismatch)
+        key.and_then(|key| mac(&key, &text)).ok_or(Refusal::Mismatch)
     }
 
     fn canonical_request(&self) -> Result<String, Refusal> {
-        let Message { method, query, headers, body } = self.message;
+        let Message { method, path, query, headers, body, unsigned_body } = self.message;
         let own = |name: &str| self.expires.is_some() && name == "X-Amz-Signature";
         let mut pairs: Vec<_> =
             query.iter().filter(|(name, _)| !own(name)).map(|(n, v)| (encode(n), encode(v))).collect();
         pairs.sort();
         let query: Vec<_> = pairs.into_iter().map(|(name, value)| format!("{name}={value}")).collect();
-        let mut lines = format!("{method}\n/\n{}\n", query.join("&"));
+        // What is encoded in a path is encoded once more.
+        let path: Vec<_> = path.split('/').map(encode).collect();
+        let mut lines = format!("{method}\n{}\n{}\n", path.join("/"), query.join("&"));
         for name in &self.headers {
             let all: Vec<_> =
                 headers.iter().filter(|(other, _)| other == name).map(|(_, v)| folded(v)).collect();
@@ -172,12 +184,15 @@ impl<'a> Signed<'a> {
             }
             lines.push_str(&format!("{name}:{}\n", all.join(",")));
         }
-        lines.push_str(&format!("\n{}\n{}", self.headers.join(";"), hex(&Sha256::digest(body))));
+        let said = header(&self.message, "x-amz-content-sha256");
+        let unsigned = unsigned_body && self.expires.is_none() && said == Some(UNSIGNED);
+        let hash = if unsigned { UNSIGNED.to_owned() } else { hex(&Sha256::digest(body)) };
+        lines.push_str(&format!("\n{}\n{hash}", self.headers.join(";")));
         Ok(lines)
     }
 }
 
-fn mac(key: &[u8], text: &str) -> Option<Hmac<Sha256>> {
+pub(super) fn mac(key: &[u8], text: &str) -> Option<Hmac<Sha256>> {
     // Any length of key will do; there is no error to come.
     let mut mac = Hmac::<Sha256>::new_from_slice(key).ok()?;
     mac.update(text.as_bytes());
@@ -252,8 +267,30 @@ mod tests {
         (vec![text("Version", "2010-05-08"), text("Action", "ListUsers")], headers)
     }
 
+    fn message<'a>(query: &'a Parameters, headers: &'a [(String, String)], body: &'a [u8]) -> Message<'a> {
+        Message { method: "GET", path: "/", query, headers, body, unsigned_body: false }
+    }
+
     fn check(query: &Parameters, headers: &[(String, String)], body: &[u8], now: u64) -> Result<(), Refusal> {
-        Signed::read(Message { method: "GET", query, headers, body })?.verify(SECRET, now)
+        Signed::read(message(query, headers, body))?.verify(SECRET, now)
+    }
+
+    /// The signature that a client who knows `SECRET` would make.
+    fn sign(message: Message<'_>) -> Vec<(String, String)> {
+        let mut headers = message.headers.to_vec();
+        let names: Vec<_> = headers.iter().map(|(name, _)| name.as_str()).collect();
+        let authorization = |signature: &str| {
+            let scope = "20150830/us-east-1/ebs/aws4_request";
+            let names = names.join(";");
+            format!("{ALGORITHM} Credential=A/{scope}, SignedHeaders={names}, Signature={signature}")
+        };
+        let unsigned = authorization(&"0".repeat(64));
+        let with = [headers.clone(), vec![("authorization".to_owned(), unsigned)]].concat();
+        let signed = Signed::read(Message { headers: &with, ..message }).unwrap();
+        let signature = hex(&signed.computed(SECRET).unwrap().finalize().into_bytes());
+        let authorization = authorization(&signature);
+        headers.push(("authorization".to_owned(), authorization));
+        headers
     }
 
     #[test]
@@ -272,10 +309,50 @@ mod tests {
         let mut other = headers.clone();
         other[1].1.push('x');
         assert_eq!(check(&query, &other, b"", TIME), Err(Refusal::Mismatch));
-        let signed = Message { method: "POST", query: &query, headers: &headers, body: b"" };
+        let signed = Message { method: "POST", ..message(&query, &headers, b"") };
         assert_eq!(Signed::read(signed).unwrap().verify(SECRET, TIME), Err(Refusal::Mismatch));
-        let signed = Message { method: "GET", query: &query, headers: &headers, body: b"" };
+        let signed = Message { path: "/x", ..message(&query, &headers, b"") };
+        assert_eq!(Signed::read(signed).unwrap().verify(SECRET, TIME), Err(Refusal::Mismatch));
+        let signed = message(&query, &headers, b"");
         assert_eq!(Signed::read(signed).unwrap().verify("other", TIME), Err(Refusal::Mismatch));
+    }
+
+    #[test]
+    fn what_is_encoded_in_a_path_is_encoded_once_more() {
+        let (query, headers) = (Parameters::new(), example().1);
+        let raw = Message { path: "/snapshots/a%2Fb/ü~", ..message(&query, &headers, b"") };
+        let canonical = Signed::read(raw).unwrap().canonical_request().unwrap();
+        assert_eq!(canonical.lines().nth(1), Some("/snapshots/a%252Fb/%C3%BC~"));
+    }
+
+    #[test]
+    fn body_is_left_out_of_a_signature_only_where_that_may_be_and_the_client_says_so() {
+        let text = |a: &str, b: &str| (a.to_owned(), b.to_owned());
+        let headers = |hash: &str| {
+            let hash = text("x-amz-content-sha256", hash);
+            vec![text("host", "h"), hash, text("x-amz-date", "20150830T123600Z")]
+        };
+        let query = Parameters::new();
+        let verify = |message: Message<'_>| Signed::read(message)?.verify(SECRET, TIME);
+        let unsigned = headers(UNSIGNED);
+        let put = Message { path: "/p", unsigned_body: true, ..message(&query, &unsigned, b"body") };
+        let signed = sign(put);
+        for body in [&b"body"[..], b"another"] {
+            assert_eq!(verify(Message { headers: &signed, body, ..put }), Ok(()));
+            let strict = Message { headers: &signed, body, unsigned_body: false, ..put };
+            assert_eq!(verify(strict), Err(Refusal::Mismatch));
+        }
+        // A client that signs it is held to it.
+        let own = headers(&hex(&Sha256::digest(b"body")));
+        let put = Message { headers: &own, ..put };
+        let signed = sign(put);
+        assert_eq!(verify(Message { headers: &signed, ..put }), Ok(()));
+        let changed = Message { headers: &signed, body: b"another", ..put };
+        assert_eq!(verify(changed), Err(Refusal::Mismatch));
+        // That it is not signed cannot be said afterwards.
+        let mut later = signed.clone();
+        later[1].1 = UNSIGNED.to_owned();
+        assert_eq!(verify(Message { headers: &later, ..put }), Err(Refusal::Mismatch));
     }
 
     #[test]

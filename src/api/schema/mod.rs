@@ -2,7 +2,7 @@
 //! service model.
 //!
 //! ```text
-//!   service-2.json ──scripts/shapes──▶ ec2.rs iam.rs sts.rs (static Shape)
+//!   service-2.json ──scripts/shapes──▶ ec2.rs iam.rs sts.rs ebs.rs (static Shape)
 //!                                          │
 //!   query string ──decode(shape)──▶ checked Value ──serde──▶ what an action takes
 //!   what an action answers: Value ──write(shape)──▶ XML
@@ -12,6 +12,8 @@
 //! serves in a struct of its own, and whatever it does not name is refused, not ignored. A value that
 //! does not fit the table is written by nobody.
 
+#[rustfmt::skip]
+mod ebs;
 #[rustfmt::skip]
 mod ec2;
 #[rustfmt::skip]
@@ -105,13 +107,32 @@ pub struct Service {
     pub operations: &'static [Operation],
 }
 
+/// Where an operation of a REST service is.
+#[derive(Debug)]
+pub struct Route {
+    /// Its name.
+    pub operation: &'static str,
+    /// Such as `GET`.
+    pub method: &'static str,
+    /// With names in braces for what a request fills in.
+    pub path: &'static str,
+    /// Of an answer.
+    pub status: u16,
+}
+
 /// No members.
 static EMPTY: Shape = Shape::Structure(&[]);
 
 /// The service that is meant where nothing says which.
 pub static EC2: &Service = &ec2::SERVICE;
 
-/// The services.
+/// The one that is asked by paths rather than by the Query protocol.
+pub static EBS: &Service = &ebs::SERVICE;
+
+/// Where its operations are.
+pub static EBS_ROUTES: &[Route] = &ebs::ROUTES;
+
+/// The services of the Query protocol.
 pub static SERVICES: [&Service; 3] = [EC2, &iam::SERVICE, &sts::SERVICE];
 
 impl Service {

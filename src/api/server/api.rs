@@ -10,10 +10,11 @@ use serde_json::Value;
 
 use super::metrics::Metrics;
 use crate::actions::{self, Context};
-use crate::auth::{Authenticator, Message, PolicyRequest, Signed, permits, refuse};
+use crate::auth::{Authenticator, BlockTokens, Caller, Message, PolicyRequest, Signed, permits, refuse};
 use crate::error::ApiError;
 use crate::query::{Parameters, decode, envelope, parse};
-use crate::schema::{EC2, Operation, SERVICES, Service};
+use crate::rest::{self, Written};
+use crate::schema::{EBS, EC2, Operation, SERVICES, Service};
 
 /// Parameters of the protocol itself.
 const PROTOCOL: [&str; 8] = [
@@ -32,6 +33,7 @@ const TOKEN: &str = "X-Amz-Security-Token";
 pub struct Api {
     supervisor: Supervisor,
     auth: Authenticator,
+    block_tokens: BlockTokens,
     pub(super) metrics: Metrics,
 }
 
@@ -44,6 +46,8 @@ impl std::fmt::Debug for Api {
 /// A request as it came.
 pub(super) struct Request {
     pub method: String,
+    /// As it came.
+    pub path: String,
     /// Without `?`.
     pub query: String,
     /// Names in lower case.
@@ -55,9 +59,20 @@ pub(super) struct Request {
 
 /// What goes back.
 pub(super) struct Response {
-    pub status: u16,
     pub request_id: String,
-    pub body: String,
+    pub written: Written,
+}
+
+fn xml(status: u16, body: String) -> Written {
+    Written { status, kind: "text/xml;charset=UTF-8", headers: Vec::new(), body: body.into_bytes() }
+}
+
+/// An error in the dialect of `service`.
+fn failure(error: &ApiError, service: &Service, request_id: &str) -> Written {
+    if service.name == EBS.name {
+        return rest::failure(error);
+    }
+    xml(error.status(), error.to_xml(service, request_id))
 }
 
 impl Api {
@@ -66,7 +81,8 @@ impl Api {
         let plane = supervisor.plane();
         let vault = Vault::open(plane.store(), plane.state_dir())?;
         let auth = Authenticator::new(AccessKey::root(&vault)?, Issuer::new(plane.keys()?));
-        Ok(Api { supervisor, auth, metrics: Metrics::default() })
+        let block_tokens = BlockTokens::open(&vault)?;
+        Ok(Api { supervisor, auth, block_tokens, metrics: Metrics::default() })
     }
 
     /// The instances below.
@@ -75,27 +91,88 @@ impl Api {
     }
 
     /// Answers one request. Blocks.
-    pub(super) fn answer(&self, request: &Request) -> Response {
+    pub(super) fn answer(&self, request: Request) -> Response {
         let request_id = request_id();
         let started = std::time::Instant::now();
         let mut known = Known { service: EC2, operation: None };
-        let result = self.serve(request, &request_id, &mut known);
+        let result = if rest::serves(&request.path) {
+            self.serve_path(request, &mut known)
+        } else {
+            self.serve(&request, &request_id, &mut known).map(|body| xml(200, body))
+        };
         let (service, operation) = (known.service, known.operation.map_or("unknown", |o| o.name));
         let code = result.as_ref().err().map_or("Success", |e| e.code.as_ref());
         self.metrics.count(service.name, operation, code, started.elapsed());
-        tracing::info!(service = service.name, action = operation, code, request = request_id, "answered");
-        let (status, body) = match result {
-            Ok(body) => (200, body),
-            Err(error) => (error.status(), error.to_xml(service, &request_id)),
-        };
-        Response { status, request_id, body }
+        // There are thousands of blocks in a snapshot.
+        match (operation, code) {
+            ("PutSnapshotBlock" | "GetSnapshotBlock", "Success") => {
+                tracing::debug!(service = service.name, action = operation, request = request_id, "answered");
+            }
+            _ => tracing::info!(
+                service = service.name,
+                action = operation,
+                code,
+                request = request_id,
+                "answered"
+            ),
+        }
+        let written = result.unwrap_or_else(|error| failure(&error, service, &request_id));
+        Response { request_id, written }
     }
 
     /// An error that has nothing to do with what was asked.
-    pub(super) fn refuse(error: &ApiError) -> Response {
+    pub(super) fn refuse(error: &ApiError, service: &Service) -> Response {
         let request_id = request_id();
-        let body = error.to_xml(EC2, &request_id);
-        Response { status: error.status(), request_id, body }
+        let written = failure(error, service, &request_id);
+        Response { request_id, written }
+    }
+
+    /// What an action has at hand.
+    fn context<'a>(&'a self, caller: &'a Caller, source: Option<IpAddr>, now: u64) -> Context<'a> {
+        Context {
+            supervisor: &self.supervisor,
+            plane: self.supervisor.plane(),
+            auth: &self.auth,
+            block_tokens: &self.block_tokens,
+            caller,
+            source,
+            now,
+        }
+    }
+
+    /// By the REST protocol.
+    fn serve_path(&self, request: Request, known: &mut Known) -> Result<Written, ApiError> {
+        known.service = EBS;
+        let query = parse(&request.query)?;
+        let target = rest::find(&request.method, &request.path).ok_or_else(|| {
+            ApiError::new("UnknownOperation", format!("There is no {} of that path", request.method))
+        })?;
+        let operation = target.operation;
+        known.operation = Some(operation);
+        let message = Message {
+            method: &request.method,
+            path: &request.path,
+            query: &query,
+            headers: &request.headers,
+            body: &request.body,
+            unsigned_body: target.takes_block(),
+        };
+        let signed = Signed::read(message).map_err(|refusal| refuse(refusal, EBS))?;
+        if signed.service != EBS.name {
+            let message = format!("Credential should be scoped to the service {}", EBS.name);
+            return Err(ApiError::new("SignatureDoesNotMatch", message));
+        }
+        let now = self.supervisor.plane().clock().unix_seconds();
+        let caller = self.auth.authenticate(self.supervisor.plane(), &signed, EBS, now)?;
+        let parameters = rest::gather(&target, &query, &request.headers, &request.body)?;
+        let input = decode(operation.input, &parameters, &[])?;
+        let (service, action, source) = (EBS.name, operation.name, request.source);
+        let wanted = PolicyRequest { service, action, input: &input, source };
+        permits(&self.supervisor.plane().roles(), &caller, &wanted)?;
+        let action = actions::find_block_action(operation.name)
+            .ok_or_else(|| ApiError::unsupported(format!("Kiln does not have {}", operation.name)))?;
+        let reply = action(&self.context(&caller, source, now), input, request.body)?;
+        rest::write(operation, target.status, reply)
     }
 
     fn serve(&self, request: &Request, request_id: &str, known: &mut Known) -> Result<String, ApiError> {
@@ -110,7 +187,8 @@ impl Api {
         known.service =
             SERVICES.into_iter().find(|service| Some(service.version) == version).unwrap_or(known.service);
         let (method, headers) = (request.method.as_str(), request.headers.as_slice());
-        let message = Message { method, query: &query, headers, body: &request.body };
+        let (path, body) = (request.path.as_str(), request.body.as_slice());
+        let message = Message { method, path, query: &query, headers, body, unsigned_body: false };
         let signed = Signed::read(message).map_err(|refusal| refuse(refusal, known.service))?;
         let service = Service::find(signed.service).ok_or_else(|| {
             ApiError::new("InvalidAction", format!("There is no service {} here", signed.service))
@@ -143,15 +221,7 @@ impl Api {
         }
         let action = actions::find(service.name, name)
             .ok_or_else(|| ApiError::unsupported(format!("Kiln does not have {name}")))?;
-        let context = Context {
-            supervisor: &self.supervisor,
-            plane: self.supervisor.plane(),
-            auth: &self.auth,
-            caller: &caller,
-            source: request.source,
-            now,
-        };
-        let value = action(&context, input)?;
+        let value = action(&self.context(&caller, request.source, now), input)?;
         envelope(service, operation, &value, request_id).map_err(|e| ApiError::internal(&e))
     }
 }

@@ -104,7 +104,8 @@ fn check_devices(tx: &mut Transaction<'_>, devices: &[&BlockDevice]) -> Result<(
                 if let Some(wanted) = size.filter(|size| *size < snapshot.size) {
                     return Err(VolumeError::TooSmall { wanted, least: snapshot.size });
                 }
-                if snapshot.progress == Progress::Failed {
+                // One that is being taken may be that of the image itself.
+                if snapshot.progress == Progress::Failed || snapshot.is_uploading() {
                     return Err(VolumeError::SnapshotPending(id));
                 }
                 tx.put(&snapshot)?;

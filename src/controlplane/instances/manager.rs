@@ -18,7 +18,7 @@ use crate::network::{Moved, NetworkFabric, Networks, choose_range};
 use crate::state::dir;
 use crate::state::{Rows, SqliteStore, StateDir, Store, StoreError, Vault, rows, transact};
 use crate::vmm_process::{Commands, ControlConnection, ProcessLauncher, VmmError, VmmLauncher};
-use crate::volumes::Volumes;
+use crate::volumes::{Uploads, Volumes};
 
 /// What the control plane is made of. Each can be replaced for tests.
 pub struct Parts {
@@ -38,6 +38,8 @@ pub struct Parts {
     pub keys: KeyRing,
     /// What happens to instances.
     pub notices: Notices,
+    /// Snapshots that are being written.
+    pub uploads: Uploads,
     /// Range of the default VPC, should it have to be made.
     pub vpc_range: Ipv4Cidr,
 }
@@ -61,7 +63,7 @@ impl Parts {
     /// The volumes.
     pub(super) fn volumes(&self) -> Volumes<'_> {
         let (store, notices) = (self.store.as_ref(), &self.notices);
-        Volumes { store, dir: &self.dir, notices, now: self.clock.unix_seconds() }
+        Volumes { store, dir: &self.dir, notices, uploads: &self.uploads, now: self.clock.unix_seconds() }
     }
 
     /// The keys of the installation. Blocks; the first time ever it makes them.
@@ -188,6 +190,7 @@ impl ControlPlane {
             sts,
             keys: KeyRing::default(),
             notices: Notices::default(),
+            uploads: Uploads::default(),
             vpc_range: choose_range(&host_ranges(), scatter),
         }))
     }

@@ -4,6 +4,7 @@ mod disks;
 mod interfaces;
 mod metadata;
 mod supervisor;
+mod uploads;
 mod volumes;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -31,6 +32,7 @@ use crate::state::{SqliteStore, StateDir, Store};
 use crate::vmm_process::{
     Commands, Pending, StartedVmm, VmmError, VmmEvent, VmmHandle, VmmLaunch, VmmLauncher,
 };
+use crate::volumes::Uploads;
 
 /// What the fakes saw and what they are told to do.
 #[derive(Default)]
@@ -254,6 +256,7 @@ fn plane(root: &std::path::Path, fake: &Fake, clock: &MovedClock) -> ControlPlan
         sts: Arc::new(crate::credentials::NoSts),
         keys: KeyRing::default(),
         notices: Notices::default(),
+        uploads: Uploads::default(),
         vpc_range: "172.31.0.0/16".parse().unwrap(),
     })
 }

@@ -5,7 +5,7 @@ use std::io;
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::Path;
 
-use kiln_disk::{Backing, Format};
+use kiln_disk::{Backing, Chain, DiskError, Format};
 use kiln_model::SnapshotId;
 use kiln_vmspec::DiskFormat;
 use rustix::fs::{FlockOperation, flock};
@@ -15,7 +15,7 @@ use super::{Layer, Snapshot, Volume, VolumeError};
 use crate::images::copy_sparsely;
 use crate::state::StateDir;
 
-fn failed(action: &'static str, path: &Path) -> impl Fn(io::Error) -> VolumeError {
+pub(super) fn failed(action: &'static str, path: &Path) -> impl Fn(io::Error) -> VolumeError {
     let path = path.to_owned();
     move |source| VolumeError::Io { action, path: path.clone(), source }
 }
@@ -132,14 +132,74 @@ pub(crate) fn merge_layers(dir: &StateDir, merged: &Layer, below: &[Layer]) -> R
     })
 }
 
+/// Opens the layer of an upload for writing; makes it, with `prepare`, if it is not there.
+pub(super) fn make_upload(
+    dir: &StateDir,
+    snapshot: &Snapshot,
+    prepare: impl Fn(&File) -> io::Result<()>,
+) -> Result<File, VolumeError> {
+    let path = snapshot_path(dir, snapshot.id);
+    let mut options = OpenOptions::new();
+    options.read(true).write(true);
+    match options.open(&path) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => {}
+        result => return result.map_err(failed("open", &path)),
+    }
+    let over = snapshot.layers.get(1).map(|below| backing(dir, below));
+    make(dir, &path, 0o600, |target, part| {
+        let again = target.try_clone().map_err(failed("create", part))?;
+        kiln_disk::create_overlay(again, snapshot.size.as_bytes(), over.as_ref())
+            .map_err(|source| VolumeError::Disk { path: part.to_owned(), source: Box::new(source) })?;
+        prepare(target).map_err(failed("write", part))
+    })?;
+    options.open(&path).map_err(failed("open", &path))
+}
+
+/// The layer of an upload is whole: it is never written again.
+pub(super) fn seal(dir: &StateDir, snapshot: SnapshotId, file: &File) -> Result<(), VolumeError> {
+    let sealed = file.set_permissions(Permissions::from_mode(0o444)).and_then(|()| file.sync_all());
+    sealed.and_then(|()| sync_dir(&dir.volumes())).map_err(failed("write", &snapshot_path(dir, snapshot)))
+}
+
+/// Opens all layers of a snapshot; its own is `top`, if it is still written.
+pub(super) fn open_chain(
+    dir: &StateDir,
+    snapshot: &Snapshot,
+    top: Option<File>,
+) -> Result<Chain, VolumeError> {
+    let read_only = top.is_none();
+    let mut top = top;
+    let mut layers = Vec::with_capacity(snapshot.layers.len());
+    for layer in &snapshot.layers {
+        let file = top.take().map_or_else(|| layer.open(dir), Ok)?;
+        layers.push(kiln_disk::Layer { file, format: format(layer.format()) });
+    }
+    Chain::open(layers, read_only).map_err(unusable(snapshot.id))
+}
+
+/// The layers of a snapshot are not what they should be, or the host fails.
+pub(super) fn unusable(snapshot: SnapshotId) -> impl Fn(DiskError) -> VolumeError + Copy {
+    move |source| VolumeError::Layers { snapshot, source: Box::new(source) }
+}
+
 fn backing(dir: &StateDir, below: &Layer) -> Backing {
     Backing { path: below.path(dir).to_string_lossy().into_owned(), format: format(below.format()) }
 }
 
-/// Makes a file that is never written again: it has its name when it is whole and durable.
+/// Makes a file that is never written again.
 fn publish(
     dir: &StateDir,
     to: &Path,
+    write: impl FnOnce(&File, &Path) -> Result<(), VolumeError>,
+) -> Result<(), VolumeError> {
+    make(dir, to, 0o444, write)
+}
+
+/// Makes a file that has its name when it is whole and durable.
+fn make(
+    dir: &StateDir,
+    to: &Path,
+    mode: u32,
     write: impl FnOnce(&File, &Path) -> Result<(), VolumeError>,
 ) -> Result<(), VolumeError> {
     let part = to.with_extension("part");
@@ -148,7 +208,7 @@ fn publish(
     options.create_new(true).read(true).write(true).mode(0o600);
     let target = options.open(&part).map_err(failed("create", &part))?;
     let finish = || {
-        target.set_permissions(Permissions::from_mode(0o444))?;
+        target.set_permissions(Permissions::from_mode(mode))?;
         target.sync_all()?;
         fs::rename(&part, to)?;
         sync_dir(&dir.volumes())

@@ -129,6 +129,7 @@ pub(crate) fn named(store: &dyn Store) -> Result<Names, StoreError> {
         for snapshot in tx.list::<Snapshot>()? {
             names.volumes.insert(format!("{}.qcow2", snapshot.id));
             names.add(&snapshot.layers);
+            names.add(snapshot.upload.as_ref().map_or(&[], |upload| &upload.merges));
         }
         tx.list::<Image>()?.iter().for_each(|image| names.add(&image.layers()));
         Ok::<_, StoreError>(())

@@ -11,11 +11,14 @@
 //! stays as long as any row of a volume, snapshot or image names it, and a sweep removes the others. So
 //! things may be deleted in any order.
 //!
+//! A snapshot that is uploaded is written itself, until it is complete.
+//!
 //! A snapshot that would lie over too many others lies over one file that says what they say together.
 //!
 //! Invariants: a row is written before its file is made and removed after it is gone. A file that a row
 //! names below its own is complete and read-only.
 
+mod blocks;
 mod copy;
 mod devices;
 mod files;
@@ -23,6 +26,7 @@ mod kind;
 mod layer;
 mod modify;
 mod service;
+mod upload;
 
 use std::path::PathBuf;
 
@@ -32,6 +36,7 @@ use serde::{Deserialize, Serialize};
 use crate::images::SourceError;
 use crate::state::{Row, StoreError};
 
+pub use blocks::{BLOCK, ChangedBlock, Page};
 pub use copy::AlsoSnapshot;
 pub(crate) use copy::put_copy;
 pub use devices::{BlockDevice, DeviceWish, ROOT_DEVICE, ROOT_DEVICES, is_root_device};
@@ -46,6 +51,7 @@ pub(crate) use layer::named;
 pub use modify::{Modification, VolumeChange};
 pub use service::{AlsoVolume, Volumes};
 pub(crate) use service::{attached, check_size, detach_all, plan_volume, remove_files_of, settle_all, sweep};
+pub use upload::{LinearChecksum, NewUpload, Upload, Uploads};
 
 /// Smallest size that can be asked for; images may be smaller.
 pub const MIN_SIZE: u64 = 1 << 20;
@@ -157,14 +163,17 @@ pub enum Progress {
 pub struct Snapshot {
     /// Its id.
     pub id: SnapshotId,
-    /// Of which volume.
-    pub volume: VolumeId,
+    /// Of which volume; of none, if it was uploaded.
+    pub volume: Option<VolumeId>,
     /// Size of the volume.
     pub size: ByteSize,
     /// Layers, top first: its own, and those below.
     pub layers: Vec<Layer>,
     /// How far it is.
     pub progress: Progress,
+    /// How it is written, if not copied.
+    #[serde(default)]
+    pub upload: Option<Upload>,
     /// For people.
     pub description: String,
     /// Its tags.
@@ -207,6 +216,42 @@ pub enum VolumeError {
     /// `IncorrectState`.
     #[error("the snapshot '{0}' is not complete")]
     SnapshotPending(SnapshotId),
+    /// `INVALID_SNAPSHOT_ID`, as the EBS API says.
+    #[error("the snapshot '{0}' is not being written")]
+    NotUploading(SnapshotId),
+    /// `WRITE_REQUEST_TIMEOUT`.
+    #[error("nothing was written to the snapshot '{0}' for as long as was said at its start: it has failed")]
+    UploadTimeout(SnapshotId),
+    /// `ConcurrentLimitExceeded`.
+    #[error("too many snapshots are being written already")]
+    TooManyUploads,
+    /// `INVALID_BLOCK`.
+    #[error("the snapshot '{snapshot}' has no block {index}")]
+    NoBlock {
+        /// Which.
+        snapshot: SnapshotId,
+        /// Number of the block.
+        index: u64,
+    },
+    /// `INVALID_PARAMETER_VALUE`.
+    #[error("{found} blocks were written, not {said}")]
+    BlockCount {
+        /// By the client.
+        said: u64,
+        /// In the layer.
+        found: u64,
+    },
+    /// `INVALID_PARAMETER_VALUE`.
+    #[error("what was written has another checksum")]
+    Checksum,
+    /// `UNRELATED_SNAPSHOTS`.
+    #[error("the snapshots '{first}' and '{second}' are not of one lineage")]
+    Unrelated {
+        /// One.
+        first: SnapshotId,
+        /// The other.
+        second: SnapshotId,
+    },
     /// `InvalidSnapshot.InUse`.
     #[error("the snapshot {snapshot} is currently in use by {image}")]
     SnapshotInUse {
@@ -345,6 +390,15 @@ pub enum VolumeError {
         #[source]
         source: std::io::Error,
     },
+    /// What a snapshot is made of cannot be read, or written.
+    #[error("the layers of the snapshot '{snapshot}' cannot be used")]
+    Layers {
+        /// Whose.
+        snapshot: SnapshotId,
+        /// Why not.
+        #[source]
+        source: Box<kiln_disk::DiskError>,
+    },
     /// The disk format refused.
     #[error("cannot make {path}")]
     Disk {
@@ -374,6 +428,12 @@ impl VolumeError {
             | VolumeError::Creating(_)
             | VolumeError::State { .. }
             | VolumeError::Between { .. } => "IncorrectState",
+            VolumeError::NotUploading(_) => "INVALID_SNAPSHOT_ID",
+            VolumeError::UploadTimeout(_) => "WRITE_REQUEST_TIMEOUT",
+            VolumeError::TooManyUploads => "ConcurrentLimitExceeded",
+            VolumeError::NoBlock { .. } => "INVALID_BLOCK",
+            VolumeError::BlockCount { .. } | VolumeError::Checksum => "INVALID_PARAMETER_VALUE",
+            VolumeError::Unrelated { .. } => "UNRELATED_SNAPSHOTS",
             VolumeError::NoRight { .. } => "UnsupportedOperation",
             VolumeError::SnapshotInUse { .. } => "InvalidSnapshot.InUse",
             VolumeError::InUse { .. } => "VolumeInUse",
@@ -394,6 +454,7 @@ impl VolumeError {
             VolumeError::TooDeep(_) => "SnapshotLimitExceeded",
             VolumeError::Machine { .. }
             | VolumeError::Io { .. }
+            | VolumeError::Layers { .. }
             | VolumeError::Disk { .. }
             | VolumeError::Source(_)
             | VolumeError::Store(_) => "InternalError",

@@ -6,7 +6,7 @@ use super::files::{make_volume, remove, remove_volume};
 use super::layer::{named, snapshot_path};
 use super::{
     Attachment, AttachmentState, MAX_ATTACHED, MAX_BELOW, MAX_SIZE, MIN_SIZE, NewVolume, Progress, Snapshot,
-    Volume, VolumeError, VolumeState, check_device, slot,
+    Uploads, Volume, VolumeError, VolumeState, check_device, slot,
 };
 use crate::images::{Image, ImageError, Images};
 use crate::instances::{Instance, NoticeEvent, Notices};
@@ -18,6 +18,7 @@ pub struct Volumes<'a> {
     pub(crate) store: &'a dyn Store,
     pub(crate) dir: &'a StateDir,
     pub(crate) notices: &'a Notices,
+    pub(crate) uploads: &'a Uploads,
     pub(crate) now: u64,
 }
 
@@ -363,11 +364,11 @@ impl Volumes<'_> {
         transact(self.store, |tx| tx.get::<Snapshot>(&id)?.ok_or(VolumeError::NoSnapshot(id)))
     }
 
-    /// Deletes a snapshot that no image is made of. Volumes that were made from it stay as they are.
+    /// Deletes a snapshot that no image is made of, be it still written. Volumes that were made from it stay as they are.
     pub fn delete_snapshot(&self, id: SnapshotId) -> Result<(), VolumeError> {
         transact(self.store, |tx| {
             let row = tx.get::<Snapshot>(&id)?.ok_or(VolumeError::NoSnapshot(id))?;
-            if row.progress == Progress::Pending {
+            if row.progress == Progress::Pending && !row.is_uploading() {
                 return Err(VolumeError::SnapshotPending(id));
             }
             if let Some(image) = tx.list::<Image>()?.iter().find(|image| image.snapshots().any(|s| s == id)) {
@@ -376,6 +377,7 @@ impl Volumes<'_> {
             tx.remove::<Snapshot>(&id);
             Ok(())
         })?;
+        self.uploads.close(id);
         self.reclaim()
     }
 

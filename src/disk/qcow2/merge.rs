@@ -24,20 +24,21 @@ const CHUNK: u64 = 1 << 20;
 
 /// What layers say of a stretch of the disk.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Said {
+pub(super) enum Said {
     Nothing,
     Zero,
     Data,
 }
 
 impl Qcow2Disk {
-    /// What the images say from `offset` on, and for how many of the `len` bytes; neither is 0.
-    fn said(&self, offset: u64, mut len: u64) -> Result<(Said, u64), DiskError> {
+    /// What the upper `depth` qcow2 images say from `offset` on, and for how many of the `len` bytes; neither is
+    /// 0.
+    pub(super) fn said(&self, depth: usize, offset: u64, mut len: u64) -> Result<(Said, u64), DiskError> {
         let below = self.below.iter().filter_map(|below| match below {
             Below::Qcow2(image) => Some(image.as_ref()),
             Below::Raw { .. } => None,
         });
-        for image in std::iter::once(&self.top).chain(below) {
+        for image in std::iter::once(&self.top).chain(below).take(depth) {
             // What an image does not reach reads as zeroes, whatever is below it.
             let Some(rest) = image.size().checked_sub(offset).filter(|&rest| rest > 0) else {
                 return Ok((Said::Zero, len));
@@ -85,7 +86,7 @@ pub fn merge_overlays(
     let mut buffer = vec![0; usize::try_from(CHUNK).unwrap_or(0)];
     let mut offset = 0;
     while offset < size {
-        let (said, mut len) = source.said(offset, size - offset)?;
+        let (said, mut len) = source.said(usize::MAX, offset, size - offset)?;
         match said {
             Said::Nothing => {}
             Said::Zero => target.write_zeroes(offset, len, true)?,

@@ -22,6 +22,7 @@
 //! even write fresh clusters by itself before they are mapped ([`Disk::prepare_write`]).
 
 mod alloc;
+mod chain;
 mod compressed;
 mod create;
 mod entry;
@@ -46,6 +47,7 @@ use crate::{Disk, DiskError, Extent, PreparedWrite, RawDisk};
 use entry::Compressed;
 use image::{Image, Place};
 
+pub use chain::Chain;
 pub use create::{Backing, MAX_OVERLAY_SIZE, create_overlay, grow_overlay};
 pub use merge::{merge_overlays, rebase_overlay};
 
@@ -165,6 +167,12 @@ impl Qcow2Disk {
     fn check_writable(&self) -> Result<(), DiskError> {
         if self.read_only { Err(DiskError::ReadOnly) } else { Ok(()) }
     }
+
+    fn zero_range(&self, offset: u64, len: u64, how: write::Zeroing) -> Result<(), DiskError> {
+        self.check_writable()?;
+        let len = check_range(offset, Some(len), self.top.size())?;
+        self.zero(offset, len, how)
+    }
 }
 
 impl Disk for Qcow2Disk {
@@ -192,15 +200,11 @@ impl Disk for Qcow2Disk {
     }
 
     fn discard(&self, offset: u64, len: u64) -> Result<(), DiskError> {
-        self.check_writable()?;
-        let len = check_range(offset, Some(len), self.top.size())?;
-        self.zero(offset, len, write::Zeroing::Discard)
+        self.zero_range(offset, len, write::Zeroing::Discard)
     }
 
     fn write_zeroes(&self, offset: u64, len: u64, unmap: bool) -> Result<(), DiskError> {
-        self.check_writable()?;
-        let len = check_range(offset, Some(len), self.top.size())?;
-        self.zero(offset, len, if unmap { write::Zeroing::Unmap } else { write::Zeroing::Keep })
+        self.zero_range(offset, len, if unmap { write::Zeroing::Unmap } else { write::Zeroing::Keep })
     }
 
     fn extent(&self, offset: u64, len: u64, write: bool) -> Option<Extent> {

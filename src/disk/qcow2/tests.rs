@@ -1,5 +1,6 @@
 //! Against a model, against QEMU's tools, against crashes, and against hostile files.
 
+mod chain;
 mod crash;
 mod hostile;
 mod merge;

@@ -39,6 +39,8 @@ pub(super) enum Zeroing {
     Unmap,
     /// Everywhere; keep the space.
     Keep,
+    /// As [`Zeroing::Unmap`], and so that the image says so itself where what is below it reads as zeroes too.
+    Say,
 }
 
 impl Qcow2Disk {
@@ -142,7 +144,7 @@ impl Qcow2Disk {
         let mut at = offset;
         while at < end {
             let (source, run) = self.find(at, end - at)?;
-            if matches!(source, Source::Zero) {
+            if matches!(source, Source::Zero) && how != Zeroing::Say {
                 at += run;
                 continue;
             }

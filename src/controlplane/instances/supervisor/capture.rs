@@ -191,10 +191,11 @@ fn put_snapshot(
         if volume.below.len() >= MAX_BELOW { merged_below(tx, volume, id)? } else { volume.below.clone() };
     let snapshot = Snapshot {
         id,
-        volume: volume.id,
+        volume: Some(volume.id),
         size: volume.size,
         layers: std::iter::once(Layer::Snapshot { snapshot: id }).chain(below).collect(),
         progress: Progress::Pending,
+        upload: None,
         description: description.to_owned(),
         tags: tags.to_vec(),
         created: now,
@@ -215,7 +216,7 @@ fn merged_below(
         Some(layer @ Layer::Merged { .. }) if volume.below.first() != Some(layer) => Some(layer.clone()),
         _ => None,
     };
-    let complete = |row: &Snapshot| row.volume == volume.id && row.progress == Progress::Complete;
+    let complete = |row: &Snapshot| row.volume == Some(volume.id) && row.progress == Progress::Complete;
     let mut own = Layer::Merged { snapshot: id };
     for there in tx.list::<Snapshot>()?.iter().filter(|row| complete(row)) {
         // Read for its revision: whoever deletes it meanwhile lets this begin again.
@@ -433,7 +434,8 @@ impl Shared {
     /// What an earlier daemon was taking has failed with it.
     pub(super) fn give_up_captures(&self) -> Result<(), SupervisorError> {
         for snapshot in self.parts().volumes().snapshots()? {
-            if snapshot.progress == Progress::Pending {
+            // Those that are uploaded go on.
+            if snapshot.progress == Progress::Pending && !snapshot.is_uploading() {
                 self.finish_snapshot(snapshot.id, Progress::Failed);
             }
         }

@@ -165,6 +165,9 @@ impl Supervisor {
             std::thread::Builder::new().name("housekeeper".to_owned()).spawn(move || {
                 while stopped.recv_timeout(HOUSEKEEPING) == Err(RecvTimeoutError::Timeout) {
                     shared.forget_terminated();
+                    if let Err(e) = shared.parts().volumes().expire_uploads() {
+                        tracing::warn!("uploads were not looked through: {e}");
+                    }
                 }
             })
         };
