@@ -6,8 +6,8 @@ use kiln_controlplane::network::{NetworkAcl, PeerSpec};
 use kiln_model::security::{AclEntry, Direction, Peer};
 use serde::Serialize;
 
-use crate::args::{AclAction, AclAddArgs, AclCommand};
 use crate::error::Failure;
+use crate::network_args::{AclAction, AclAddArgs, AclCommand};
 use crate::table::Table;
 use crate::{open, print_json};
 

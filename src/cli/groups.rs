@@ -10,8 +10,8 @@ use kiln_model::security::{AclDecision, Decision, Direction, Message, Peer, Rule
 use kiln_model::{SecurityGroupId, VpcId};
 use serde::Serialize;
 
-use crate::args::{SgCommand, SgExplainArgs, SgRulesArgs, SgShowArgs};
 use crate::error::Failure;
+use crate::network_args::{SgCommand, SgExplainArgs, SgRulesArgs, SgShowArgs};
 use crate::table::Table;
 use crate::{open, print_json};
 

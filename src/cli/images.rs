@@ -8,9 +8,10 @@ use kiln_controlplane::printable;
 use kiln_controlplane::volumes::Progress;
 use serde::Serialize;
 
-use crate::args::{CreateImageArgs, ImageCommand, ImportArgs, InspectArgs, JsonArg, RemoveArgs};
+use crate::args::JsonArg;
 use crate::daemon::{Daemon, Parameters};
 use crate::error::Failure;
+use crate::image_args::{CreateImageArgs, ImageCommand, ImportArgs, InspectArgs, RemoveArgs};
 use crate::progress::{Bars, Spinner};
 use crate::table::{Table, ago};
 use crate::{open, print_json};

@@ -9,9 +9,9 @@ use std::path::Path;
 use kiln_controlplane::network::{Membership, PrefixList};
 use kiln_model::{InstanceId, InterfaceId};
 
-use crate::args::{InterfaceCommand, PrefixListCommand};
 use crate::daemon::{Daemon, Parameters};
 use crate::error::Failure;
+use crate::network_args::{InterfaceCommand, PrefixListCommand};
 use crate::table::Table;
 use crate::{open, print_json};
 

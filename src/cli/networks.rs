@@ -4,8 +4,8 @@ use std::path::Path;
 
 use kiln_model::Ipv6Cidr;
 
-use crate::args::{AddressCommand, SubnetCommand, VpcCommand};
 use crate::error::Failure;
+use crate::network_args::{AddressCommand, SubnetCommand, VpcCommand};
 use crate::table::Table;
 use crate::{open, print_json};
 
