@@ -4,10 +4,10 @@
 
 mod api_support;
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::Command;
 
-use api_support::{Daemon, own_host};
+use api_support::own_host;
 
 /// Where `ansible-playbook` is; says why not.
 fn ansible() -> Option<PathBuf> {
@@ -29,9 +29,7 @@ fn playbook_and_inventory_work_as_with_ec2() {
 #[ignore = "runs on a host of its own, made by playbook_and_inventory_work_as_with_ec2"]
 fn inside() {
     let Some(directory) = ansible().filter(|_| own_host::is_inside()) else { return };
-    let vmm = Path::new(env!("CARGO_BIN_EXE_kiln-vmm"));
-    let mut daemon = Daemon::new_with(&own_host::variables(vmm));
-    let image = own_host::guest_image(&daemon.path("guest.raw"));
+    let (mut daemon, image) = own_host::daemon();
     let imported = daemon.kiln(&["image", "import", &image]);
     let image = String::from_utf8(imported.stdout).unwrap().trim().to_owned();
     let files = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/api_support/ansible");

@@ -4,10 +4,9 @@
 
 mod api_support;
 
-use std::path::Path;
 use std::process::Command;
 
-use api_support::{Daemon, own_host};
+use api_support::own_host;
 
 /// Whether the programs and the provider are there; says why not.
 fn lacks(program: &str, variable: Option<&str>) -> bool {
@@ -39,7 +38,6 @@ fn inside() {
     if !own_host::is_inside() {
         return;
     }
-    let vmm = Path::new(env!("CARGO_BIN_EXE_kiln-vmm"));
     let terraform = lacks("terraform", Some(PLUGINS));
     for (script, lacking) in [
         ("packer.py", lacks("packer", None)),
@@ -49,8 +47,7 @@ fn inside() {
         if lacking {
             continue;
         }
-        let mut daemon = Daemon::new_with(&own_host::variables(vmm));
-        let image = own_host::guest_image(&daemon.path("guest.raw"));
+        let (mut daemon, image) = own_host::daemon();
         let home = daemon.path("home");
         std::fs::create_dir(&home).unwrap();
         let variables = [("KILN_TEST_IMAGE", image.as_str()), ("HOME", home.to_str().unwrap())];

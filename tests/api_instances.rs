@@ -4,7 +4,6 @@
 
 mod api_support;
 
-use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
@@ -22,9 +21,7 @@ fn inside() {
     if !own_host::is_inside() {
         return;
     }
-    let vmm = Path::new(env!("CARGO_BIN_EXE_kiln-vmm"));
-    let mut daemon = Daemon::new_with(&own_host::variables(vmm));
-    let image = own_host::guest_image(&daemon.path("guest.raw"));
+    let (mut daemon, image) = own_host::daemon();
     daemon.python_with("instances.py", &[("KILN_TEST_IMAGE", &image)]);
     daemon.python_with("interfaces.py", &[("KILN_TEST_IMAGE", &image)]);
     killed_while_an_interface_comes_and_goes(&mut daemon, &image);

@@ -5,8 +5,6 @@
 
 mod api_support;
 
-use std::path::Path;
-
 use api_support::{Daemon, own_host};
 
 #[test]
@@ -43,9 +41,7 @@ fn inside() {
     if !own_host::is_inside() {
         return;
     }
-    let vmm = Path::new(env!("CARGO_BIN_EXE_kiln-vmm"));
-    let mut daemon = Daemon::new_with(&own_host::variables(vmm));
-    let image = own_host::guest_image(&daemon.path("guest.raw"));
+    let (mut daemon, image) = own_host::daemon();
     daemon.python_with("storage.py", &[("KILN_TEST_IMAGE", &image)]);
     assert!(daemon.stop().success());
     let left = |directory: &str| std::fs::read_dir(daemon.state_dir().join(directory)).unwrap().count();

@@ -3,6 +3,8 @@
 use std::path::Path;
 use std::process::Command;
 
+use super::Daemon;
+
 const INSIDE: &str = "KILN_TEST_OWN_HOST";
 
 /// What a test needs that is not here.
@@ -57,8 +59,15 @@ pub fn variables(vmm: &Path) -> [(&str, &str); 2] {
     [("KILN_ALLOW_SOFTWARE_KVM", "1"), ("KILN_VMM", vmm.to_str().unwrap())]
 }
 
+/// A daemon that runs real machines, and the path of a disk for them.
+pub fn daemon() -> (Daemon, String) {
+    let daemon = Daemon::new_with(&variables(Path::new(env!("CARGO_BIN_EXE_kiln-vmm"))));
+    let image = guest_image(&daemon.path("guest.raw"));
+    (daemon, image)
+}
+
 /// Makes a disk whose boot entry is a guest that waits for its power button; answers its path.
-pub fn guest_image(path: &Path) -> String {
+fn guest_image(path: &Path) -> String {
     let kernel = Command::new(concat!(env!("CARGO_MANIFEST_DIR"), "/guest/build.sh")).output().unwrap();
     let kernel = String::from_utf8(kernel.stdout).unwrap().trim().to_owned();
     let entry = path.with_extension("conf");
