@@ -147,5 +147,8 @@ pub(super) fn ed25519_private(seed: &[u8], public: &[u8], check: u32, comment: &
     whole.extend(1u32.to_be_bytes());
     string(&mut whole, &ed25519_to_ssh(public));
     string(&mut whole, &private);
-    pem("OPENSSH PRIVATE KEY", &whole, 70)
+    let mut text = pem("OPENSSH PRIVATE KEY", &whole, 70);
+    // ssh takes no such key whose last line has no end, and clients write down what they get.
+    text.push('\n');
+    text
 }
