@@ -132,7 +132,7 @@ for kind in ["rsa", "ed25519"]:
     made = ec2.create_key_pair(KeyName=f"made {kind}", KeyType=kind)
     path = f"{DIRECTORY}/{kind}.pem"
     with open(os.open(path, os.O_CREAT | os.O_WRONLY, 0o600), "w") as file:
-        file.write(made["KeyMaterial"] + "\n")
+        file.write(made["KeyMaterial"])
     public = subprocess.run(["ssh-keygen", "-y", "-f", path], check=True, capture_output=True, text=True).stdout
     imported = ec2.import_key_pair(KeyName=f"taken {kind}", PublicKeyMaterial=public.encode())
     same(imported["KeyFingerprint"] == made["KeyFingerprint"], kind == "ed25519")
