@@ -67,7 +67,7 @@ pub fn daemon() -> (Daemon, String) {
 }
 
 /// Makes a disk whose boot entry is a guest that waits for its power button; answers its path.
-fn guest_image(path: &Path) -> String {
+pub fn guest_image(path: &Path) -> String {
     let kernel = Command::new(concat!(env!("CARGO_MANIFEST_DIR"), "/guest/build.sh")).output().unwrap();
     let kernel = String::from_utf8(kernel.stdout).unwrap().trim().to_owned();
     let entry = path.with_extension("conf");
