@@ -20,6 +20,7 @@ pub fn binary(name: &str) -> PathBuf {
         None => PathBuf::from(match name {
             "kiln" => env!("CARGO_BIN_EXE_kiln"),
             "kiln-vmm" => env!("CARGO_BIN_EXE_kiln-vmm"),
+            "kilnd" => env!("CARGO_BIN_EXE_kilnd"),
             other => panic!("no binary {other}"),
         }),
     }
