@@ -143,6 +143,34 @@ iam.tag_role(RoleName="app", Tags=[{"Key": "a", "Value": "1"}, {"Key": "b", "Val
 iam.untag_role(RoleName="app", TagKeys=["b"])
 same(iam.list_role_tags(RoleName="app")["Tags"], [{"Key": "a", "Value": "1"}])
 
+# To give a role to an instance takes leave of its own, or whoever may launch could do what any role may.
+def launch(**more):
+    return code(limited.run_instances, ImageId="ami-0123456789abcdef0", MinCount=1, MaxCount=1, DryRun=True, **more)
+
+
+profile = iam.create_instance_profile(InstanceProfileName="apps")["InstanceProfile"]
+association = {"InstanceId": "i-0123456789abcdef0", "IamInstanceProfile": {"Arn": profile["Arn"]}}
+iam.put_user_policy(UserName="ann", PolicyName="self", PolicyDocument=policy(
+    ("Allow", ["ec2:*", "iam:GetUser", "iam:*AccessKey*", "iam:AddRoleToInstanceProfile"], "*")))
+same(launch(), "DryRunOperation")
+same(launch(IamInstanceProfile={"Name": "none"}), "InvalidParameterValue")
+same(launch(IamInstanceProfile={"Name": "apps"}), "DryRunOperation")  # There is no role in it.
+same(code(self.add_role_to_instance_profile, InstanceProfileName="apps", RoleName="app"), "AccessDenied")
+iam.add_role_to_instance_profile(InstanceProfileName="apps", RoleName="app")
+for refused in [{"Name": "apps"}, {"Arn": profile["Arn"]}]:
+    same(launch(IamInstanceProfile=refused), "UnauthorizedOperation")
+same(code(limited.associate_iam_instance_profile, **association), "UnauthorizedOperation")
+for service, allowed in [("ec2", True), ("lambda", False)]:
+    iam.put_user_policy(UserName="ann", PolicyName="pass", PolicyDocument=json.dumps({"Statement": [
+        {"Effect": "Allow", "Action": "iam:PassRole", "Resource": role["Arn"],
+         "Condition": {"StringEquals": {"iam:PassedToService": service + ".amazonaws.com"}}}]}))
+    same(launch(IamInstanceProfile={"Name": "apps"}), "DryRunOperation" if allowed else "UnauthorizedOperation")
+    same(code(limited.associate_iam_instance_profile, **association),
+         "InvalidInstanceID.NotFound" if allowed else "UnauthorizedOperation")
+iam.remove_role_from_instance_profile(InstanceProfileName="apps", RoleName="app")
+iam.delete_instance_profile(InstanceProfileName="apps")
+iam.delete_user_policy(UserName="ann", PolicyName="pass")
+
 # The user assumes the role, if both agree; and has sessions of its own, which IAM does not take.
 sts = client("sts", **ann)
 same(code(sts.assume_role, RoleArn=role["Arn"], RoleSessionName="me"), "AccessDenied")

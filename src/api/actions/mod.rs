@@ -52,6 +52,7 @@ use crate::error::ApiError;
 /// Answer of an action.
 type Answer = Result<Value, ApiError>;
 pub(crate) use blocks::BlockAction;
+pub(crate) use profiles::passed_role;
 /// An action on checked parameters.
 pub(crate) type Action = fn(&Context<'_>, Value) -> Answer;
 

@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 
 use super::ids::INSTANCE;
 use super::listing::{self, Filters, listing};
-use super::{Answer, Context, input};
+use super::{Answer, Context, input, parse};
 use crate::error::ApiError;
 
 input!(ProfileReference { arn: Option<String>, name: Option<String> });
@@ -45,6 +45,26 @@ pub(super) fn find(context: &Context<'_>, wanted: &ProfileReference) -> Result<I
             "Value ({value}) for parameter {parameter} is invalid. Invalid IAM Instance Profile {what}"
         ))
     })
+}
+
+/// The role that a request gives to an instance, or puts into a profile.
+pub(crate) fn passed_role(
+    context: &Context<'_>,
+    service: &str,
+    action: &str,
+    input: &Value,
+) -> Result<Option<String>, ApiError> {
+    match (service, action) {
+        ("iam", "AddRoleToInstanceProfile") => {
+            Ok(input.get("RoleName").and_then(Value::as_str).map(str::to_owned))
+        }
+        ("ec2", "RunInstances" | "AssociateIamInstanceProfile" | "ReplaceIamInstanceProfileAssociation") => {
+            let Some(wanted) = input.get("IamInstanceProfile") else { return Ok(None) };
+            let profile = find(context, &parse(wanted.clone())?)?;
+            Ok(profile.role.map(|role| role.as_str().to_owned()))
+        }
+        _ => Ok(None),
+    }
 }
 
 /// How an instance shows its profile.

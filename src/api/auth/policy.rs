@@ -4,12 +4,15 @@
 //! the user or role has, on all of the resources that the request names. Resources are known by their
 //! ids in the parameters, those of IAM by their names; an action that names none is on `*`, as the
 //! describing actions of EC2 always are. Who somebody is may be asked by everybody.
+//!
+//! Who gives a role to an instance gets at what the role may do. So that takes leave of its own:
+//! `iam:PassRole` on the role.
 
 use std::net::IpAddr;
 
 use kiln_controlplane::credentials::{Policy, RequestContext, RoleError, Roles, Verdict};
 use kiln_controlplane::metadata::{ACCOUNT, REGION};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::{Caller, Kind};
 use crate::error::ApiError;
@@ -36,6 +39,9 @@ const KINDS: [(&str, &str); 19] = [
     ("dopt-", "dhcp-options"),
     ("iip-assoc-", "iam-instance-profile-association"),
 ];
+
+/// No action of its own, but part of those that give a role away.
+const PASS_ROLE: &str = "PassRole";
 
 /// What is to be decided.
 #[derive(Debug)]
@@ -82,7 +88,10 @@ pub(crate) fn permits(roles: &Roles<'_>, caller: &Caller, request: &Request<'_>)
     }
     let action = format!("{}:{}", request.service, request.action);
     let resources = resources(caller, request);
-    let context = caller.context(request.source);
+    let mut context = caller.context(request.source);
+    if request.action == PASS_ROLE {
+        context = context.with("iam:PassedToService", "ec2.amazonaws.com");
+    }
     let may = |resource: &str| policies.as_ref().is_ok_and(|all| allowed(all, &action, resource, &context));
     let denied = resources.iter().find(|resource| !may(resource));
     match denied {
@@ -95,8 +104,24 @@ pub(crate) fn permits(roles: &Roles<'_>, caller: &Caller, request: &Request<'_>)
     }
 }
 
+/// Decides about a request of `service` that gives `role` to an instance or puts it into an instance profile.
+pub(crate) fn permits_passing(
+    roles: &Roles<'_>,
+    caller: &Caller,
+    role: &str,
+    service: &str,
+    source: Option<IpAddr>,
+) -> Result<(), ApiError> {
+    let request = Request { service: "iam", action: PASS_ROLE, input: &json!({"RoleName": role}), source };
+    permits(roles, caller, &request).map_err(|error| match (service, error.code.as_ref()) {
+        ("ec2", "AccessDenied") => ApiError::new("UnauthorizedOperation", error.message),
+        _ => error,
+    })
+}
+
 fn not_by_session(request: &Request<'_>) -> bool {
-    request.service == "iam" || request.service == "sts" && request.action != "AssumeRole"
+    request.service == "iam" && request.action != PASS_ROLE
+        || request.service == "sts" && request.action != "AssumeRole"
 }
 
 fn allowed(policies: &[Policy], action: &str, resource: &str, context: &RequestContext) -> bool {
@@ -172,8 +197,6 @@ fn ids(value: &Value, found: &mut Vec<String>) {
 
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
-
     use super::*;
 
     #[test]

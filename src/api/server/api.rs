@@ -10,7 +10,9 @@ use serde_json::Value;
 
 use super::metrics::Metrics;
 use crate::actions::{self, Context};
-use crate::auth::{Authenticator, BlockTokens, Caller, Message, PolicyRequest, Signed, permits, refuse};
+use crate::auth::{
+    Authenticator, BlockTokens, Caller, Message, PolicyRequest, Signed, permits, permits_passing, refuse,
+};
 use crate::error::ApiError;
 use crate::query::{Parameters, decode, envelope, parse};
 use crate::rest::{self, Written};
@@ -210,18 +212,20 @@ impl Api {
         })?;
         known.operation = Some(operation);
         let mut input = decode(operation.input, &parameters, &protocol(&query))?;
-        permits(
-            &self.supervisor.plane().roles(),
-            &caller,
-            &PolicyRequest { service: service.name, action: name, input: &input, source: request.source },
-        )?;
+        let (roles, source) = (self.supervisor.plane().roles(), request.source);
+        let context = self.context(&caller, source, now);
+        let wanted = PolicyRequest { service: service.name, action: name, input: &input, source };
+        permits(&roles, &caller, &wanted)?;
+        if let Some(role) = actions::passed_role(&context, service.name, name, &input)? {
+            permits_passing(&roles, &caller, &role, service.name, source)?;
+        }
         if take_dry_run(&mut input) {
             let message = "Request would have succeeded, but DryRun flag is set.";
             return Err(ApiError::new("DryRunOperation", message));
         }
         let action = actions::find(service.name, name)
             .ok_or_else(|| ApiError::unsupported(format!("Kiln does not have {name}")))?;
-        let value = action(&self.context(&caller, request.source, now), input)?;
+        let value = action(&context, input)?;
         envelope(service, operation, &value, request_id).map_err(|e| ApiError::internal(&e))
     }
 }

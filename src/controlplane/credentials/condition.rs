@@ -32,7 +32,7 @@ impl RequestContext {
 }
 
 /// Keys that conditions and variables may name.
-const KEYS: [&str; 9] = [
+const KEYS: [&str; 10] = [
     "aws:principalaccount",
     "aws:principalarn",
     "aws:principaltype",
@@ -41,6 +41,7 @@ const KEYS: [&str; 9] = [
     "aws:sourceip",
     "aws:userid",
     "aws:username",
+    "iam:passedtoservice",
     "sts:externalid",
 ];
 
