@@ -43,6 +43,7 @@ fn inside() {
         ("packer.py", lacks("packer", None)),
         ("terraform_storage.py", terraform),
         ("terraform_service.py", terraform),
+        ("terraform_template.py", terraform),
     ] {
         if lacking {
             continue;

@@ -24,6 +24,7 @@ fn inside() {
     let (mut daemon, image) = own_host::daemon();
     daemon.python_with("instances.py", &[("KILN_TEST_IMAGE", &image)]);
     daemon.python_with("interfaces.py", &[("KILN_TEST_IMAGE", &image)]);
+    daemon.python_with("templates.py", &[("KILN_TEST_IMAGE", &image)]);
     killed_while_an_interface_comes_and_goes(&mut daemon, &image);
     assert!(daemon.stop().success());
 }

@@ -5,6 +5,7 @@ use std::borrow::Cow;
 use kiln_controlplane::credentials::RoleError;
 use kiln_controlplane::instances::{InstanceError, ModifyError};
 use kiln_controlplane::key_pairs::KeyPairError;
+use kiln_controlplane::launch_templates::LaunchTemplateError;
 use kiln_controlplane::network::NetworkError;
 use kiln_controlplane::state::StoreError;
 use kiln_controlplane::tags::TagError;
@@ -137,7 +138,7 @@ macro_rules! coded {
     };
 }
 
-coded!(NetworkError, RoleError, ModifyError, KeyPairError, VolumeError);
+coded!(NetworkError, RoleError, ModifyError, KeyPairError, VolumeError, LaunchTemplateError);
 
 impl From<TagError> for ApiError {
     fn from(error: TagError) -> Self {

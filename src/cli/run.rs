@@ -110,6 +110,7 @@ pub fn request(args: &RunArgs) -> Result<LaunchRequest, Failure> {
         shutdown: ShutdownBehavior::Stop,
         protected: false,
         key_name: None,
+        launch_template: None,
         monitoring: false,
         keep_root: None,
         root_kind: None,

@@ -20,6 +20,7 @@ pub mod identity;
 pub mod images;
 pub mod instances;
 pub mod key_pairs;
+pub mod launch_templates;
 pub mod metadata;
 pub mod network;
 pub mod progress;

@@ -174,6 +174,10 @@ id!(
     KeyPairId, "key-", "a", "key pair"
 );
 id!(
+    /// What instances are launched with, under a name.
+    LaunchTemplateId, "lt-", "a", "launch template"
+);
+id!(
     /// One launch request, which may make several instances.
     ReservationId, "r-", "a", "reservation"
 );

@@ -29,8 +29,9 @@ pub use clock::Clock;
 pub use cpu_template::CpuTemplate;
 pub use id::{
     AllocationId, AssociationId, ImageId, InstanceId, InterfaceId, InternetGatewayId, KeyPairId,
-    NatGatewayId, NetworkAclId, ParseIdError, PrefixListId, ReservationId, RouteTableAssociationId,
-    RouteTableId, SecurityGroupId, SecurityGroupRuleId, SnapshotId, SubnetId, VolumeId, VpcId,
+    LaunchTemplateId, NatGatewayId, NetworkAclId, ParseIdError, PrefixListId, ReservationId,
+    RouteTableAssociationId, RouteTableId, SecurityGroupId, SecurityGroupRuleId, SnapshotId, SubnetId,
+    VolumeId, VpcId,
 };
 pub use instance_state::{IllegalTransition, InstanceEvent, InstanceState};
 pub use instance_type::{InstanceType, Performance, UnknownInstanceType};

@@ -26,6 +26,7 @@ kind!(INTERFACE, "eni-", "InvalidNetworkInterfaceID.Malformed", "InvalidNetworkI
 kind!(ALLOCATION, "eipalloc-", "InvalidAllocationID.Malformed", "InvalidAllocationID.NotFound");
 kind!(ASSOCIATION, "eipassoc-", "InvalidAssociationID.Malformed", "InvalidAssociationID.NotFound");
 kind!(KEY_PAIR, "key-", "InvalidKeyPairId.Malformed", "InvalidKeyPair.NotFound");
+kind!(LAUNCH_TEMPLATE, "lt-", "InvalidLaunchTemplateId.Malformed", "InvalidLaunchTemplateId.NotFound");
 kind!(INSTANCE, "i-", "InvalidInstanceID.Malformed", "InvalidInstanceID.NotFound");
 kind!(IMAGE, "ami-", "InvalidAMIID.Malformed", "InvalidAMIID.NotFound");
 kind!(VOLUME, "vol-", "InvalidVolumeID.Malformed", "InvalidVolume.NotFound");

@@ -145,7 +145,7 @@ impl World {
         own.into_iter().map(one).collect()
     }
 
-    fn shown(&self, instance: &Instance) -> Value {
+    pub(super) fn shown(&self, instance: &Instance) -> Value {
         let mut shown = json!({
             "InstanceId": instance.id.to_string(), "InstanceType": instance.instance_type,
             "State": lifecycle::state(instance.state), "AmiLaunchIndex": instance.launch_index,
@@ -157,7 +157,7 @@ impl World {
             "StateTransitionReason": instance.reason.as_ref().map(|r| r.transition()).unwrap_or_default(),
             "StateReason": instance.reason.as_ref().map(|r| json!({"Code": r.code, "Message": r.message})),
             "IamInstanceProfile": instance.profile.as_ref().map(|own| profiles::specification(&self.profiles, own)),
-            "MetadataOptions": metadata_options::shown(instance), "Tags": tagging::shown(&instance.tags),
+            "MetadataOptions": metadata_options::shown(instance), "Tags": tagging::shown_of_instance(instance),
             "PrivateDnsName": "", "PublicDnsName": "", "SecurityGroups": self.groups_of(instance),
             "BlockDeviceMappings": [], "NetworkInterfaces": [], "ProductCodes": [],
             "EnclaveOptions": {"Enabled": false}, "HibernationOptions": {"Configured": false},

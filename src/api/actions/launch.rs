@@ -15,6 +15,7 @@ use serde_json::Value;
 use super::devices::{self, Mapping};
 use super::ids::{GROUP, IMAGE, INTERFACE, SUBNET};
 use super::instances::World;
+use super::launch_templates::{self, Specification};
 use super::metadata_options::{self, MetadataOptionsRequest};
 use super::tagging::{self, TagSpecification};
 use super::tokens::Token;
@@ -43,7 +44,8 @@ input!(RunInstances { image_id: Option<String>, instance_type: Option<String>, m
     block_device_mappings: Vec<Mapping>, disable_api_termination: bool, disable_api_stop: bool,
     monitoring: Enabled, enclave_options: Enabled, hibernation_options: Configured,
     credit_specification: Option<Value>, maintenance_options: Option<Value>,
-    private_dns_name_options: Option<Value>, additional_info: Option<String> });
+    private_dns_name_options: Option<Value>, additional_info: Option<String>,
+    launch_template: Option<Specification> });
 
 /// Where an interface shall be, from either of the two forms.
 struct Where {
@@ -220,7 +222,12 @@ fn user_data(text: &str) -> Result<UserData, ApiError> {
     UserData::new(bytes).map_err(|e| ApiError::value(e.to_string()))
 }
 
-/// `RunInstances`.
+/// Whether a launch would take these parameters, as far as they are of its kind.
+pub(super) fn check_template(data: Value) -> Result<(), ApiError> {
+    parse::<RunInstances>(data)?.check_unsupported()
+}
+
+/// `RunInstances`. What a launch template says is among the parameters already.
 pub(super) fn run(context: &Context<'_>, mut input: Value) -> Answer {
     let token = Token::take(context, "RunInstances", &mut input)?;
     if let Some(made) = token.made(context.plane.store())? {
@@ -309,6 +316,7 @@ pub(super) fn run(context: &Context<'_>, mut input: Value) -> Answer {
     }
     request.volumes = devices.others;
     request.monitoring = wish.monitoring.enabled;
+    request.launch_template = wish.launch_template.as_ref().and_then(launch_templates::used);
     request.user_data = wish.user_data.as_deref().map(user_data).transpose()?;
     if let Some(name) = &wish.key_name {
         request.ssh_key = Some(key_pairs::service(context).get(name)?.public);

@@ -20,6 +20,7 @@ mod instances;
 mod interfaces;
 mod key_pairs;
 mod launch;
+mod launch_templates;
 mod lifecycle;
 mod listing;
 mod managed_policies;
@@ -33,6 +34,7 @@ mod rules;
 mod sts;
 mod subnets;
 mod tagging;
+mod template_data;
 mod tokens;
 mod types;
 mod users;
@@ -52,6 +54,7 @@ use crate::error::ApiError;
 /// Answer of an action.
 type Answer = Result<Value, ApiError>;
 pub(crate) use blocks::BlockAction;
+pub(crate) use launch_templates::expand;
 pub(crate) use profiles::passed_role;
 /// An action on checked parameters.
 pub(crate) type Action = fn(&Context<'_>, Value) -> Answer;
@@ -72,6 +75,8 @@ pub(crate) struct Context<'a> {
     pub source: Option<IpAddr>,
     /// Unix seconds.
     pub now: u64,
+    /// The parameters as they were sent, where a launch template has added to them.
+    pub asked: Option<Value>,
 }
 
 /// The parameters that an action serves, by the names of the model.
@@ -127,6 +132,8 @@ static EC2: &[(&str, Action)] = actions! { ec2:
     CreateImage => images::create,
     CreateInternetGateway => gateways::create,
     CreateKeyPair => key_pairs::create,
+    CreateLaunchTemplate => launch_templates::create,
+    CreateLaunchTemplateVersion => launch_templates::create_version,
     CreateManagedPrefixList => prefix_lists::create,
     CreateNatGateway => nat_gateways::create,
     CreateNetworkAcl => acls::create,
@@ -142,6 +149,8 @@ static EC2: &[(&str, Action)] = actions! { ec2:
     CreateVpc => vpcs::create,
     DeleteInternetGateway => gateways::delete,
     DeleteKeyPair => key_pairs::delete,
+    DeleteLaunchTemplate => launch_templates::delete,
+    DeleteLaunchTemplateVersions => launch_templates::delete_versions,
     DeleteManagedPrefixList => prefix_lists::delete,
     DeleteNatGateway => nat_gateways::delete,
     DeleteNetworkAcl => acls::delete,
@@ -172,6 +181,8 @@ static EC2: &[(&str, Action)] = actions! { ec2:
     DescribeInstances => instances::describe,
     DescribeInternetGateways => gateways::describe,
     DescribeKeyPairs => key_pairs::describe,
+    DescribeLaunchTemplateVersions => launch_templates::describe_versions,
+    DescribeLaunchTemplates => launch_templates::describe,
     DescribeManagedPrefixLists => prefix_lists::describe,
     DescribeNatGateways => nat_gateways::describe,
     DescribeNetworkAcls => acls::describe,
@@ -197,12 +208,14 @@ static EC2: &[(&str, Action)] = actions! { ec2:
     DisassociateRouteTable => routes::disassociate,
     GetConsoleOutput => attributes::console,
     GetInstanceUefiData => attributes::uefi_data,
+    GetLaunchTemplateData => launch_templates::of_instance,
     GetManagedPrefixListEntries => prefix_lists::get_entries,
     GetPasswordData => attributes::password,
     ImportKeyPair => key_pairs::import,
     ModifyImageAttribute => image_attributes::modify,
     ModifyInstanceAttribute => attributes::modify,
     ModifyInstanceMetadataOptions => metadata_options::modify,
+    ModifyLaunchTemplate => launch_templates::modify,
     ModifyManagedPrefixList => prefix_lists::modify,
     ModifyNetworkInterfaceAttribute => interfaces::modify,
     ModifySecurityGroupRules => rules::modify,

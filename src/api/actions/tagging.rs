@@ -2,7 +2,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use kiln_controlplane::instances::TagChange;
+use kiln_controlplane::instances::{Instance, TagChange};
+use kiln_controlplane::launch_templates::TemplateUse;
 use kiln_controlplane::state::{StoreError, Transaction};
 use kiln_controlplane::tags::{self, MAX_TAGS};
 use kiln_model::{InstanceId, Tag};
@@ -10,7 +11,7 @@ use serde_json::{Value, json};
 
 use super::ids::{self, IdKind};
 use super::listing::{self, listing};
-use super::{Answer, Context, done, input};
+use super::{Answer, Context, done, input, launch_templates};
 use crate::auth::kind_of;
 use crate::error::ApiError;
 
@@ -89,6 +90,23 @@ pub(super) fn set_new(tx: &mut Transaction<'_>, id: &str, own: &[Tag]) -> Result
 /// Tags as they are shown.
 pub(super) fn shown(tags: &[Tag]) -> Value {
     tags.iter().map(|tag| json!({"Key": tag.key(), "Value": tag.value()})).collect()
+}
+
+/// Tags that an instance has from the service and nobody can change.
+fn ours(instance: &Instance) -> Vec<(&'static str, String)> {
+    let used = |used: TemplateUse| {
+        [
+            ("aws:ec2launchtemplate:id", used.template.to_string()),
+            ("aws:ec2launchtemplate:version", used.version.to_string()),
+        ]
+    };
+    instance.launch_template.into_iter().flat_map(used).collect()
+}
+
+/// Tags of an instance as they are shown.
+pub(super) fn shown_of_instance(instance: &Instance) -> Value {
+    let own = instance.tags.iter().map(|tag| json!({"Key": tag.key(), "Value": tag.value()}));
+    own.chain(ours(instance).iter().map(|(key, value)| json!({"Key": key, "Value": value}))).collect()
 }
 
 /// Tags of a resource as they are shown; `name` is what the command line calls it.
@@ -200,6 +218,11 @@ impl Known {
                     ids::KEY_PAIR,
                     text(&mut super::key_pairs::service(context).list()?.iter().map(|k| k.id.to_string())),
                 ),
+                (
+                    "lt-",
+                    ids::LAUNCH_TEMPLATE,
+                    text(&mut launch_templates::service(context).list()?.iter().map(|t| t.id.to_string())),
+                ),
             ],
         })
     }
@@ -240,10 +263,15 @@ pub(super) fn describe(context: &Context<'_>, mut request: DescribeTags) -> Answ
     for instance in context.plane.instance_rows()?.iter() {
         all.insert(instance.id.to_string(), instance.tags.clone());
     }
-    let one = |id: &str, tag: &Tag| json!({"ResourceId": id, "ResourceType": kind_of(id), "Key": tag.key(), "Value": tag.value()});
+    let one = |id: &str, key: &str, value: &str| json!({"ResourceId": id, "ResourceType": kind_of(id), "Key": key, "Value": value});
     // Those of roles and profiles are IAM's.
     let own = all.iter().filter(|(id, _)| kind_of(id).is_some());
-    let mut items: Vec<_> = own.flat_map(|(id, tags)| tags.iter().map(|tag| one(id, tag))).collect();
+    let mut items: Vec<_> =
+        own.flat_map(|(id, tags)| tags.iter().map(|tag| one(id, tag.key(), tag.value()))).collect();
+    for instance in context.plane.instance_rows()?.iter() {
+        let ours = ours(instance);
+        items.extend(ours.iter().map(|(key, value)| one(&instance.id.to_string(), key, value)));
+    }
     let table = [
         ("key", "Key"),
         ("value", "Value"),

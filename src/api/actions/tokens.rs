@@ -63,7 +63,12 @@ impl Token {
         if token.chars().count() > most || !token.chars().all(|c| c.is_ascii_graphic()) {
             return Err(ApiError::value(format!("A ClientToken has up to {most} visible ASCII characters")));
         }
-        let request = format!("{} {input}", context.caller.arn);
+        // A template may say something else when the request comes again.
+        let mut asked = context.asked.clone();
+        if let Some(asked) = asked.as_mut().and_then(Value::as_object_mut) {
+            asked.remove("ClientToken");
+        }
+        let request = format!("{} {}", context.caller.arn, asked.as_ref().unwrap_or(input));
         Ok(Token(Some(ClientToken {
             key: format!("{action}.{token}"),
             request: Sha256::digest(request).iter().map(|byte| format!("{byte:02x}")).collect(),

@@ -18,7 +18,7 @@ use super::{Caller, Kind};
 use crate::error::ApiError;
 
 /// Resources of EC2 by the beginning of their ids.
-const KINDS: [(&str, &str); 19] = [
+const KINDS: [(&str, &str); 20] = [
     ("i-", "instance"),
     ("ami-", "image"),
     ("vol-", "volume"),
@@ -31,6 +31,7 @@ const KINDS: [(&str, &str); 19] = [
     ("eipalloc-", "elastic-ip"),
     ("eipassoc-", "elastic-ip-association"),
     ("key-", "key-pair"),
+    ("lt-", "launch-template"),
     ("pl-", "prefix-list"),
     ("acl-", "network-acl"),
     ("rtb-", "route-table"),

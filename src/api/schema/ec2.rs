@@ -5,7 +5,7 @@ use super::{Bounds, EMPTY, List, Operation, Service, Shape, member, required};
 pub(super) static SERVICE: Service =
     Service { name: "ec2", version: "2016-11-15", namespace: "http://ec2.amazonaws.com/doc/2016-11-15", operations: &OPERATIONS };
 
-static OPERATIONS: [Operation; 116] = [
+static OPERATIONS: [Operation; 124] = [
     Operation { name: "AllocateAddress", input: &ALLOCATE_ADDRESS_REQUEST, output: &ALLOCATE_ADDRESS_RESULT, wrapper: None },
     Operation { name: "AssignPrivateIpAddresses", input: &ASSIGN_PRIVATE_IP_ADDRESSES_REQUEST, output: &ASSIGN_PRIVATE_IP_ADDRESSES_RESULT, wrapper: None },
     Operation { name: "AssociateAddress", input: &ASSOCIATE_ADDRESS_REQUEST, output: &ASSOCIATE_ADDRESS_RESULT, wrapper: None },
@@ -21,6 +21,8 @@ static OPERATIONS: [Operation; 116] = [
     Operation { name: "CreateImage", input: &CREATE_IMAGE_REQUEST, output: &CREATE_IMAGE_RESULT, wrapper: None },
     Operation { name: "CreateInternetGateway", input: &CREATE_INTERNET_GATEWAY_REQUEST, output: &CREATE_INTERNET_GATEWAY_RESULT, wrapper: None },
     Operation { name: "CreateKeyPair", input: &CREATE_KEY_PAIR_REQUEST, output: &KEY_PAIR, wrapper: None },
+    Operation { name: "CreateLaunchTemplate", input: &CREATE_LAUNCH_TEMPLATE_REQUEST, output: &CREATE_LAUNCH_TEMPLATE_RESULT, wrapper: None },
+    Operation { name: "CreateLaunchTemplateVersion", input: &CREATE_LAUNCH_TEMPLATE_VERSION_REQUEST, output: &CREATE_LAUNCH_TEMPLATE_VERSION_RESULT, wrapper: None },
     Operation { name: "CreateManagedPrefixList", input: &CREATE_MANAGED_PREFIX_LIST_REQUEST, output: &CREATE_MANAGED_PREFIX_LIST_RESULT, wrapper: None },
     Operation { name: "CreateNatGateway", input: &CREATE_NAT_GATEWAY_REQUEST, output: &CREATE_NAT_GATEWAY_RESULT, wrapper: None },
     Operation { name: "CreateNetworkAcl", input: &CREATE_NETWORK_ACL_REQUEST, output: &CREATE_NETWORK_ACL_RESULT, wrapper: None },
@@ -36,6 +38,8 @@ static OPERATIONS: [Operation; 116] = [
     Operation { name: "CreateVpc", input: &CREATE_VPC_REQUEST, output: &CREATE_VPC_RESULT, wrapper: None },
     Operation { name: "DeleteInternetGateway", input: &DELETE_INTERNET_GATEWAY_REQUEST, output: &EMPTY, wrapper: None },
     Operation { name: "DeleteKeyPair", input: &DELETE_KEY_PAIR_REQUEST, output: &DELETE_KEY_PAIR_RESULT, wrapper: None },
+    Operation { name: "DeleteLaunchTemplate", input: &DELETE_LAUNCH_TEMPLATE_REQUEST, output: &DELETE_LAUNCH_TEMPLATE_RESULT, wrapper: None },
+    Operation { name: "DeleteLaunchTemplateVersions", input: &DELETE_LAUNCH_TEMPLATE_VERSIONS_REQUEST, output: &DELETE_LAUNCH_TEMPLATE_VERSIONS_RESULT, wrapper: None },
     Operation { name: "DeleteManagedPrefixList", input: &DELETE_MANAGED_PREFIX_LIST_REQUEST, output: &DELETE_MANAGED_PREFIX_LIST_RESULT, wrapper: None },
     Operation { name: "DeleteNatGateway", input: &DELETE_NAT_GATEWAY_REQUEST, output: &DELETE_NAT_GATEWAY_RESULT, wrapper: None },
     Operation { name: "DeleteNetworkAcl", input: &DELETE_NETWORK_ACL_REQUEST, output: &EMPTY, wrapper: None },
@@ -66,6 +70,8 @@ static OPERATIONS: [Operation; 116] = [
     Operation { name: "DescribeInstances", input: &DESCRIBE_INSTANCES_REQUEST, output: &DESCRIBE_INSTANCES_RESULT, wrapper: None },
     Operation { name: "DescribeInternetGateways", input: &DESCRIBE_INTERNET_GATEWAYS_REQUEST, output: &DESCRIBE_INTERNET_GATEWAYS_RESULT, wrapper: None },
     Operation { name: "DescribeKeyPairs", input: &DESCRIBE_KEY_PAIRS_REQUEST, output: &DESCRIBE_KEY_PAIRS_RESULT, wrapper: None },
+    Operation { name: "DescribeLaunchTemplateVersions", input: &DESCRIBE_LAUNCH_TEMPLATE_VERSIONS_REQUEST, output: &DESCRIBE_LAUNCH_TEMPLATE_VERSIONS_RESULT, wrapper: None },
+    Operation { name: "DescribeLaunchTemplates", input: &DESCRIBE_LAUNCH_TEMPLATES_REQUEST, output: &DESCRIBE_LAUNCH_TEMPLATES_RESULT, wrapper: None },
     Operation { name: "DescribeManagedPrefixLists", input: &DESCRIBE_MANAGED_PREFIX_LISTS_REQUEST, output: &DESCRIBE_MANAGED_PREFIX_LISTS_RESULT, wrapper: None },
     Operation { name: "DescribeNatGateways", input: &DESCRIBE_NAT_GATEWAYS_REQUEST, output: &DESCRIBE_NAT_GATEWAYS_RESULT, wrapper: None },
     Operation { name: "DescribeNetworkAcls", input: &DESCRIBE_NETWORK_ACLS_REQUEST, output: &DESCRIBE_NETWORK_ACLS_RESULT, wrapper: None },
@@ -91,12 +97,14 @@ static OPERATIONS: [Operation; 116] = [
     Operation { name: "DisassociateRouteTable", input: &DISASSOCIATE_ROUTE_TABLE_REQUEST, output: &EMPTY, wrapper: None },
     Operation { name: "GetConsoleOutput", input: &GET_CONSOLE_OUTPUT_REQUEST, output: &GET_CONSOLE_OUTPUT_RESULT, wrapper: None },
     Operation { name: "GetInstanceUefiData", input: &GET_INSTANCE_UEFI_DATA_REQUEST, output: &GET_INSTANCE_UEFI_DATA_RESULT, wrapper: None },
+    Operation { name: "GetLaunchTemplateData", input: &GET_LAUNCH_TEMPLATE_DATA_REQUEST, output: &GET_LAUNCH_TEMPLATE_DATA_RESULT, wrapper: None },
     Operation { name: "GetManagedPrefixListEntries", input: &GET_MANAGED_PREFIX_LIST_ENTRIES_REQUEST, output: &GET_MANAGED_PREFIX_LIST_ENTRIES_RESULT, wrapper: None },
     Operation { name: "GetPasswordData", input: &GET_PASSWORD_DATA_REQUEST, output: &GET_PASSWORD_DATA_RESULT, wrapper: None },
     Operation { name: "ImportKeyPair", input: &IMPORT_KEY_PAIR_REQUEST, output: &IMPORT_KEY_PAIR_RESULT, wrapper: None },
     Operation { name: "ModifyImageAttribute", input: &MODIFY_IMAGE_ATTRIBUTE_REQUEST, output: &EMPTY, wrapper: None },
     Operation { name: "ModifyInstanceAttribute", input: &MODIFY_INSTANCE_ATTRIBUTE_REQUEST, output: &EMPTY, wrapper: None },
     Operation { name: "ModifyInstanceMetadataOptions", input: &MODIFY_INSTANCE_METADATA_OPTIONS_REQUEST, output: &MODIFY_INSTANCE_METADATA_OPTIONS_RESULT, wrapper: None },
+    Operation { name: "ModifyLaunchTemplate", input: &MODIFY_LAUNCH_TEMPLATE_REQUEST, output: &MODIFY_LAUNCH_TEMPLATE_RESULT, wrapper: None },
     Operation { name: "ModifyManagedPrefixList", input: &MODIFY_MANAGED_PREFIX_LIST_REQUEST, output: &MODIFY_MANAGED_PREFIX_LIST_RESULT, wrapper: None },
     Operation { name: "ModifyNetworkInterfaceAttribute", input: &MODIFY_NETWORK_INTERFACE_ATTRIBUTE_REQUEST, output: &EMPTY, wrapper: None },
     Operation { name: "ModifySecurityGroupRules", input: &MODIFY_SECURITY_GROUP_RULES_REQUEST, output: &MODIFY_SECURITY_GROUP_RULES_RESULT, wrapper: None },
@@ -124,6 +132,28 @@ static OPERATIONS: [Operation; 116] = [
     Operation { name: "UpdateSecurityGroupRuleDescriptionsIngress", input: &UPDATE_SECURITY_GROUP_RULE_DESCRIPTIONS_INGRESS_REQUEST, output: &UPDATE_SECURITY_GROUP_RULE_DESCRIPTIONS_INGRESS_RESULT, wrapper: None },
 ];
 
+static ACCELERATOR_COUNT: Shape = Shape::Structure(&[
+    member("Min", "Min", "min", &INTEGER),
+    member("Max", "Max", "max", &INTEGER),
+]);
+static ACCELERATOR_COUNT_REQUEST: Shape = Shape::Structure(&[
+    member("Min", "Min", "Min", &INTEGER),
+    member("Max", "Max", "Max", &INTEGER),
+]);
+static ACCELERATOR_MANUFACTURER: Shape = Shape::Choice(&["amazon-web-services", "amd", "nvidia", "xilinx", "habana"]);
+static ACCELERATOR_MANUFACTURER_SET: Shape = Shape::List(List { element: "item", flat: true, bounds: Bounds { min: None, max: None }, shape: &ACCELERATOR_MANUFACTURER });
+static ACCELERATOR_NAME: Shape = Shape::Choice(&["a100", "inferentia", "k520", "k80", "m60", "radeon-pro-v520", "t4", "vu9p", "v100", "a10g", "h100", "t4g", "l40s", "l4", "gaudi-hl-205", "inferentia2", "trainium", "trainium2", "u30"]);
+static ACCELERATOR_NAME_SET: Shape = Shape::List(List { element: "item", flat: true, bounds: Bounds { min: None, max: None }, shape: &ACCELERATOR_NAME });
+static ACCELERATOR_TOTAL_MEMORY_MI_B: Shape = Shape::Structure(&[
+    member("Min", "Min", "min", &INTEGER),
+    member("Max", "Max", "max", &INTEGER),
+]);
+static ACCELERATOR_TOTAL_MEMORY_MI_B_REQUEST: Shape = Shape::Structure(&[
+    member("Min", "Min", "Min", &INTEGER),
+    member("Max", "Max", "Max", &INTEGER),
+]);
+static ACCELERATOR_TYPE: Shape = Shape::Choice(&["gpu", "fpga", "inference", "media"]);
+static ACCELERATOR_TYPE_SET: Shape = Shape::List(List { element: "item", flat: true, bounds: Bounds { min: None, max: None }, shape: &ACCELERATOR_TYPE });
 static ACCOUNT_ATTRIBUTE: Shape = Shape::Structure(&[
     member("AttributeName", "AttributeName", "attributeName", &STRING),
     member("AttributeValues", "AttributeValueSet", "attributeValueSet", &ACCOUNT_ATTRIBUTE_VALUE_LIST),
@@ -192,6 +222,8 @@ static ALLOCATE_ADDRESS_RESULT: Shape = Shape::Structure(&[
 static ALLOCATION_ID: Shape = Shape::Text(Bounds { min: None, max: None });
 static ALLOCATION_IDS: Shape = Shape::List(List { element: "item", flat: true, bounds: Bounds { min: None, max: None }, shape: &ALLOCATION_ID });
 static ALLOCATION_ID_LIST: Shape = Shape::List(List { element: "AllocationId", flat: true, bounds: Bounds { min: None, max: None }, shape: &ALLOCATION_ID });
+static ALLOWED_INSTANCE_TYPE: Shape = Shape::Text(Bounds { min: Some(1), max: Some(30) });
+static ALLOWED_INSTANCE_TYPE_SET: Shape = Shape::List(List { element: "item", flat: true, bounds: Bounds { min: Some(0), max: Some(400) }, shape: &ALLOWED_INSTANCE_TYPE });
 static AMD_SEV_SNP_SPECIFICATION: Shape = Shape::Choice(&["enabled", "disabled"]);
 static APPLICATION_STATUS_SUMMARY: Shape = Shape::Structure(&[
     member("Status", "Status", "status", &SUMMARY_STATUS),
@@ -371,10 +403,25 @@ static AVAILABILITY_ZONE_SUB_GEOGRAPHY: Shape = Shape::Structure(&[
 static AVAILABILITY_ZONE_SUB_GEOGRAPHY_LIST: Shape = Shape::List(List { element: "item", flat: true, bounds: Bounds { min: None, max: None }, shape: &AVAILABILITY_ZONE_SUB_GEOGRAPHY });
 static BANDWIDTH_WEIGHTING_TYPE: Shape = Shape::Choice(&["default", "vpc-1", "ebs-1"]);
 static BANDWIDTH_WEIGHTING_TYPE_LIST: Shape = Shape::List(List { element: "item", flat: true, bounds: Bounds { min: None, max: None }, shape: &BANDWIDTH_WEIGHTING_TYPE });
+static BARE_METAL: Shape = Shape::Choice(&["included", "required", "excluded"]);
 static BARE_METAL_FLAG: Shape = Shape::Boolean;
 static BASELINE_BANDWIDTH_IN_GBPS: Shape = Shape::Number;
 static BASELINE_BANDWIDTH_IN_MBPS: Shape = Shape::Integer(Bounds { min: None, max: None });
+static BASELINE_EBS_BANDWIDTH_MBPS: Shape = Shape::Structure(&[
+    member("Min", "Min", "min", &INTEGER),
+    member("Max", "Max", "max", &INTEGER),
+]);
+static BASELINE_EBS_BANDWIDTH_MBPS_REQUEST: Shape = Shape::Structure(&[
+    member("Min", "Min", "Min", &INTEGER),
+    member("Max", "Max", "Max", &INTEGER),
+]);
 static BASELINE_IOPS: Shape = Shape::Integer(Bounds { min: None, max: None });
+static BASELINE_PERFORMANCE_FACTORS: Shape = Shape::Structure(&[
+    member("Cpu", "Cpu", "cpu", &CPU_PERFORMANCE_FACTOR),
+]);
+static BASELINE_PERFORMANCE_FACTORS_REQUEST: Shape = Shape::Structure(&[
+    member("Cpu", "Cpu", "Cpu", &CPU_PERFORMANCE_FACTOR_REQUEST),
+]);
 static BASELINE_THROUGHPUT_IN_M_BPS: Shape = Shape::Number;
 static BILLING_PRODUCT_LIST: Shape = Shape::List(List { element: "item", flat: true, bounds: Bounds { min: None, max: None }, shape: &STRING });
 static BLOB: Shape = Shape::Blob;
@@ -397,6 +444,7 @@ static BOOT_MODE_TYPE_LIST: Shape = Shape::List(List { element: "item", flat: tr
 static BOOT_MODE_VALUES: Shape = Shape::Choice(&["legacy-bios", "uefi", "uefi-preferred"]);
 static BOXED_BOOLEAN: Shape = Shape::Boolean;
 static BOXED_INTEGER: Shape = Shape::Integer(Bounds { min: None, max: None });
+static BURSTABLE_PERFORMANCE: Shape = Shape::Choice(&["included", "required", "excluded"]);
 static BURSTABLE_PERFORMANCE_FLAG: Shape = Shape::Boolean;
 static CAPACITY_RESERVATION_ID: Shape = Shape::Text(Bounds { min: None, max: None });
 static CAPACITY_RESERVATION_PREFERENCE: Shape = Shape::Choice(&["capacity-reservations-only", "open", "none"]);
@@ -422,6 +470,11 @@ static CONNECTION_TRACKING_CONFIGURATION: Shape = Shape::Structure(&[
     member("TcpEstablishedTimeout", "TcpEstablishedTimeout", "tcpEstablishedTimeout", &INTEGER),
     member("UdpStreamTimeout", "UdpStreamTimeout", "udpStreamTimeout", &INTEGER),
     member("UdpTimeout", "UdpTimeout", "udpTimeout", &INTEGER),
+]);
+static CONNECTION_TRACKING_SPECIFICATION: Shape = Shape::Structure(&[
+    member("TcpEstablishedTimeout", "TcpEstablishedTimeout", "tcpEstablishedTimeout", &INTEGER),
+    member("UdpTimeout", "UdpTimeout", "udpTimeout", &INTEGER),
+    member("UdpStreamTimeout", "UdpStreamTimeout", "udpStreamTimeout", &INTEGER),
 ]);
 static CONNECTION_TRACKING_SPECIFICATION_REQUEST: Shape = Shape::Structure(&[
     member("TcpEstablishedTimeout", "TcpEstablishedTimeout", "TcpEstablishedTimeout", &INTEGER),
@@ -476,7 +529,9 @@ static COPY_SNAPSHOT_RESULT: Shape = Shape::Structure(&[
 static CORE_COUNT: Shape = Shape::Integer(Bounds { min: None, max: None });
 static CORE_COUNT_LIST: Shape = Shape::List(List { element: "item", flat: true, bounds: Bounds { min: None, max: None }, shape: &CORE_COUNT });
 static CORE_NETWORK_ARN: Shape = Shape::Text(Bounds { min: None, max: None });
+static CPU_MANUFACTURER: Shape = Shape::Choice(&["intel", "amd", "amazon-web-services", "apple"]);
 static CPU_MANUFACTURER_NAME: Shape = Shape::Text(Bounds { min: None, max: None });
+static CPU_MANUFACTURER_SET: Shape = Shape::List(List { element: "item", flat: true, bounds: Bounds { min: None, max: None }, shape: &CPU_MANUFACTURER });
 static CPU_OPTIONS: Shape = Shape::Structure(&[
     member("CoreCount", "CoreCount", "coreCount", &INTEGER),
     member("ThreadsPerCore", "ThreadsPerCore", "threadsPerCore", &INTEGER),
@@ -488,6 +543,12 @@ static CPU_OPTIONS_REQUEST: Shape = Shape::Structure(&[
     member("ThreadsPerCore", "ThreadsPerCore", "ThreadsPerCore", &INTEGER),
     member("AmdSevSnp", "AmdSevSnp", "AmdSevSnp", &AMD_SEV_SNP_SPECIFICATION),
     member("NestedVirtualization", "NestedVirtualization", "NestedVirtualization", &NESTED_VIRTUALIZATION_SPECIFICATION),
+]);
+static CPU_PERFORMANCE_FACTOR: Shape = Shape::Structure(&[
+    member("References", "ReferenceSet", "referenceSet", &PERFORMANCE_FACTOR_REFERENCE_SET),
+]);
+static CPU_PERFORMANCE_FACTOR_REQUEST: Shape = Shape::Structure(&[
+    member("References", "Reference", "Reference", &PERFORMANCE_FACTOR_REFERENCE_SET_REQUEST),
 ]);
 static CREATE_IMAGE_REQUEST: Shape = Shape::Structure(&[
     member("TagSpecifications", "TagSpecification", "TagSpecification", &TAG_SPECIFICATION_LIST),
@@ -516,6 +577,33 @@ static CREATE_KEY_PAIR_REQUEST: Shape = Shape::Structure(&[
     member("TagSpecifications", "TagSpecification", "TagSpecification", &TAG_SPECIFICATION_LIST),
     member("KeyFormat", "KeyFormat", "KeyFormat", &KEY_FORMAT),
     member("DryRun", "DryRun", "dryRun", &BOOLEAN),
+]);
+static CREATE_LAUNCH_TEMPLATE_REQUEST: Shape = Shape::Structure(&[
+    member("DryRun", "DryRun", "DryRun", &BOOLEAN),
+    member("ClientToken", "ClientToken", "ClientToken", &STRING),
+    required("LaunchTemplateName", "LaunchTemplateName", "LaunchTemplateName", &STRING),
+    member("VersionDescription", "VersionDescription", "VersionDescription", &VERSION_DESCRIPTION),
+    required("LaunchTemplateData", "LaunchTemplateData", "LaunchTemplateData", &REQUEST_LAUNCH_TEMPLATE_DATA),
+    member("Operator", "Operator", "Operator", &OPERATOR_REQUEST),
+    member("TagSpecifications", "TagSpecification", "TagSpecification", &TAG_SPECIFICATION_LIST),
+]);
+static CREATE_LAUNCH_TEMPLATE_RESULT: Shape = Shape::Structure(&[
+    member("LaunchTemplate", "LaunchTemplate", "launchTemplate", &LAUNCH_TEMPLATE),
+    member("Warning", "Warning", "warning", &VALIDATION_WARNING),
+]);
+static CREATE_LAUNCH_TEMPLATE_VERSION_REQUEST: Shape = Shape::Structure(&[
+    member("DryRun", "DryRun", "DryRun", &BOOLEAN),
+    member("ClientToken", "ClientToken", "ClientToken", &STRING),
+    member("LaunchTemplateId", "LaunchTemplateId", "LaunchTemplateId", &LAUNCH_TEMPLATE_ID),
+    member("LaunchTemplateName", "LaunchTemplateName", "LaunchTemplateName", &LAUNCH_TEMPLATE_NAME),
+    member("SourceVersion", "SourceVersion", "SourceVersion", &STRING),
+    member("VersionDescription", "VersionDescription", "VersionDescription", &VERSION_DESCRIPTION),
+    required("LaunchTemplateData", "LaunchTemplateData", "LaunchTemplateData", &REQUEST_LAUNCH_TEMPLATE_DATA),
+    member("ResolveAlias", "ResolveAlias", "ResolveAlias", &BOOLEAN),
+]);
+static CREATE_LAUNCH_TEMPLATE_VERSION_RESULT: Shape = Shape::Structure(&[
+    member("LaunchTemplateVersion", "LaunchTemplateVersion", "launchTemplateVersion", &LAUNCH_TEMPLATE_VERSION),
+    member("Warning", "Warning", "warning", &VALIDATION_WARNING),
 ]);
 static CREATE_MANAGED_PREFIX_LIST_REQUEST: Shape = Shape::Structure(&[
     member("DryRun", "DryRun", "DryRun", &BOOLEAN),
@@ -711,12 +799,16 @@ static CREATE_VPC_REQUEST: Shape = Shape::Structure(&[
 static CREATE_VPC_RESULT: Shape = Shape::Structure(&[
     member("Vpc", "Vpc", "vpc", &VPC),
 ]);
+static CREDIT_SPECIFICATION: Shape = Shape::Structure(&[
+    member("CpuCredits", "CpuCredits", "cpuCredits", &STRING),
+]);
 static CREDIT_SPECIFICATION_REQUEST: Shape = Shape::Structure(&[
     required("CpuCredits", "CpuCredits", "CpuCredits", &STRING),
 ]);
 static CURRENT_GENERATION_FLAG: Shape = Shape::Boolean;
 static DATE_TIME: Shape = Shape::Timestamp;
 static DEDICATED_HOST_FLAG: Shape = Shape::Boolean;
+static DEDICATED_HOST_ID: Shape = Shape::Text(Bounds { min: None, max: None });
 static DEFAULT_CONNECTION_TRACKING_CONFIGURATION: Shape = Shape::Structure(&[
     member("DefaultTcpEstablishedTimeout", "DefaultTcpEstablishedTimeout", "defaultTcpEstablishedTimeout", &DEFAULT_TCP_ESTABLISHED_TIMEOUT),
     member("DefaultUdpTimeout", "DefaultUdpTimeout", "defaultUdpTimeout", &DEFAULT_UDP_TIMEOUT),
@@ -739,6 +831,37 @@ static DELETE_KEY_PAIR_REQUEST: Shape = Shape::Structure(&[
 static DELETE_KEY_PAIR_RESULT: Shape = Shape::Structure(&[
     member("Return", "Return", "return", &BOOLEAN),
     member("KeyPairId", "KeyPairId", "keyPairId", &STRING),
+]);
+static DELETE_LAUNCH_TEMPLATE_REQUEST: Shape = Shape::Structure(&[
+    member("DryRun", "DryRun", "DryRun", &BOOLEAN),
+    member("LaunchTemplateId", "LaunchTemplateId", "LaunchTemplateId", &LAUNCH_TEMPLATE_ID),
+    member("LaunchTemplateName", "LaunchTemplateName", "LaunchTemplateName", &LAUNCH_TEMPLATE_NAME),
+]);
+static DELETE_LAUNCH_TEMPLATE_RESULT: Shape = Shape::Structure(&[
+    member("LaunchTemplate", "LaunchTemplate", "launchTemplate", &LAUNCH_TEMPLATE),
+]);
+static DELETE_LAUNCH_TEMPLATE_VERSIONS_REQUEST: Shape = Shape::Structure(&[
+    member("DryRun", "DryRun", "DryRun", &BOOLEAN),
+    member("LaunchTemplateId", "LaunchTemplateId", "LaunchTemplateId", &LAUNCH_TEMPLATE_ID),
+    member("LaunchTemplateName", "LaunchTemplateName", "LaunchTemplateName", &LAUNCH_TEMPLATE_NAME),
+    required("Versions", "LaunchTemplateVersion", "LaunchTemplateVersion", &VERSION_STRING_LIST),
+]);
+static DELETE_LAUNCH_TEMPLATE_VERSIONS_RESPONSE_ERROR_ITEM: Shape = Shape::Structure(&[
+    member("LaunchTemplateId", "LaunchTemplateId", "launchTemplateId", &STRING),
+    member("LaunchTemplateName", "LaunchTemplateName", "launchTemplateName", &STRING),
+    member("VersionNumber", "VersionNumber", "versionNumber", &LONG),
+    member("ResponseError", "ResponseError", "responseError", &RESPONSE_ERROR),
+]);
+static DELETE_LAUNCH_TEMPLATE_VERSIONS_RESPONSE_ERROR_SET: Shape = Shape::List(List { element: "item", flat: true, bounds: Bounds { min: None, max: None }, shape: &DELETE_LAUNCH_TEMPLATE_VERSIONS_RESPONSE_ERROR_ITEM });
+static DELETE_LAUNCH_TEMPLATE_VERSIONS_RESPONSE_SUCCESS_ITEM: Shape = Shape::Structure(&[
+    member("LaunchTemplateId", "LaunchTemplateId", "launchTemplateId", &STRING),
+    member("LaunchTemplateName", "LaunchTemplateName", "launchTemplateName", &STRING),
+    member("VersionNumber", "VersionNumber", "versionNumber", &LONG),
+]);
+static DELETE_LAUNCH_TEMPLATE_VERSIONS_RESPONSE_SUCCESS_SET: Shape = Shape::List(List { element: "item", flat: true, bounds: Bounds { min: None, max: None }, shape: &DELETE_LAUNCH_TEMPLATE_VERSIONS_RESPONSE_SUCCESS_ITEM });
+static DELETE_LAUNCH_TEMPLATE_VERSIONS_RESULT: Shape = Shape::Structure(&[
+    member("SuccessfullyDeletedLaunchTemplateVersions", "SuccessfullyDeletedLaunchTemplateVersionSet", "successfullyDeletedLaunchTemplateVersionSet", &DELETE_LAUNCH_TEMPLATE_VERSIONS_RESPONSE_SUCCESS_SET),
+    member("UnsuccessfullyDeletedLaunchTemplateVersions", "UnsuccessfullyDeletedLaunchTemplateVersionSet", "unsuccessfullyDeletedLaunchTemplateVersionSet", &DELETE_LAUNCH_TEMPLATE_VERSIONS_RESPONSE_ERROR_SET),
 ]);
 static DELETE_MANAGED_PREFIX_LIST_REQUEST: Shape = Shape::Structure(&[
     member("DryRun", "DryRun", "DryRun", &BOOLEAN),
@@ -989,6 +1112,37 @@ static DESCRIBE_KEY_PAIRS_REQUEST: Shape = Shape::Structure(&[
 ]);
 static DESCRIBE_KEY_PAIRS_RESULT: Shape = Shape::Structure(&[
     member("KeyPairs", "KeySet", "keySet", &KEY_PAIR_LIST),
+]);
+static DESCRIBE_LAUNCH_TEMPLATES_MAX_RESULTS: Shape = Shape::Integer(Bounds { min: Some(1), max: Some(200) });
+static DESCRIBE_LAUNCH_TEMPLATES_REQUEST: Shape = Shape::Structure(&[
+    member("DryRun", "DryRun", "DryRun", &BOOLEAN),
+    member("LaunchTemplateIds", "LaunchTemplateId", "LaunchTemplateId", &LAUNCH_TEMPLATE_ID_STRING_LIST),
+    member("LaunchTemplateNames", "LaunchTemplateName", "LaunchTemplateName", &LAUNCH_TEMPLATE_NAME_STRING_LIST),
+    member("Filters", "Filter", "Filter", &FILTER_LIST),
+    member("NextToken", "NextToken", "NextToken", &STRING),
+    member("MaxResults", "MaxResults", "MaxResults", &DESCRIBE_LAUNCH_TEMPLATES_MAX_RESULTS),
+    member("IncludeManagedResources", "IncludeManagedResources", "IncludeManagedResources", &BOOLEAN),
+]);
+static DESCRIBE_LAUNCH_TEMPLATES_RESULT: Shape = Shape::Structure(&[
+    member("LaunchTemplates", "LaunchTemplates", "launchTemplates", &LAUNCH_TEMPLATE_SET),
+    member("NextToken", "NextToken", "nextToken", &STRING),
+]);
+static DESCRIBE_LAUNCH_TEMPLATE_VERSIONS_REQUEST: Shape = Shape::Structure(&[
+    member("DryRun", "DryRun", "DryRun", &BOOLEAN),
+    member("LaunchTemplateId", "LaunchTemplateId", "LaunchTemplateId", &LAUNCH_TEMPLATE_ID),
+    member("LaunchTemplateName", "LaunchTemplateName", "LaunchTemplateName", &LAUNCH_TEMPLATE_NAME),
+    member("Versions", "LaunchTemplateVersion", "LaunchTemplateVersion", &VERSION_STRING_LIST),
+    member("MinVersion", "MinVersion", "MinVersion", &STRING),
+    member("MaxVersion", "MaxVersion", "MaxVersion", &STRING),
+    member("NextToken", "NextToken", "NextToken", &STRING),
+    member("MaxResults", "MaxResults", "MaxResults", &INTEGER),
+    member("Filters", "Filter", "Filter", &FILTER_LIST),
+    member("ResolveAlias", "ResolveAlias", "ResolveAlias", &BOOLEAN),
+    member("IncludeManagedResources", "IncludeManagedResources", "IncludeManagedResources", &BOOLEAN),
+]);
+static DESCRIBE_LAUNCH_TEMPLATE_VERSIONS_RESULT: Shape = Shape::Structure(&[
+    member("LaunchTemplateVersions", "LaunchTemplateVersionSet", "launchTemplateVersionSet", &LAUNCH_TEMPLATE_VERSION_SET),
+    member("NextToken", "NextToken", "nextToken", &STRING),
 ]);
 static DESCRIBE_MANAGED_PREFIX_LISTS_REQUEST: Shape = Shape::Structure(&[
     member("DryRun", "DryRun", "DryRun", &BOOLEAN),
@@ -1249,6 +1403,7 @@ static DISK_TYPE: Shape = Shape::Choice(&["hdd", "ssd"]);
 static DITO_MAX_RESULTS: Shape = Shape::Integer(Bounds { min: Some(5), max: Some(1000) });
 static DIT_MAX_RESULTS: Shape = Shape::Integer(Bounds { min: Some(5), max: Some(100) });
 static DOMAIN_TYPE: Shape = Shape::Choice(&["vpc", "standard"]);
+static DOUBLE: Shape = Shape::Number;
 static EBS_BLOCK_DEVICE: Shape = Shape::Structure(&[
     member("DeleteOnTermination", "DeleteOnTermination", "deleteOnTermination", &BOOLEAN),
     member("Iops", "Iops", "iops", &INTEGER),
@@ -1338,6 +1493,11 @@ static ELASTIC_GPU_SPECIFICATION: Shape = Shape::Structure(&[
     required("Type", "Type", "Type", &STRING),
 ]);
 static ELASTIC_GPU_SPECIFICATIONS: Shape = Shape::List(List { element: "item", flat: true, bounds: Bounds { min: None, max: None }, shape: &ELASTIC_GPU_SPECIFICATION });
+static ELASTIC_GPU_SPECIFICATION_LIST: Shape = Shape::List(List { element: "ElasticGpuSpecification", flat: true, bounds: Bounds { min: None, max: None }, shape: &ELASTIC_GPU_SPECIFICATION });
+static ELASTIC_GPU_SPECIFICATION_RESPONSE: Shape = Shape::Structure(&[
+    member("Type", "Type", "type", &STRING),
+]);
+static ELASTIC_GPU_SPECIFICATION_RESPONSE_LIST: Shape = Shape::List(List { element: "item", flat: true, bounds: Bounds { min: None, max: None }, shape: &ELASTIC_GPU_SPECIFICATION_RESPONSE });
 static ELASTIC_INFERENCE_ACCELERATOR: Shape = Shape::Structure(&[
     required("Type", "Type", "Type", &STRING),
     member("Count", "Count", "Count", &ELASTIC_INFERENCE_ACCELERATOR_COUNT),
@@ -1376,7 +1536,10 @@ static ENCLAVE_OPTIONS_REQUEST: Shape = Shape::Structure(&[
 ]);
 static ENCRYPTION_IN_TRANSIT_SUPPORTED: Shape = Shape::Boolean;
 static EPHEMERAL_NVME_SUPPORT: Shape = Shape::Choice(&["unsupported", "supported", "required"]);
+static ERROR_SET: Shape = Shape::List(List { element: "item", flat: true, bounds: Bounds { min: None, max: None }, shape: &VALIDATION_ERROR });
 static EVENT_CODE: Shape = Shape::Choice(&["instance-reboot", "system-reboot", "system-maintenance", "instance-retirement", "instance-stop"]);
+static EXCLUDED_INSTANCE_TYPE: Shape = Shape::Text(Bounds { min: Some(1), max: Some(30) });
+static EXCLUDED_INSTANCE_TYPE_SET: Shape = Shape::List(List { element: "item", flat: true, bounds: Bounds { min: Some(0), max: Some(400) }, shape: &EXCLUDED_INSTANCE_TYPE });
 static EXECUTABLE_BY_STRING_LIST: Shape = Shape::List(List { element: "ExecutableBy", flat: true, bounds: Bounds { min: None, max: None }, shape: &STRING });
 static FILTER: Shape = Shape::Structure(&[
     member("Name", "Name", "Name", &STRING),
@@ -1420,6 +1583,13 @@ static GET_INSTANCE_UEFI_DATA_REQUEST: Shape = Shape::Structure(&[
 static GET_INSTANCE_UEFI_DATA_RESULT: Shape = Shape::Structure(&[
     member("InstanceId", "InstanceId", "instanceId", &INSTANCE_ID),
     member("UefiData", "UefiData", "uefiData", &SENSITIVE_STRING),
+]);
+static GET_LAUNCH_TEMPLATE_DATA_REQUEST: Shape = Shape::Structure(&[
+    member("DryRun", "DryRun", "DryRun", &BOOLEAN),
+    required("InstanceId", "InstanceId", "InstanceId", &INSTANCE_ID),
+]);
+static GET_LAUNCH_TEMPLATE_DATA_RESULT: Shape = Shape::Structure(&[
+    member("LaunchTemplateData", "LaunchTemplateData", "launchTemplateData", &RESPONSE_LAUNCH_TEMPLATE_DATA),
 ]);
 static GET_MANAGED_PREFIX_LIST_ENTRIES_REQUEST: Shape = Shape::Structure(&[
     member("DryRun", "DryRun", "DryRun", &BOOLEAN),
@@ -1721,6 +1891,8 @@ static INSTANCE_CREDIT_SPECIFICATION: Shape = Shape::Structure(&[
 ]);
 static INSTANCE_CREDIT_SPECIFICATION_LIST: Shape = Shape::List(List { element: "item", flat: true, bounds: Bounds { min: None, max: None }, shape: &INSTANCE_CREDIT_SPECIFICATION });
 static INSTANCE_EVENT_ID: Shape = Shape::Text(Bounds { min: None, max: None });
+static INSTANCE_GENERATION: Shape = Shape::Choice(&["current", "previous"]);
+static INSTANCE_GENERATION_SET: Shape = Shape::List(List { element: "item", flat: true, bounds: Bounds { min: None, max: None }, shape: &INSTANCE_GENERATION });
 static INSTANCE_ID: Shape = Shape::Text(Bounds { min: None, max: None });
 static INSTANCE_ID_FOR_RESOLVER: Shape = Shape::Text(Bounds { min: None, max: None });
 static INSTANCE_ID_STRING_LIST: Shape = Shape::List(List { element: "InstanceId", flat: true, bounds: Bounds { min: None, max: None }, shape: &INSTANCE_ID });
@@ -1734,6 +1906,10 @@ static INSTANCE_IPV6_ADDRESS: Shape = Shape::Structure(&[
     member("IsPrimaryIpv6", "IsPrimaryIpv6", "isPrimaryIpv6", &BOOLEAN),
 ]);
 static INSTANCE_IPV6_ADDRESS_LIST: Shape = Shape::List(List { element: "item", flat: true, bounds: Bounds { min: None, max: None }, shape: &INSTANCE_IPV6_ADDRESS });
+static INSTANCE_IPV6_ADDRESS_LIST_REQUEST: Shape = Shape::List(List { element: "InstanceIpv6Address", flat: true, bounds: Bounds { min: None, max: None }, shape: &INSTANCE_IPV6_ADDRESS_REQUEST });
+static INSTANCE_IPV6_ADDRESS_REQUEST: Shape = Shape::Structure(&[
+    member("Ipv6Address", "Ipv6Address", "Ipv6Address", &STRING),
+]);
 static INSTANCE_IPV6_PREFIX: Shape = Shape::Structure(&[
     member("Ipv6Prefix", "Ipv6Prefix", "ipv6Prefix", &STRING),
 ]);
@@ -1855,6 +2031,62 @@ static INSTANCE_PRIVATE_IP_ADDRESS: Shape = Shape::Structure(&[
 ]);
 static INSTANCE_PRIVATE_IP_ADDRESS_LIST: Shape = Shape::List(List { element: "item", flat: true, bounds: Bounds { min: None, max: None }, shape: &INSTANCE_PRIVATE_IP_ADDRESS });
 static INSTANCE_REBOOT_MIGRATION_STATE: Shape = Shape::Choice(&["disabled", "default"]);
+static INSTANCE_REQUIREMENTS: Shape = Shape::Structure(&[
+    member("VCpuCount", "VCpuCount", "vCpuCount", &V_CPU_COUNT_RANGE),
+    member("MemoryMiB", "MemoryMiB", "memoryMiB", &MEMORY_MI_B),
+    member("CpuManufacturers", "CpuManufacturerSet", "cpuManufacturerSet", &CPU_MANUFACTURER_SET),
+    member("MemoryGiBPerVCpu", "MemoryGiBPerVCpu", "memoryGiBPerVCpu", &MEMORY_GI_B_PER_V_CPU),
+    member("ExcludedInstanceTypes", "ExcludedInstanceTypeSet", "excludedInstanceTypeSet", &EXCLUDED_INSTANCE_TYPE_SET),
+    member("InstanceGenerations", "InstanceGenerationSet", "instanceGenerationSet", &INSTANCE_GENERATION_SET),
+    member("SpotMaxPricePercentageOverLowestPrice", "SpotMaxPricePercentageOverLowestPrice", "spotMaxPricePercentageOverLowestPrice", &INTEGER),
+    member("OnDemandMaxPricePercentageOverLowestPrice", "OnDemandMaxPricePercentageOverLowestPrice", "onDemandMaxPricePercentageOverLowestPrice", &INTEGER),
+    member("BareMetal", "BareMetal", "bareMetal", &BARE_METAL),
+    member("BurstablePerformance", "BurstablePerformance", "burstablePerformance", &BURSTABLE_PERFORMANCE),
+    member("RequireHibernateSupport", "RequireHibernateSupport", "requireHibernateSupport", &BOOLEAN),
+    member("NetworkInterfaceCount", "NetworkInterfaceCount", "networkInterfaceCount", &NETWORK_INTERFACE_COUNT),
+    member("LocalStorage", "LocalStorage", "localStorage", &LOCAL_STORAGE),
+    member("LocalStorageTypes", "LocalStorageTypeSet", "localStorageTypeSet", &LOCAL_STORAGE_TYPE_SET),
+    member("TotalLocalStorageGB", "TotalLocalStorageGB", "totalLocalStorageGB", &TOTAL_LOCAL_STORAGE_GB),
+    member("BaselineEbsBandwidthMbps", "BaselineEbsBandwidthMbps", "baselineEbsBandwidthMbps", &BASELINE_EBS_BANDWIDTH_MBPS),
+    member("AcceleratorTypes", "AcceleratorTypeSet", "acceleratorTypeSet", &ACCELERATOR_TYPE_SET),
+    member("AcceleratorCount", "AcceleratorCount", "acceleratorCount", &ACCELERATOR_COUNT),
+    member("AcceleratorManufacturers", "AcceleratorManufacturerSet", "acceleratorManufacturerSet", &ACCELERATOR_MANUFACTURER_SET),
+    member("AcceleratorNames", "AcceleratorNameSet", "acceleratorNameSet", &ACCELERATOR_NAME_SET),
+    member("AcceleratorTotalMemoryMiB", "AcceleratorTotalMemoryMiB", "acceleratorTotalMemoryMiB", &ACCELERATOR_TOTAL_MEMORY_MI_B),
+    member("NetworkBandwidthGbps", "NetworkBandwidthGbps", "networkBandwidthGbps", &NETWORK_BANDWIDTH_GBPS),
+    member("AllowedInstanceTypes", "AllowedInstanceTypeSet", "allowedInstanceTypeSet", &ALLOWED_INSTANCE_TYPE_SET),
+    member("MaxSpotPriceAsPercentageOfOptimalOnDemandPrice", "MaxSpotPriceAsPercentageOfOptimalOnDemandPrice", "maxSpotPriceAsPercentageOfOptimalOnDemandPrice", &INTEGER),
+    member("BaselinePerformanceFactors", "BaselinePerformanceFactors", "baselinePerformanceFactors", &BASELINE_PERFORMANCE_FACTORS),
+    member("RequireEncryptionInTransit", "RequireEncryptionInTransit", "requireEncryptionInTransit", &BOOLEAN),
+]);
+static INSTANCE_REQUIREMENTS_REQUEST: Shape = Shape::Structure(&[
+    required("VCpuCount", "VCpuCount", "VCpuCount", &V_CPU_COUNT_RANGE_REQUEST),
+    required("MemoryMiB", "MemoryMiB", "MemoryMiB", &MEMORY_MI_B_REQUEST),
+    member("CpuManufacturers", "CpuManufacturer", "CpuManufacturer", &CPU_MANUFACTURER_SET),
+    member("MemoryGiBPerVCpu", "MemoryGiBPerVCpu", "MemoryGiBPerVCpu", &MEMORY_GI_B_PER_V_CPU_REQUEST),
+    member("ExcludedInstanceTypes", "ExcludedInstanceType", "ExcludedInstanceType", &EXCLUDED_INSTANCE_TYPE_SET),
+    member("InstanceGenerations", "InstanceGeneration", "InstanceGeneration", &INSTANCE_GENERATION_SET),
+    member("SpotMaxPricePercentageOverLowestPrice", "SpotMaxPricePercentageOverLowestPrice", "SpotMaxPricePercentageOverLowestPrice", &INTEGER),
+    member("OnDemandMaxPricePercentageOverLowestPrice", "OnDemandMaxPricePercentageOverLowestPrice", "OnDemandMaxPricePercentageOverLowestPrice", &INTEGER),
+    member("BareMetal", "BareMetal", "BareMetal", &BARE_METAL),
+    member("BurstablePerformance", "BurstablePerformance", "BurstablePerformance", &BURSTABLE_PERFORMANCE),
+    member("RequireHibernateSupport", "RequireHibernateSupport", "RequireHibernateSupport", &BOOLEAN),
+    member("NetworkInterfaceCount", "NetworkInterfaceCount", "NetworkInterfaceCount", &NETWORK_INTERFACE_COUNT_REQUEST),
+    member("LocalStorage", "LocalStorage", "LocalStorage", &LOCAL_STORAGE),
+    member("LocalStorageTypes", "LocalStorageType", "LocalStorageType", &LOCAL_STORAGE_TYPE_SET),
+    member("TotalLocalStorageGB", "TotalLocalStorageGB", "TotalLocalStorageGB", &TOTAL_LOCAL_STORAGE_GB_REQUEST),
+    member("BaselineEbsBandwidthMbps", "BaselineEbsBandwidthMbps", "BaselineEbsBandwidthMbps", &BASELINE_EBS_BANDWIDTH_MBPS_REQUEST),
+    member("AcceleratorTypes", "AcceleratorType", "AcceleratorType", &ACCELERATOR_TYPE_SET),
+    member("AcceleratorCount", "AcceleratorCount", "AcceleratorCount", &ACCELERATOR_COUNT_REQUEST),
+    member("AcceleratorManufacturers", "AcceleratorManufacturer", "AcceleratorManufacturer", &ACCELERATOR_MANUFACTURER_SET),
+    member("AcceleratorNames", "AcceleratorName", "AcceleratorName", &ACCELERATOR_NAME_SET),
+    member("AcceleratorTotalMemoryMiB", "AcceleratorTotalMemoryMiB", "AcceleratorTotalMemoryMiB", &ACCELERATOR_TOTAL_MEMORY_MI_B_REQUEST),
+    member("NetworkBandwidthGbps", "NetworkBandwidthGbps", "NetworkBandwidthGbps", &NETWORK_BANDWIDTH_GBPS_REQUEST),
+    member("AllowedInstanceTypes", "AllowedInstanceType", "AllowedInstanceType", &ALLOWED_INSTANCE_TYPE_SET),
+    member("MaxSpotPriceAsPercentageOfOptimalOnDemandPrice", "MaxSpotPriceAsPercentageOfOptimalOnDemandPrice", "MaxSpotPriceAsPercentageOfOptimalOnDemandPrice", &INTEGER),
+    member("BaselinePerformanceFactors", "BaselinePerformanceFactors", "BaselinePerformanceFactors", &BASELINE_PERFORMANCE_FACTORS_REQUEST),
+    member("RequireEncryptionInTransit", "RequireEncryptionInTransit", "RequireEncryptionInTransit", &BOOLEAN),
+]);
 static INSTANCE_SECONDARY_INTERFACE: Shape = Shape::Structure(&[
     member("Attachment", "Attachment", "attachment", &INSTANCE_SECONDARY_INTERFACE_ATTACHMENT),
     member("MacAddress", "MacAddress", "macAddress", &STRING),
@@ -2017,22 +2249,30 @@ static IPV4_ADDRESSES_PER_SECONDARY_INTERFACE: Shape = Shape::Integer(Bounds { m
 static IPV4_POOL_EC2_ID: Shape = Shape::Text(Bounds { min: None, max: None });
 static IPV4_PREFIXES_LIST: Shape = Shape::List(List { element: "item", flat: true, bounds: Bounds { min: None, max: None }, shape: &IPV4_PREFIX_SPECIFICATION });
 static IPV4_PREFIX_LIST: Shape = Shape::List(List { element: "item", flat: true, bounds: Bounds { min: None, max: None }, shape: &IPV4_PREFIX_SPECIFICATION_REQUEST });
+static IPV4_PREFIX_LIST_RESPONSE: Shape = Shape::List(List { element: "item", flat: true, bounds: Bounds { min: None, max: None }, shape: &IPV4_PREFIX_SPECIFICATION_RESPONSE });
 static IPV4_PREFIX_SPECIFICATION: Shape = Shape::Structure(&[
     member("Ipv4Prefix", "Ipv4Prefix", "ipv4Prefix", &STRING),
 ]);
 static IPV4_PREFIX_SPECIFICATION_REQUEST: Shape = Shape::Structure(&[
     member("Ipv4Prefix", "Ipv4Prefix", "Ipv4Prefix", &STRING),
 ]);
+static IPV4_PREFIX_SPECIFICATION_RESPONSE: Shape = Shape::Structure(&[
+    member("Ipv4Prefix", "Ipv4Prefix", "ipv4Prefix", &STRING),
+]);
 static IPV6_ADDRESS_ATTRIBUTE: Shape = Shape::Choice(&["public", "private"]);
 static IPV6_FLAG: Shape = Shape::Boolean;
 static IPV6_POOL_EC2_ID: Shape = Shape::Text(Bounds { min: None, max: None });
 static IPV6_PREFIXES_LIST: Shape = Shape::List(List { element: "item", flat: true, bounds: Bounds { min: None, max: None }, shape: &IPV6_PREFIX_SPECIFICATION });
 static IPV6_PREFIX_LIST: Shape = Shape::List(List { element: "item", flat: true, bounds: Bounds { min: None, max: None }, shape: &IPV6_PREFIX_SPECIFICATION_REQUEST });
+static IPV6_PREFIX_LIST_RESPONSE: Shape = Shape::List(List { element: "item", flat: true, bounds: Bounds { min: None, max: None }, shape: &IPV6_PREFIX_SPECIFICATION_RESPONSE });
 static IPV6_PREFIX_SPECIFICATION: Shape = Shape::Structure(&[
     member("Ipv6Prefix", "Ipv6Prefix", "ipv6Prefix", &STRING),
 ]);
 static IPV6_PREFIX_SPECIFICATION_REQUEST: Shape = Shape::Structure(&[
     member("Ipv6Prefix", "Ipv6Prefix", "Ipv6Prefix", &STRING),
+]);
+static IPV6_PREFIX_SPECIFICATION_RESPONSE: Shape = Shape::Structure(&[
+    member("Ipv6Prefix", "Ipv6Prefix", "ipv6Prefix", &STRING),
 ]);
 static IPV6_RANGE: Shape = Shape::Structure(&[
     member("Description", "Description", "description", &STRING),
@@ -2094,12 +2334,322 @@ static LAUNCH_PERMISSION_MODIFICATIONS: Shape = Shape::Structure(&[
     member("Add", "Add", "Add", &LAUNCH_PERMISSION_LIST),
     member("Remove", "Remove", "Remove", &LAUNCH_PERMISSION_LIST),
 ]);
+static LAUNCH_TEMPLATE: Shape = Shape::Structure(&[
+    member("LaunchTemplateId", "LaunchTemplateId", "launchTemplateId", &STRING),
+    member("LaunchTemplateName", "LaunchTemplateName", "launchTemplateName", &LAUNCH_TEMPLATE_NAME),
+    member("CreateTime", "CreateTime", "createTime", &DATE_TIME),
+    member("CreatedBy", "CreatedBy", "createdBy", &STRING),
+    member("DefaultVersionNumber", "DefaultVersionNumber", "defaultVersionNumber", &LONG),
+    member("LatestVersionNumber", "LatestVersionNumber", "latestVersionNumber", &LONG),
+    member("Tags", "TagSet", "tagSet", &TAG_LIST),
+    member("Operator", "Operator", "operator", &OPERATOR_RESPONSE),
+]);
+static LAUNCH_TEMPLATES_MONITORING: Shape = Shape::Structure(&[
+    member("Enabled", "Enabled", "enabled", &BOOLEAN),
+    member("MetricCategoryIds", "MetricCategoryIdSet", "metricCategoryIdSet", &METRIC_CATEGORY_ID_LIST),
+]);
+static LAUNCH_TEMPLATES_MONITORING_REQUEST: Shape = Shape::Structure(&[
+    member("Enabled", "Enabled", "Enabled", &BOOLEAN),
+    member("MetricCategoryIds", "MetricCategoryId", "MetricCategoryId", &METRIC_CATEGORY_ID_LIST),
+]);
+static LAUNCH_TEMPLATE_AUTO_RECOVERY_STATE: Shape = Shape::Choice(&["default", "disabled"]);
+static LAUNCH_TEMPLATE_BLOCK_DEVICE_MAPPING: Shape = Shape::Structure(&[
+    member("DeviceName", "DeviceName", "deviceName", &STRING),
+    member("VirtualName", "VirtualName", "virtualName", &STRING),
+    member("Ebs", "Ebs", "ebs", &LAUNCH_TEMPLATE_EBS_BLOCK_DEVICE),
+    member("NoDevice", "NoDevice", "noDevice", &STRING),
+]);
+static LAUNCH_TEMPLATE_BLOCK_DEVICE_MAPPING_LIST: Shape = Shape::List(List { element: "item", flat: true, bounds: Bounds { min: None, max: None }, shape: &LAUNCH_TEMPLATE_BLOCK_DEVICE_MAPPING });
+static LAUNCH_TEMPLATE_BLOCK_DEVICE_MAPPING_REQUEST: Shape = Shape::Structure(&[
+    member("DeviceName", "DeviceName", "DeviceName", &STRING),
+    member("VirtualName", "VirtualName", "VirtualName", &STRING),
+    member("Ebs", "Ebs", "Ebs", &LAUNCH_TEMPLATE_EBS_BLOCK_DEVICE_REQUEST),
+    member("NoDevice", "NoDevice", "NoDevice", &STRING),
+]);
+static LAUNCH_TEMPLATE_BLOCK_DEVICE_MAPPING_REQUEST_LIST: Shape = Shape::List(List { element: "BlockDeviceMapping", flat: true, bounds: Bounds { min: None, max: None }, shape: &LAUNCH_TEMPLATE_BLOCK_DEVICE_MAPPING_REQUEST });
+static LAUNCH_TEMPLATE_CAPACITY_RESERVATION_SPECIFICATION_REQUEST: Shape = Shape::Structure(&[
+    member("CapacityReservationPreference", "CapacityReservationPreference", "CapacityReservationPreference", &CAPACITY_RESERVATION_PREFERENCE),
+    member("CapacityReservationTarget", "CapacityReservationTarget", "CapacityReservationTarget", &CAPACITY_RESERVATION_TARGET),
+]);
+static LAUNCH_TEMPLATE_CAPACITY_RESERVATION_SPECIFICATION_RESPONSE: Shape = Shape::Structure(&[
+    member("CapacityReservationPreference", "CapacityReservationPreference", "capacityReservationPreference", &CAPACITY_RESERVATION_PREFERENCE),
+    member("CapacityReservationTarget", "CapacityReservationTarget", "capacityReservationTarget", &CAPACITY_RESERVATION_TARGET_RESPONSE),
+]);
+static LAUNCH_TEMPLATE_CPU_OPTIONS: Shape = Shape::Structure(&[
+    member("CoreCount", "CoreCount", "coreCount", &INTEGER),
+    member("ThreadsPerCore", "ThreadsPerCore", "threadsPerCore", &INTEGER),
+    member("AmdSevSnp", "AmdSevSnp", "amdSevSnp", &AMD_SEV_SNP_SPECIFICATION),
+    member("NestedVirtualization", "NestedVirtualization", "nestedVirtualization", &NESTED_VIRTUALIZATION_SPECIFICATION),
+]);
+static LAUNCH_TEMPLATE_CPU_OPTIONS_REQUEST: Shape = Shape::Structure(&[
+    member("CoreCount", "CoreCount", "CoreCount", &INTEGER),
+    member("ThreadsPerCore", "ThreadsPerCore", "ThreadsPerCore", &INTEGER),
+    member("AmdSevSnp", "AmdSevSnp", "AmdSevSnp", &AMD_SEV_SNP_SPECIFICATION),
+    member("NestedVirtualization", "NestedVirtualization", "NestedVirtualization", &NESTED_VIRTUALIZATION_SPECIFICATION),
+]);
+static LAUNCH_TEMPLATE_EBS_BLOCK_DEVICE: Shape = Shape::Structure(&[
+    member("Encrypted", "Encrypted", "encrypted", &BOOLEAN),
+    member("DeleteOnTermination", "DeleteOnTermination", "deleteOnTermination", &BOOLEAN),
+    member("Iops", "Iops", "iops", &INTEGER),
+    member("KmsKeyId", "KmsKeyId", "kmsKeyId", &KMS_KEY_ID),
+    member("SnapshotId", "SnapshotId", "snapshotId", &SNAPSHOT_ID),
+    member("VolumeSize", "VolumeSize", "volumeSize", &INTEGER),
+    member("VolumeType", "VolumeType", "volumeType", &VOLUME_TYPE),
+    member("Throughput", "Throughput", "throughput", &INTEGER),
+    member("VolumeInitializationRate", "VolumeInitializationRate", "volumeInitializationRate", &INTEGER),
+    member("EbsCardIndex", "EbsCardIndex", "ebsCardIndex", &INTEGER),
+]);
+static LAUNCH_TEMPLATE_EBS_BLOCK_DEVICE_REQUEST: Shape = Shape::Structure(&[
+    member("Encrypted", "Encrypted", "Encrypted", &BOOLEAN),
+    member("DeleteOnTermination", "DeleteOnTermination", "DeleteOnTermination", &BOOLEAN),
+    member("Iops", "Iops", "Iops", &INTEGER),
+    member("KmsKeyId", "KmsKeyId", "KmsKeyId", &KMS_KEY_ID),
+    member("SnapshotId", "SnapshotId", "SnapshotId", &SNAPSHOT_ID),
+    member("VolumeSize", "VolumeSize", "VolumeSize", &INTEGER),
+    member("VolumeType", "VolumeType", "VolumeType", &VOLUME_TYPE),
+    member("Throughput", "Throughput", "Throughput", &INTEGER),
+    member("VolumeInitializationRate", "VolumeInitializationRate", "VolumeInitializationRate", &INTEGER),
+    member("EbsCardIndex", "EbsCardIndex", "EbsCardIndex", &INTEGER),
+]);
+static LAUNCH_TEMPLATE_ELASTIC_INFERENCE_ACCELERATOR: Shape = Shape::Structure(&[
+    required("Type", "Type", "Type", &STRING),
+    member("Count", "Count", "Count", &LAUNCH_TEMPLATE_ELASTIC_INFERENCE_ACCELERATOR_COUNT),
+]);
+static LAUNCH_TEMPLATE_ELASTIC_INFERENCE_ACCELERATOR_COUNT: Shape = Shape::Integer(Bounds { min: Some(1), max: None });
+static LAUNCH_TEMPLATE_ELASTIC_INFERENCE_ACCELERATOR_LIST: Shape = Shape::List(List { element: "item", flat: true, bounds: Bounds { min: None, max: None }, shape: &LAUNCH_TEMPLATE_ELASTIC_INFERENCE_ACCELERATOR });
+static LAUNCH_TEMPLATE_ELASTIC_INFERENCE_ACCELERATOR_RESPONSE: Shape = Shape::Structure(&[
+    member("Type", "Type", "type", &STRING),
+    member("Count", "Count", "count", &INTEGER),
+]);
+static LAUNCH_TEMPLATE_ELASTIC_INFERENCE_ACCELERATOR_RESPONSE_LIST: Shape = Shape::List(List { element: "item", flat: true, bounds: Bounds { min: None, max: None }, shape: &LAUNCH_TEMPLATE_ELASTIC_INFERENCE_ACCELERATOR_RESPONSE });
+static LAUNCH_TEMPLATE_ENA_SRD_SPECIFICATION: Shape = Shape::Structure(&[
+    member("EnaSrdEnabled", "EnaSrdEnabled", "enaSrdEnabled", &BOOLEAN),
+    member("EnaSrdUdpSpecification", "EnaSrdUdpSpecification", "enaSrdUdpSpecification", &LAUNCH_TEMPLATE_ENA_SRD_UDP_SPECIFICATION),
+]);
+static LAUNCH_TEMPLATE_ENA_SRD_UDP_SPECIFICATION: Shape = Shape::Structure(&[
+    member("EnaSrdUdpEnabled", "EnaSrdUdpEnabled", "enaSrdUdpEnabled", &BOOLEAN),
+]);
+static LAUNCH_TEMPLATE_ENCLAVE_OPTIONS: Shape = Shape::Structure(&[
+    member("Enabled", "Enabled", "enabled", &BOOLEAN),
+]);
+static LAUNCH_TEMPLATE_ENCLAVE_OPTIONS_REQUEST: Shape = Shape::Structure(&[
+    member("Enabled", "Enabled", "Enabled", &BOOLEAN),
+]);
+static LAUNCH_TEMPLATE_ERROR_CODE: Shape = Shape::Choice(&["launchTemplateIdDoesNotExist", "launchTemplateIdMalformed", "launchTemplateNameDoesNotExist", "launchTemplateNameMalformed", "launchTemplateVersionDoesNotExist", "unexpectedError"]);
+static LAUNCH_TEMPLATE_HIBERNATION_OPTIONS: Shape = Shape::Structure(&[
+    member("Configured", "Configured", "configured", &BOOLEAN),
+]);
+static LAUNCH_TEMPLATE_HIBERNATION_OPTIONS_REQUEST: Shape = Shape::Structure(&[
+    member("Configured", "Configured", "Configured", &BOOLEAN),
+]);
+static LAUNCH_TEMPLATE_HTTP_TOKENS_STATE: Shape = Shape::Choice(&["optional", "required"]);
+static LAUNCH_TEMPLATE_IAM_INSTANCE_PROFILE_SPECIFICATION: Shape = Shape::Structure(&[
+    member("Arn", "Arn", "arn", &STRING),
+    member("Name", "Name", "name", &STRING),
+]);
+static LAUNCH_TEMPLATE_IAM_INSTANCE_PROFILE_SPECIFICATION_REQUEST: Shape = Shape::Structure(&[
+    member("Arn", "Arn", "Arn", &STRING),
+    member("Name", "Name", "Name", &STRING),
+]);
 static LAUNCH_TEMPLATE_ID: Shape = Shape::Text(Bounds { min: None, max: None });
+static LAUNCH_TEMPLATE_ID_STRING_LIST: Shape = Shape::List(List { element: "item", flat: true, bounds: Bounds { min: None, max: None }, shape: &LAUNCH_TEMPLATE_ID });
+static LAUNCH_TEMPLATE_INSTANCE_MAINTENANCE_OPTIONS: Shape = Shape::Structure(&[
+    member("AutoRecovery", "AutoRecovery", "autoRecovery", &LAUNCH_TEMPLATE_AUTO_RECOVERY_STATE),
+]);
+static LAUNCH_TEMPLATE_INSTANCE_MAINTENANCE_OPTIONS_REQUEST: Shape = Shape::Structure(&[
+    member("AutoRecovery", "AutoRecovery", "AutoRecovery", &LAUNCH_TEMPLATE_AUTO_RECOVERY_STATE),
+]);
+static LAUNCH_TEMPLATE_INSTANCE_MARKET_OPTIONS: Shape = Shape::Structure(&[
+    member("MarketType", "MarketType", "marketType", &MARKET_TYPE),
+    member("SpotOptions", "SpotOptions", "spotOptions", &LAUNCH_TEMPLATE_SPOT_MARKET_OPTIONS),
+]);
+static LAUNCH_TEMPLATE_INSTANCE_MARKET_OPTIONS_REQUEST: Shape = Shape::Structure(&[
+    member("MarketType", "MarketType", "MarketType", &MARKET_TYPE),
+    member("SpotOptions", "SpotOptions", "SpotOptions", &LAUNCH_TEMPLATE_SPOT_MARKET_OPTIONS_REQUEST),
+]);
+static LAUNCH_TEMPLATE_INSTANCE_METADATA_ENDPOINT_STATE: Shape = Shape::Choice(&["disabled", "enabled"]);
+static LAUNCH_TEMPLATE_INSTANCE_METADATA_OPTIONS: Shape = Shape::Structure(&[
+    member("State", "State", "state", &LAUNCH_TEMPLATE_INSTANCE_METADATA_OPTIONS_STATE),
+    member("HttpTokens", "HttpTokens", "httpTokens", &LAUNCH_TEMPLATE_HTTP_TOKENS_STATE),
+    member("HttpPutResponseHopLimit", "HttpPutResponseHopLimit", "httpPutResponseHopLimit", &INTEGER),
+    member("HttpEndpoint", "HttpEndpoint", "httpEndpoint", &LAUNCH_TEMPLATE_INSTANCE_METADATA_ENDPOINT_STATE),
+    member("HttpProtocolIpv6", "HttpProtocolIpv6", "httpProtocolIpv6", &LAUNCH_TEMPLATE_INSTANCE_METADATA_PROTOCOL_IPV6),
+    member("InstanceMetadataTags", "InstanceMetadataTags", "instanceMetadataTags", &LAUNCH_TEMPLATE_INSTANCE_METADATA_TAGS_STATE),
+]);
+static LAUNCH_TEMPLATE_INSTANCE_METADATA_OPTIONS_REQUEST: Shape = Shape::Structure(&[
+    member("HttpTokens", "HttpTokens", "HttpTokens", &LAUNCH_TEMPLATE_HTTP_TOKENS_STATE),
+    member("HttpPutResponseHopLimit", "HttpPutResponseHopLimit", "HttpPutResponseHopLimit", &INTEGER),
+    member("HttpEndpoint", "HttpEndpoint", "HttpEndpoint", &LAUNCH_TEMPLATE_INSTANCE_METADATA_ENDPOINT_STATE),
+    member("HttpProtocolIpv6", "HttpProtocolIpv6", "HttpProtocolIpv6", &LAUNCH_TEMPLATE_INSTANCE_METADATA_PROTOCOL_IPV6),
+    member("InstanceMetadataTags", "InstanceMetadataTags", "InstanceMetadataTags", &LAUNCH_TEMPLATE_INSTANCE_METADATA_TAGS_STATE),
+]);
+static LAUNCH_TEMPLATE_INSTANCE_METADATA_OPTIONS_STATE: Shape = Shape::Choice(&["pending", "applied"]);
+static LAUNCH_TEMPLATE_INSTANCE_METADATA_PROTOCOL_IPV6: Shape = Shape::Choice(&["disabled", "enabled"]);
+static LAUNCH_TEMPLATE_INSTANCE_METADATA_TAGS_STATE: Shape = Shape::Choice(&["disabled", "enabled"]);
+static LAUNCH_TEMPLATE_INSTANCE_NETWORK_INTERFACE_SPECIFICATION: Shape = Shape::Structure(&[
+    member("AssociateCarrierIpAddress", "AssociateCarrierIpAddress", "associateCarrierIpAddress", &BOOLEAN),
+    member("AssociatePublicIpAddress", "AssociatePublicIpAddress", "associatePublicIpAddress", &BOOLEAN),
+    member("DeleteOnTermination", "DeleteOnTermination", "deleteOnTermination", &BOOLEAN),
+    member("Description", "Description", "description", &STRING),
+    member("DeviceIndex", "DeviceIndex", "deviceIndex", &INTEGER),
+    member("Groups", "GroupSet", "groupSet", &GROUP_ID_STRING_LIST),
+    member("InterfaceType", "InterfaceType", "interfaceType", &STRING),
+    member("Ipv6AddressCount", "Ipv6AddressCount", "ipv6AddressCount", &INTEGER),
+    member("Ipv6Addresses", "Ipv6AddressesSet", "ipv6AddressesSet", &INSTANCE_IPV6_ADDRESS_LIST),
+    member("NetworkInterfaceId", "NetworkInterfaceId", "networkInterfaceId", &NETWORK_INTERFACE_ID),
+    member("PrivateIpAddress", "PrivateIpAddress", "privateIpAddress", &STRING),
+    member("PrivateIpAddresses", "PrivateIpAddressesSet", "privateIpAddressesSet", &PRIVATE_IP_ADDRESS_SPECIFICATION_LIST),
+    member("SecondaryPrivateIpAddressCount", "SecondaryPrivateIpAddressCount", "secondaryPrivateIpAddressCount", &INTEGER),
+    member("SubnetId", "SubnetId", "subnetId", &SUBNET_ID),
+    member("NetworkCardIndex", "NetworkCardIndex", "networkCardIndex", &INTEGER),
+    member("Ipv4Prefixes", "Ipv4PrefixSet", "ipv4PrefixSet", &IPV4_PREFIX_LIST_RESPONSE),
+    member("Ipv4PrefixCount", "Ipv4PrefixCount", "ipv4PrefixCount", &INTEGER),
+    member("Ipv6Prefixes", "Ipv6PrefixSet", "ipv6PrefixSet", &IPV6_PREFIX_LIST_RESPONSE),
+    member("Ipv6PrefixCount", "Ipv6PrefixCount", "ipv6PrefixCount", &INTEGER),
+    member("PrimaryIpv6", "PrimaryIpv6", "primaryIpv6", &BOOLEAN),
+    member("EnaSrdSpecification", "EnaSrdSpecification", "enaSrdSpecification", &LAUNCH_TEMPLATE_ENA_SRD_SPECIFICATION),
+    member("ConnectionTrackingSpecification", "ConnectionTrackingSpecification", "connectionTrackingSpecification", &CONNECTION_TRACKING_SPECIFICATION),
+    member("EnaQueueCount", "EnaQueueCount", "enaQueueCount", &INTEGER),
+]);
+static LAUNCH_TEMPLATE_INSTANCE_NETWORK_INTERFACE_SPECIFICATION_LIST: Shape = Shape::List(List { element: "item", flat: true, bounds: Bounds { min: None, max: None }, shape: &LAUNCH_TEMPLATE_INSTANCE_NETWORK_INTERFACE_SPECIFICATION });
+static LAUNCH_TEMPLATE_INSTANCE_NETWORK_INTERFACE_SPECIFICATION_REQUEST: Shape = Shape::Structure(&[
+    member("AssociateCarrierIpAddress", "AssociateCarrierIpAddress", "AssociateCarrierIpAddress", &BOOLEAN),
+    member("AssociatePublicIpAddress", "AssociatePublicIpAddress", "AssociatePublicIpAddress", &BOOLEAN),
+    member("DeleteOnTermination", "DeleteOnTermination", "DeleteOnTermination", &BOOLEAN),
+    member("Description", "Description", "Description", &STRING),
+    member("DeviceIndex", "DeviceIndex", "DeviceIndex", &INTEGER),
+    member("Groups", "SecurityGroupId", "SecurityGroupId", &SECURITY_GROUP_ID_STRING_LIST),
+    member("InterfaceType", "InterfaceType", "InterfaceType", &STRING),
+    member("Ipv6AddressCount", "Ipv6AddressCount", "Ipv6AddressCount", &INTEGER),
+    member("Ipv6Addresses", "Ipv6Addresses", "Ipv6Addresses", &INSTANCE_IPV6_ADDRESS_LIST_REQUEST),
+    member("NetworkInterfaceId", "NetworkInterfaceId", "NetworkInterfaceId", &NETWORK_INTERFACE_ID),
+    member("PrivateIpAddress", "PrivateIpAddress", "PrivateIpAddress", &STRING),
+    member("PrivateIpAddresses", "PrivateIpAddresses", "PrivateIpAddresses", &PRIVATE_IP_ADDRESS_SPECIFICATION_LIST),
+    member("SecondaryPrivateIpAddressCount", "SecondaryPrivateIpAddressCount", "SecondaryPrivateIpAddressCount", &INTEGER),
+    member("SubnetId", "SubnetId", "SubnetId", &SUBNET_ID),
+    member("NetworkCardIndex", "NetworkCardIndex", "NetworkCardIndex", &INTEGER),
+    member("Ipv4Prefixes", "Ipv4Prefix", "Ipv4Prefix", &IPV4_PREFIX_LIST),
+    member("Ipv4PrefixCount", "Ipv4PrefixCount", "Ipv4PrefixCount", &INTEGER),
+    member("Ipv6Prefixes", "Ipv6Prefix", "Ipv6Prefix", &IPV6_PREFIX_LIST),
+    member("Ipv6PrefixCount", "Ipv6PrefixCount", "Ipv6PrefixCount", &INTEGER),
+    member("PrimaryIpv6", "PrimaryIpv6", "PrimaryIpv6", &BOOLEAN),
+    member("EnaSrdSpecification", "EnaSrdSpecification", "EnaSrdSpecification", &ENA_SRD_SPECIFICATION_REQUEST),
+    member("ConnectionTrackingSpecification", "ConnectionTrackingSpecification", "ConnectionTrackingSpecification", &CONNECTION_TRACKING_SPECIFICATION_REQUEST),
+    member("EnaQueueCount", "EnaQueueCount", "EnaQueueCount", &INTEGER),
+]);
+static LAUNCH_TEMPLATE_INSTANCE_NETWORK_INTERFACE_SPECIFICATION_REQUEST_LIST: Shape = Shape::List(List { element: "InstanceNetworkInterfaceSpecification", flat: true, bounds: Bounds { min: None, max: None }, shape: &LAUNCH_TEMPLATE_INSTANCE_NETWORK_INTERFACE_SPECIFICATION_REQUEST });
+static LAUNCH_TEMPLATE_INSTANCE_SECONDARY_INTERFACE_SPECIFICATION: Shape = Shape::Structure(&[
+    member("DeleteOnTermination", "DeleteOnTermination", "deleteOnTermination", &BOOLEAN),
+    member("DeviceIndex", "DeviceIndex", "deviceIndex", &INTEGER),
+    member("PrivateIpAddresses", "PrivateIpAddressesSet", "privateIpAddressesSet", &SECONDARY_INTERFACE_PRIVATE_IP_ADDRESS_SPECIFICATION_LIST),
+    member("PrivateIpAddressCount", "PrivateIpAddressCount", "privateIpAddressCount", &INTEGER),
+    member("SecondarySubnetId", "SecondarySubnetId", "secondarySubnetId", &SECONDARY_SUBNET_ID),
+    member("InterfaceType", "InterfaceType", "interfaceType", &SECONDARY_INTERFACE_TYPE),
+    member("NetworkCardIndex", "NetworkCardIndex", "networkCardIndex", &INTEGER),
+]);
+static LAUNCH_TEMPLATE_INSTANCE_SECONDARY_INTERFACE_SPECIFICATION_LIST: Shape = Shape::List(List { element: "item", flat: true, bounds: Bounds { min: None, max: None }, shape: &LAUNCH_TEMPLATE_INSTANCE_SECONDARY_INTERFACE_SPECIFICATION });
+static LAUNCH_TEMPLATE_INSTANCE_SECONDARY_INTERFACE_SPECIFICATION_REQUEST: Shape = Shape::Structure(&[
+    member("DeleteOnTermination", "DeleteOnTermination", "DeleteOnTermination", &BOOLEAN),
+    member("DeviceIndex", "DeviceIndex", "DeviceIndex", &INTEGER),
+    member("PrivateIpAddresses", "PrivateIpAddress", "PrivateIpAddress", &SECONDARY_INTERFACE_PRIVATE_IP_ADDRESS_SPECIFICATION_LIST_REQUEST),
+    member("PrivateIpAddressCount", "PrivateIpAddressCount", "PrivateIpAddressCount", &INTEGER),
+    member("SecondarySubnetId", "SecondarySubnetId", "SecondarySubnetId", &SECONDARY_SUBNET_ID),
+    member("InterfaceType", "InterfaceType", "InterfaceType", &SECONDARY_INTERFACE_TYPE),
+    member("NetworkCardIndex", "NetworkCardIndex", "NetworkCardIndex", &INTEGER),
+]);
+static LAUNCH_TEMPLATE_INSTANCE_SECONDARY_INTERFACE_SPECIFICATION_REQUEST_LIST: Shape = Shape::List(List { element: "InstanceSecondaryInterfaceSpecification", flat: true, bounds: Bounds { min: None, max: None }, shape: &LAUNCH_TEMPLATE_INSTANCE_SECONDARY_INTERFACE_SPECIFICATION_REQUEST });
+static LAUNCH_TEMPLATE_LICENSE_CONFIGURATION: Shape = Shape::Structure(&[
+    member("LicenseConfigurationArn", "LicenseConfigurationArn", "licenseConfigurationArn", &STRING),
+]);
+static LAUNCH_TEMPLATE_LICENSE_CONFIGURATION_REQUEST: Shape = Shape::Structure(&[
+    member("LicenseConfigurationArn", "LicenseConfigurationArn", "LicenseConfigurationArn", &STRING),
+]);
+static LAUNCH_TEMPLATE_LICENSE_LIST: Shape = Shape::List(List { element: "item", flat: true, bounds: Bounds { min: None, max: None }, shape: &LAUNCH_TEMPLATE_LICENSE_CONFIGURATION });
+static LAUNCH_TEMPLATE_LICENSE_SPECIFICATION_LIST_REQUEST: Shape = Shape::List(List { element: "item", flat: true, bounds: Bounds { min: None, max: None }, shape: &LAUNCH_TEMPLATE_LICENSE_CONFIGURATION_REQUEST });
+static LAUNCH_TEMPLATE_NAME: Shape = Shape::Text(Bounds { min: Some(3), max: Some(128) });
+static LAUNCH_TEMPLATE_NAME_STRING_LIST: Shape = Shape::List(List { element: "item", flat: true, bounds: Bounds { min: None, max: None }, shape: &LAUNCH_TEMPLATE_NAME });
+static LAUNCH_TEMPLATE_NETWORK_PERFORMANCE_OPTIONS: Shape = Shape::Structure(&[
+    member("BandwidthWeighting", "BandwidthWeighting", "bandwidthWeighting", &INSTANCE_BANDWIDTH_WEIGHTING),
+]);
+static LAUNCH_TEMPLATE_NETWORK_PERFORMANCE_OPTIONS_REQUEST: Shape = Shape::Structure(&[
+    member("BandwidthWeighting", "BandwidthWeighting", "BandwidthWeighting", &INSTANCE_BANDWIDTH_WEIGHTING),
+]);
+static LAUNCH_TEMPLATE_PLACEMENT: Shape = Shape::Structure(&[
+    member("AvailabilityZone", "AvailabilityZone", "availabilityZone", &STRING),
+    member("AvailabilityZoneId", "AvailabilityZoneId", "availabilityZoneId", &AVAILABILITY_ZONE_ID),
+    member("Affinity", "Affinity", "affinity", &STRING),
+    member("GroupName", "GroupName", "groupName", &STRING),
+    member("HostId", "HostId", "hostId", &STRING),
+    member("Tenancy", "Tenancy", "tenancy", &TENANCY),
+    member("SpreadDomain", "SpreadDomain", "spreadDomain", &STRING),
+    member("HostResourceGroupArn", "HostResourceGroupArn", "hostResourceGroupArn", &STRING),
+    member("PartitionNumber", "PartitionNumber", "partitionNumber", &INTEGER),
+    member("GroupId", "GroupId", "groupId", &PLACEMENT_GROUP_ID),
+]);
+static LAUNCH_TEMPLATE_PLACEMENT_REQUEST: Shape = Shape::Structure(&[
+    member("AvailabilityZone", "AvailabilityZone", "AvailabilityZone", &STRING),
+    member("AvailabilityZoneId", "AvailabilityZoneId", "AvailabilityZoneId", &AVAILABILITY_ZONE_ID),
+    member("Affinity", "Affinity", "Affinity", &STRING),
+    member("GroupName", "GroupName", "GroupName", &PLACEMENT_GROUP_NAME),
+    member("HostId", "HostId", "HostId", &DEDICATED_HOST_ID),
+    member("Tenancy", "Tenancy", "Tenancy", &TENANCY),
+    member("SpreadDomain", "SpreadDomain", "SpreadDomain", &STRING),
+    member("HostResourceGroupArn", "HostResourceGroupArn", "HostResourceGroupArn", &STRING),
+    member("PartitionNumber", "PartitionNumber", "PartitionNumber", &INTEGER),
+    member("GroupId", "GroupId", "GroupId", &PLACEMENT_GROUP_ID),
+]);
+static LAUNCH_TEMPLATE_PRIVATE_DNS_NAME_OPTIONS: Shape = Shape::Structure(&[
+    member("HostnameType", "HostnameType", "hostnameType", &HOSTNAME_TYPE),
+    member("EnableResourceNameDnsARecord", "EnableResourceNameDnsARecord", "enableResourceNameDnsARecord", &BOOLEAN),
+    member("EnableResourceNameDnsAAAARecord", "EnableResourceNameDnsAAAARecord", "enableResourceNameDnsAAAARecord", &BOOLEAN),
+]);
+static LAUNCH_TEMPLATE_PRIVATE_DNS_NAME_OPTIONS_REQUEST: Shape = Shape::Structure(&[
+    member("HostnameType", "HostnameType", "HostnameType", &HOSTNAME_TYPE),
+    member("EnableResourceNameDnsARecord", "EnableResourceNameDnsARecord", "EnableResourceNameDnsARecord", &BOOLEAN),
+    member("EnableResourceNameDnsAAAARecord", "EnableResourceNameDnsAAAARecord", "EnableResourceNameDnsAAAARecord", &BOOLEAN),
+]);
+static LAUNCH_TEMPLATE_SET: Shape = Shape::List(List { element: "item", flat: true, bounds: Bounds { min: None, max: None }, shape: &LAUNCH_TEMPLATE });
 static LAUNCH_TEMPLATE_SPECIFICATION: Shape = Shape::Structure(&[
     member("LaunchTemplateId", "LaunchTemplateId", "LaunchTemplateId", &LAUNCH_TEMPLATE_ID),
     member("LaunchTemplateName", "LaunchTemplateName", "LaunchTemplateName", &STRING),
     member("Version", "Version", "Version", &STRING),
 ]);
+static LAUNCH_TEMPLATE_SPOT_MARKET_OPTIONS: Shape = Shape::Structure(&[
+    member("MaxPrice", "MaxPrice", "maxPrice", &STRING),
+    member("SpotInstanceType", "SpotInstanceType", "spotInstanceType", &SPOT_INSTANCE_TYPE),
+    member("BlockDurationMinutes", "BlockDurationMinutes", "blockDurationMinutes", &INTEGER),
+    member("ValidUntil", "ValidUntil", "validUntil", &DATE_TIME),
+    member("InstanceInterruptionBehavior", "InstanceInterruptionBehavior", "instanceInterruptionBehavior", &INSTANCE_INTERRUPTION_BEHAVIOR),
+]);
+static LAUNCH_TEMPLATE_SPOT_MARKET_OPTIONS_REQUEST: Shape = Shape::Structure(&[
+    member("MaxPrice", "MaxPrice", "MaxPrice", &STRING),
+    member("SpotInstanceType", "SpotInstanceType", "SpotInstanceType", &SPOT_INSTANCE_TYPE),
+    member("BlockDurationMinutes", "BlockDurationMinutes", "BlockDurationMinutes", &INTEGER),
+    member("ValidUntil", "ValidUntil", "ValidUntil", &DATE_TIME),
+    member("InstanceInterruptionBehavior", "InstanceInterruptionBehavior", "InstanceInterruptionBehavior", &INSTANCE_INTERRUPTION_BEHAVIOR),
+]);
+static LAUNCH_TEMPLATE_TAG_SPECIFICATION: Shape = Shape::Structure(&[
+    member("ResourceType", "ResourceType", "resourceType", &RESOURCE_TYPE),
+    member("Tags", "TagSet", "tagSet", &TAG_LIST),
+]);
+static LAUNCH_TEMPLATE_TAG_SPECIFICATION_LIST: Shape = Shape::List(List { element: "item", flat: true, bounds: Bounds { min: None, max: None }, shape: &LAUNCH_TEMPLATE_TAG_SPECIFICATION });
+static LAUNCH_TEMPLATE_TAG_SPECIFICATION_REQUEST: Shape = Shape::Structure(&[
+    member("ResourceType", "ResourceType", "ResourceType", &RESOURCE_TYPE),
+    member("Tags", "Tag", "Tag", &TAG_LIST),
+]);
+static LAUNCH_TEMPLATE_TAG_SPECIFICATION_REQUEST_LIST: Shape = Shape::List(List { element: "LaunchTemplateTagSpecificationRequest", flat: true, bounds: Bounds { min: None, max: None }, shape: &LAUNCH_TEMPLATE_TAG_SPECIFICATION_REQUEST });
+static LAUNCH_TEMPLATE_VERSION: Shape = Shape::Structure(&[
+    member("LaunchTemplateId", "LaunchTemplateId", "launchTemplateId", &STRING),
+    member("LaunchTemplateName", "LaunchTemplateName", "launchTemplateName", &LAUNCH_TEMPLATE_NAME),
+    member("VersionNumber", "VersionNumber", "versionNumber", &LONG),
+    member("VersionDescription", "VersionDescription", "versionDescription", &VERSION_DESCRIPTION),
+    member("CreateTime", "CreateTime", "createTime", &DATE_TIME),
+    member("CreatedBy", "CreatedBy", "createdBy", &STRING),
+    member("DefaultVersion", "DefaultVersion", "defaultVersion", &BOOLEAN),
+    member("LaunchTemplateData", "LaunchTemplateData", "launchTemplateData", &RESPONSE_LAUNCH_TEMPLATE_DATA),
+    member("Operator", "Operator", "operator", &OPERATOR_RESPONSE),
+]);
+static LAUNCH_TEMPLATE_VERSION_SET: Shape = Shape::List(List { element: "item", flat: true, bounds: Bounds { min: None, max: None }, shape: &LAUNCH_TEMPLATE_VERSION });
 static LICENSE_CONFIGURATION: Shape = Shape::Structure(&[
     member("LicenseConfigurationArn", "LicenseConfigurationArn", "licenseConfigurationArn", &STRING),
 ]);
@@ -2109,6 +2659,9 @@ static LICENSE_CONFIGURATION_REQUEST: Shape = Shape::Structure(&[
 static LICENSE_LIST: Shape = Shape::List(List { element: "item", flat: true, bounds: Bounds { min: None, max: None }, shape: &LICENSE_CONFIGURATION });
 static LICENSE_SPECIFICATION_LIST_REQUEST: Shape = Shape::List(List { element: "item", flat: true, bounds: Bounds { min: None, max: None }, shape: &LICENSE_CONFIGURATION_REQUEST });
 static LOCAL_GATEWAY_ID: Shape = Shape::Text(Bounds { min: None, max: None });
+static LOCAL_STORAGE: Shape = Shape::Choice(&["included", "required", "excluded"]);
+static LOCAL_STORAGE_TYPE: Shape = Shape::Choice(&["hdd", "ssd"]);
+static LOCAL_STORAGE_TYPE_SET: Shape = Shape::List(List { element: "item", flat: true, bounds: Bounds { min: None, max: None }, shape: &LOCAL_STORAGE_TYPE });
 static LOCATION: Shape = Shape::Text(Bounds { min: None, max: None });
 static LOCATION_TYPE: Shape = Shape::Choice(&["region", "availability-zone", "availability-zone-id", "outpost"]);
 static LOGICAL_GPU_COUNT: Shape = Shape::Integer(Bounds { min: None, max: None });
@@ -2160,8 +2713,24 @@ static MEDIA_DEVICE_MEMORY_INFO: Shape = Shape::Structure(&[
 ]);
 static MEDIA_DEVICE_MEMORY_SIZE: Shape = Shape::Integer(Bounds { min: None, max: None });
 static MEDIA_DEVICE_NAME: Shape = Shape::Text(Bounds { min: None, max: None });
+static MEMORY_GI_B_PER_V_CPU: Shape = Shape::Structure(&[
+    member("Min", "Min", "min", &DOUBLE),
+    member("Max", "Max", "max", &DOUBLE),
+]);
+static MEMORY_GI_B_PER_V_CPU_REQUEST: Shape = Shape::Structure(&[
+    member("Min", "Min", "Min", &DOUBLE),
+    member("Max", "Max", "Max", &DOUBLE),
+]);
 static MEMORY_INFO: Shape = Shape::Structure(&[
     member("SizeInMiB", "SizeInMiB", "sizeInMiB", &MEMORY_SIZE),
+]);
+static MEMORY_MI_B: Shape = Shape::Structure(&[
+    member("Min", "Min", "min", &INTEGER),
+    member("Max", "Max", "max", &INTEGER),
+]);
+static MEMORY_MI_B_REQUEST: Shape = Shape::Structure(&[
+    required("Min", "Min", "Min", &INTEGER),
+    member("Max", "Max", "Max", &INTEGER),
 ]);
 static MEMORY_SIZE: Shape = Shape::Integer(Bounds { min: None, max: None });
 static METRIC_CATEGORY_ID: Shape = Shape::Text(Bounds { min: None, max: None });
@@ -2215,6 +2784,16 @@ static MODIFY_INSTANCE_METADATA_OPTIONS_REQUEST: Shape = Shape::Structure(&[
 static MODIFY_INSTANCE_METADATA_OPTIONS_RESULT: Shape = Shape::Structure(&[
     member("InstanceId", "InstanceId", "instanceId", &STRING),
     member("InstanceMetadataOptions", "InstanceMetadataOptions", "instanceMetadataOptions", &INSTANCE_METADATA_OPTIONS_RESPONSE),
+]);
+static MODIFY_LAUNCH_TEMPLATE_REQUEST: Shape = Shape::Structure(&[
+    member("DryRun", "DryRun", "DryRun", &BOOLEAN),
+    member("ClientToken", "ClientToken", "ClientToken", &STRING),
+    member("LaunchTemplateId", "LaunchTemplateId", "LaunchTemplateId", &LAUNCH_TEMPLATE_ID),
+    member("LaunchTemplateName", "LaunchTemplateName", "LaunchTemplateName", &LAUNCH_TEMPLATE_NAME),
+    member("DefaultVersion", "SetDefaultVersion", "SetDefaultVersion", &STRING),
+]);
+static MODIFY_LAUNCH_TEMPLATE_RESULT: Shape = Shape::Structure(&[
+    member("LaunchTemplate", "LaunchTemplate", "launchTemplate", &LAUNCH_TEMPLATE),
 ]);
 static MODIFY_MANAGED_PREFIX_LIST_REQUEST: Shape = Shape::Structure(&[
     member("DryRun", "DryRun", "DryRun", &BOOLEAN),
@@ -2376,6 +2955,14 @@ static NETWORK_ACL_ENTRY_LIST: Shape = Shape::List(List { element: "item", flat:
 static NETWORK_ACL_ID: Shape = Shape::Text(Bounds { min: None, max: None });
 static NETWORK_ACL_ID_STRING_LIST: Shape = Shape::List(List { element: "item", flat: true, bounds: Bounds { min: None, max: None }, shape: &NETWORK_ACL_ID });
 static NETWORK_ACL_LIST: Shape = Shape::List(List { element: "item", flat: true, bounds: Bounds { min: None, max: None }, shape: &NETWORK_ACL });
+static NETWORK_BANDWIDTH_GBPS: Shape = Shape::Structure(&[
+    member("Min", "Min", "min", &DOUBLE),
+    member("Max", "Max", "max", &DOUBLE),
+]);
+static NETWORK_BANDWIDTH_GBPS_REQUEST: Shape = Shape::Structure(&[
+    member("Min", "Min", "Min", &DOUBLE),
+    member("Max", "Max", "Max", &DOUBLE),
+]);
 static NETWORK_CARD_INDEX: Shape = Shape::Integer(Bounds { min: None, max: None });
 static NETWORK_CARD_INFO: Shape = Shape::Structure(&[
     member("NetworkCardIndex", "NetworkCardIndex", "networkCardIndex", &NETWORK_CARD_INDEX),
@@ -2476,6 +3063,14 @@ static NETWORK_INTERFACE_ATTACHMENT_CHANGES: Shape = Shape::Structure(&[
 ]);
 static NETWORK_INTERFACE_ATTACHMENT_ID: Shape = Shape::Text(Bounds { min: None, max: None });
 static NETWORK_INTERFACE_ATTRIBUTE: Shape = Shape::Choice(&["description", "groupSet", "sourceDestCheck", "attachment", "associatePublicIpAddress"]);
+static NETWORK_INTERFACE_COUNT: Shape = Shape::Structure(&[
+    member("Min", "Min", "min", &INTEGER),
+    member("Max", "Max", "max", &INTEGER),
+]);
+static NETWORK_INTERFACE_COUNT_REQUEST: Shape = Shape::Structure(&[
+    member("Min", "Min", "Min", &INTEGER),
+    member("Max", "Max", "Max", &INTEGER),
+]);
 static NETWORK_INTERFACE_CREATION_TYPE: Shape = Shape::Choice(&["efa", "efa-only", "branch", "trunk"]);
 static NETWORK_INTERFACE_ID: Shape = Shape::Text(Bounds { min: None, max: None });
 static NETWORK_INTERFACE_ID_LIST: Shape = Shape::List(List { element: "item", flat: true, bounds: Bounds { min: None, max: None }, shape: &NETWORK_INTERFACE_ID });
@@ -2542,6 +3137,14 @@ static ORGANIZATION_ARN_STRING_LIST: Shape = Shape::List(List { element: "Organi
 static OWNER_STRING_LIST: Shape = Shape::List(List { element: "Owner", flat: true, bounds: Bounds { min: None, max: None }, shape: &STRING });
 static PASSWORD_DATA: Shape = Shape::Text(Bounds { min: None, max: None });
 static PEAK_BANDWIDTH_IN_GBPS: Shape = Shape::Number;
+static PERFORMANCE_FACTOR_REFERENCE: Shape = Shape::Structure(&[
+    member("InstanceFamily", "InstanceFamily", "instanceFamily", &STRING),
+]);
+static PERFORMANCE_FACTOR_REFERENCE_REQUEST: Shape = Shape::Structure(&[
+    member("InstanceFamily", "InstanceFamily", "InstanceFamily", &STRING),
+]);
+static PERFORMANCE_FACTOR_REFERENCE_SET: Shape = Shape::List(List { element: "item", flat: true, bounds: Bounds { min: None, max: None }, shape: &PERFORMANCE_FACTOR_REFERENCE });
+static PERFORMANCE_FACTOR_REFERENCE_SET_REQUEST: Shape = Shape::List(List { element: "item", flat: true, bounds: Bounds { min: None, max: None }, shape: &PERFORMANCE_FACTOR_REFERENCE_REQUEST });
 static PERFORMANCE_STATUS_SUMMARY: Shape = Shape::Structure(&[
     member("Status", "Status", "status", &SUMMARY_STATUS),
     member("ImpairedSince", "ImpairedSince", "impairedSince", &MILLISECOND_DATE_TIME),
@@ -2761,6 +3364,42 @@ static REPLACE_ROUTE_TABLE_ASSOCIATION_RESULT: Shape = Shape::Structure(&[
     member("AssociationState", "AssociationState", "associationState", &ROUTE_TABLE_ASSOCIATION_STATE),
 ]);
 static REQUEST_INSTANCE_TYPE_LIST: Shape = Shape::List(List { element: "member", flat: true, bounds: Bounds { min: Some(0), max: Some(100) }, shape: &INSTANCE_TYPE });
+static REQUEST_LAUNCH_TEMPLATE_DATA: Shape = Shape::Structure(&[
+    member("KernelId", "KernelId", "KernelId", &KERNEL_ID),
+    member("EbsOptimized", "EbsOptimized", "EbsOptimized", &BOOLEAN),
+    member("IamInstanceProfile", "IamInstanceProfile", "IamInstanceProfile", &LAUNCH_TEMPLATE_IAM_INSTANCE_PROFILE_SPECIFICATION_REQUEST),
+    member("BlockDeviceMappings", "BlockDeviceMapping", "BlockDeviceMapping", &LAUNCH_TEMPLATE_BLOCK_DEVICE_MAPPING_REQUEST_LIST),
+    member("NetworkInterfaces", "NetworkInterface", "NetworkInterface", &LAUNCH_TEMPLATE_INSTANCE_NETWORK_INTERFACE_SPECIFICATION_REQUEST_LIST),
+    member("ImageId", "ImageId", "ImageId", &IMAGE_ID),
+    member("InstanceType", "InstanceType", "InstanceType", &INSTANCE_TYPE),
+    member("KeyName", "KeyName", "KeyName", &KEY_PAIR_NAME),
+    member("Monitoring", "Monitoring", "Monitoring", &LAUNCH_TEMPLATES_MONITORING_REQUEST),
+    member("Placement", "Placement", "Placement", &LAUNCH_TEMPLATE_PLACEMENT_REQUEST),
+    member("RamDiskId", "RamDiskId", "RamDiskId", &RAMDISK_ID),
+    member("DisableApiTermination", "DisableApiTermination", "DisableApiTermination", &BOOLEAN),
+    member("InstanceInitiatedShutdownBehavior", "InstanceInitiatedShutdownBehavior", "InstanceInitiatedShutdownBehavior", &SHUTDOWN_BEHAVIOR),
+    member("UserData", "UserData", "UserData", &SENSITIVE_USER_DATA),
+    member("TagSpecifications", "TagSpecification", "TagSpecification", &LAUNCH_TEMPLATE_TAG_SPECIFICATION_REQUEST_LIST),
+    member("ElasticGpuSpecifications", "ElasticGpuSpecification", "ElasticGpuSpecification", &ELASTIC_GPU_SPECIFICATION_LIST),
+    member("ElasticInferenceAccelerators", "ElasticInferenceAccelerator", "ElasticInferenceAccelerator", &LAUNCH_TEMPLATE_ELASTIC_INFERENCE_ACCELERATOR_LIST),
+    member("SecurityGroupIds", "SecurityGroupId", "SecurityGroupId", &SECURITY_GROUP_ID_STRING_LIST),
+    member("SecurityGroups", "SecurityGroup", "SecurityGroup", &SECURITY_GROUP_STRING_LIST),
+    member("InstanceMarketOptions", "InstanceMarketOptions", "InstanceMarketOptions", &LAUNCH_TEMPLATE_INSTANCE_MARKET_OPTIONS_REQUEST),
+    member("CreditSpecification", "CreditSpecification", "CreditSpecification", &CREDIT_SPECIFICATION_REQUEST),
+    member("CpuOptions", "CpuOptions", "CpuOptions", &LAUNCH_TEMPLATE_CPU_OPTIONS_REQUEST),
+    member("CapacityReservationSpecification", "CapacityReservationSpecification", "CapacityReservationSpecification", &LAUNCH_TEMPLATE_CAPACITY_RESERVATION_SPECIFICATION_REQUEST),
+    member("LicenseSpecifications", "LicenseSpecification", "LicenseSpecification", &LAUNCH_TEMPLATE_LICENSE_SPECIFICATION_LIST_REQUEST),
+    member("HibernationOptions", "HibernationOptions", "HibernationOptions", &LAUNCH_TEMPLATE_HIBERNATION_OPTIONS_REQUEST),
+    member("MetadataOptions", "MetadataOptions", "MetadataOptions", &LAUNCH_TEMPLATE_INSTANCE_METADATA_OPTIONS_REQUEST),
+    member("EnclaveOptions", "EnclaveOptions", "EnclaveOptions", &LAUNCH_TEMPLATE_ENCLAVE_OPTIONS_REQUEST),
+    member("InstanceRequirements", "InstanceRequirements", "InstanceRequirements", &INSTANCE_REQUIREMENTS_REQUEST),
+    member("PrivateDnsNameOptions", "PrivateDnsNameOptions", "PrivateDnsNameOptions", &LAUNCH_TEMPLATE_PRIVATE_DNS_NAME_OPTIONS_REQUEST),
+    member("MaintenanceOptions", "MaintenanceOptions", "MaintenanceOptions", &LAUNCH_TEMPLATE_INSTANCE_MAINTENANCE_OPTIONS_REQUEST),
+    member("DisableApiStop", "DisableApiStop", "DisableApiStop", &BOOLEAN),
+    member("Operator", "Operator", "Operator", &OPERATOR_REQUEST),
+    member("NetworkPerformanceOptions", "NetworkPerformanceOptions", "NetworkPerformanceOptions", &LAUNCH_TEMPLATE_NETWORK_PERFORMANCE_OPTIONS_REQUEST),
+    member("SecondaryInterfaces", "SecondaryInterface", "SecondaryInterface", &LAUNCH_TEMPLATE_INSTANCE_SECONDARY_INTERFACE_SPECIFICATION_REQUEST_LIST),
+]);
 static RESERVATION: Shape = Shape::Structure(&[
     member("ReservationId", "ReservationId", "reservationId", &STRING),
     member("OwnerId", "OwnerId", "ownerId", &STRING),
@@ -2772,6 +3411,46 @@ static RESERVATION_LIST: Shape = Shape::List(List { element: "item", flat: true,
 static RESOURCE_ARN: Shape = Shape::Text(Bounds { min: Some(1), max: Some(1283) });
 static RESOURCE_ID_LIST: Shape = Shape::List(List { element: "member", flat: true, bounds: Bounds { min: None, max: None }, shape: &TAGGABLE_RESOURCE_ID });
 static RESOURCE_TYPE: Shape = Shape::Text(Bounds { min: None, max: None });
+static RESPONSE_ERROR: Shape = Shape::Structure(&[
+    member("Code", "Code", "code", &LAUNCH_TEMPLATE_ERROR_CODE),
+    member("Message", "Message", "message", &STRING),
+]);
+static RESPONSE_LAUNCH_TEMPLATE_DATA: Shape = Shape::Structure(&[
+    member("KernelId", "KernelId", "kernelId", &STRING),
+    member("EbsOptimized", "EbsOptimized", "ebsOptimized", &BOOLEAN),
+    member("IamInstanceProfile", "IamInstanceProfile", "iamInstanceProfile", &LAUNCH_TEMPLATE_IAM_INSTANCE_PROFILE_SPECIFICATION),
+    member("BlockDeviceMappings", "BlockDeviceMappingSet", "blockDeviceMappingSet", &LAUNCH_TEMPLATE_BLOCK_DEVICE_MAPPING_LIST),
+    member("NetworkInterfaces", "NetworkInterfaceSet", "networkInterfaceSet", &LAUNCH_TEMPLATE_INSTANCE_NETWORK_INTERFACE_SPECIFICATION_LIST),
+    member("ImageId", "ImageId", "imageId", &STRING),
+    member("InstanceType", "InstanceType", "instanceType", &INSTANCE_TYPE),
+    member("KeyName", "KeyName", "keyName", &STRING),
+    member("Monitoring", "Monitoring", "monitoring", &LAUNCH_TEMPLATES_MONITORING),
+    member("Placement", "Placement", "placement", &LAUNCH_TEMPLATE_PLACEMENT),
+    member("RamDiskId", "RamDiskId", "ramDiskId", &STRING),
+    member("DisableApiTermination", "DisableApiTermination", "disableApiTermination", &BOOLEAN),
+    member("InstanceInitiatedShutdownBehavior", "InstanceInitiatedShutdownBehavior", "instanceInitiatedShutdownBehavior", &SHUTDOWN_BEHAVIOR),
+    member("UserData", "UserData", "userData", &SENSITIVE_USER_DATA),
+    member("TagSpecifications", "TagSpecificationSet", "tagSpecificationSet", &LAUNCH_TEMPLATE_TAG_SPECIFICATION_LIST),
+    member("ElasticGpuSpecifications", "ElasticGpuSpecificationSet", "elasticGpuSpecificationSet", &ELASTIC_GPU_SPECIFICATION_RESPONSE_LIST),
+    member("ElasticInferenceAccelerators", "ElasticInferenceAcceleratorSet", "elasticInferenceAcceleratorSet", &LAUNCH_TEMPLATE_ELASTIC_INFERENCE_ACCELERATOR_RESPONSE_LIST),
+    member("SecurityGroupIds", "SecurityGroupIdSet", "securityGroupIdSet", &VALUE_STRING_LIST),
+    member("SecurityGroups", "SecurityGroupSet", "securityGroupSet", &VALUE_STRING_LIST),
+    member("InstanceMarketOptions", "InstanceMarketOptions", "instanceMarketOptions", &LAUNCH_TEMPLATE_INSTANCE_MARKET_OPTIONS),
+    member("CreditSpecification", "CreditSpecification", "creditSpecification", &CREDIT_SPECIFICATION),
+    member("CpuOptions", "CpuOptions", "cpuOptions", &LAUNCH_TEMPLATE_CPU_OPTIONS),
+    member("CapacityReservationSpecification", "CapacityReservationSpecification", "capacityReservationSpecification", &LAUNCH_TEMPLATE_CAPACITY_RESERVATION_SPECIFICATION_RESPONSE),
+    member("LicenseSpecifications", "LicenseSet", "licenseSet", &LAUNCH_TEMPLATE_LICENSE_LIST),
+    member("HibernationOptions", "HibernationOptions", "hibernationOptions", &LAUNCH_TEMPLATE_HIBERNATION_OPTIONS),
+    member("MetadataOptions", "MetadataOptions", "metadataOptions", &LAUNCH_TEMPLATE_INSTANCE_METADATA_OPTIONS),
+    member("EnclaveOptions", "EnclaveOptions", "enclaveOptions", &LAUNCH_TEMPLATE_ENCLAVE_OPTIONS),
+    member("InstanceRequirements", "InstanceRequirements", "instanceRequirements", &INSTANCE_REQUIREMENTS),
+    member("PrivateDnsNameOptions", "PrivateDnsNameOptions", "privateDnsNameOptions", &LAUNCH_TEMPLATE_PRIVATE_DNS_NAME_OPTIONS),
+    member("MaintenanceOptions", "MaintenanceOptions", "maintenanceOptions", &LAUNCH_TEMPLATE_INSTANCE_MAINTENANCE_OPTIONS),
+    member("DisableApiStop", "DisableApiStop", "disableApiStop", &BOOLEAN),
+    member("Operator", "Operator", "operator", &OPERATOR_RESPONSE),
+    member("NetworkPerformanceOptions", "NetworkPerformanceOptions", "networkPerformanceOptions", &LAUNCH_TEMPLATE_NETWORK_PERFORMANCE_OPTIONS),
+    member("SecondaryInterfaces", "SecondaryInterfaceSet", "secondaryInterfaceSet", &LAUNCH_TEMPLATE_INSTANCE_SECONDARY_INTERFACE_SPECIFICATION_LIST),
+]);
 static RESTORABLE_BY_STRING_LIST: Shape = Shape::List(List { element: "member", flat: true, bounds: Bounds { min: None, max: None }, shape: &STRING });
 static REVOKED_SECURITY_GROUP_RULE: Shape = Shape::Structure(&[
     member("SecurityGroupRuleId", "SecurityGroupRuleId", "securityGroupRuleId", &SECURITY_GROUP_RULE_ID),
@@ -2938,6 +3617,14 @@ static SCAN_RESULTS: Shape = Shape::Structure(&[
     member("CriticalFixAvailableSince", "CriticalFixAvailableSince", "criticalFixAvailableSince", &MILLISECOND_DATE_TIME),
 ]);
 static SECONDARY_INTERFACE_ID: Shape = Shape::Text(Bounds { min: None, max: None });
+static SECONDARY_INTERFACE_PRIVATE_IP_ADDRESS_SPECIFICATION: Shape = Shape::Structure(&[
+    member("PrivateIpAddress", "PrivateIpAddress", "privateIpAddress", &STRING),
+]);
+static SECONDARY_INTERFACE_PRIVATE_IP_ADDRESS_SPECIFICATION_LIST: Shape = Shape::List(List { element: "item", flat: true, bounds: Bounds { min: None, max: None }, shape: &SECONDARY_INTERFACE_PRIVATE_IP_ADDRESS_SPECIFICATION });
+static SECONDARY_INTERFACE_PRIVATE_IP_ADDRESS_SPECIFICATION_LIST_REQUEST: Shape = Shape::List(List { element: "SecondaryInterfacePrivateIpAddressSpecification", flat: true, bounds: Bounds { min: None, max: None }, shape: &SECONDARY_INTERFACE_PRIVATE_IP_ADDRESS_SPECIFICATION_REQUEST });
+static SECONDARY_INTERFACE_PRIVATE_IP_ADDRESS_SPECIFICATION_REQUEST: Shape = Shape::Structure(&[
+    member("PrivateIpAddress", "PrivateIpAddress", "PrivateIpAddress", &STRING),
+]);
 static SECONDARY_INTERFACE_STATUS: Shape = Shape::Choice(&["available", "in-use"]);
 static SECONDARY_INTERFACE_TYPE: Shape = Shape::Choice(&["secondary"]);
 static SECONDARY_NETWORK_ID: Shape = Shape::Text(Bounds { min: None, max: None });
@@ -3159,6 +3846,14 @@ static THREADS_PER_CORE_LIST: Shape = Shape::List(List { element: "item", flat: 
 static TOTAL_FPGA_MEMORY: Shape = Shape::Integer(Bounds { min: None, max: None });
 static TOTAL_GPU_MEMORY: Shape = Shape::Integer(Bounds { min: None, max: None });
 static TOTAL_INFERENCE_MEMORY: Shape = Shape::Integer(Bounds { min: None, max: None });
+static TOTAL_LOCAL_STORAGE_GB: Shape = Shape::Structure(&[
+    member("Min", "Min", "min", &DOUBLE),
+    member("Max", "Max", "max", &DOUBLE),
+]);
+static TOTAL_LOCAL_STORAGE_GB_REQUEST: Shape = Shape::Structure(&[
+    member("Min", "Min", "Min", &DOUBLE),
+    member("Max", "Max", "Max", &DOUBLE),
+]);
 static TOTAL_MEDIA_MEMORY: Shape = Shape::Integer(Bounds { min: None, max: None });
 static TOTAL_NEURON_MEMORY: Shape = Shape::Integer(Bounds { min: None, max: None });
 static TPM_SUPPORT_VALUES: Shape = Shape::Choice(&["v2.0"]);
@@ -3212,7 +3907,16 @@ static USER_ID_GROUP_PAIR: Shape = Shape::Structure(&[
 ]);
 static USER_ID_GROUP_PAIR_LIST: Shape = Shape::List(List { element: "item", flat: true, bounds: Bounds { min: None, max: None }, shape: &USER_ID_GROUP_PAIR });
 static USER_ID_STRING_LIST: Shape = Shape::List(List { element: "UserId", flat: true, bounds: Bounds { min: None, max: None }, shape: &STRING });
+static VALIDATION_ERROR: Shape = Shape::Structure(&[
+    member("Code", "Code", "code", &STRING),
+    member("Message", "Message", "message", &STRING),
+]);
+static VALIDATION_WARNING: Shape = Shape::Structure(&[
+    member("Errors", "ErrorSet", "errorSet", &ERROR_SET),
+]);
 static VALUE_STRING_LIST: Shape = Shape::List(List { element: "item", flat: true, bounds: Bounds { min: None, max: None }, shape: &STRING });
+static VERSION_DESCRIPTION: Shape = Shape::Text(Bounds { min: Some(0), max: Some(255) });
+static VERSION_STRING_LIST: Shape = Shape::List(List { element: "item", flat: true, bounds: Bounds { min: None, max: None }, shape: &STRING });
 static VIRTUALIZATION_TYPE: Shape = Shape::Choice(&["hvm", "paravirtual"]);
 static VIRTUALIZATION_TYPE_LIST: Shape = Shape::List(List { element: "item", flat: true, bounds: Bounds { min: None, max: None }, shape: &VIRTUALIZATION_TYPE });
 static VOLUME: Shape = Shape::Structure(&[
@@ -3366,6 +4070,14 @@ static VPC_LIST: Shape = Shape::List(List { element: "item", flat: true, bounds:
 static VPC_PEERING_CONNECTION_ID: Shape = Shape::Text(Bounds { min: None, max: None });
 static VPC_STATE: Shape = Shape::Choice(&["pending", "available", "deleting"]);
 static V_CPU_COUNT: Shape = Shape::Integer(Bounds { min: None, max: None });
+static V_CPU_COUNT_RANGE: Shape = Shape::Structure(&[
+    member("Min", "Min", "min", &INTEGER),
+    member("Max", "Max", "max", &INTEGER),
+]);
+static V_CPU_COUNT_RANGE_REQUEST: Shape = Shape::Structure(&[
+    required("Min", "Min", "Min", &INTEGER),
+    member("Max", "Max", "Max", &INTEGER),
+]);
 static V_CPU_INFO: Shape = Shape::Structure(&[
     member("DefaultVCpus", "DefaultVCpus", "defaultVCpus", &V_CPU_COUNT),
     member("DefaultCores", "DefaultCores", "defaultCores", &CORE_COUNT),

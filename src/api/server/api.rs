@@ -139,6 +139,7 @@ impl Api {
             caller,
             source,
             now,
+            asked: None,
         }
     }
 
@@ -212,14 +213,21 @@ impl Api {
         })?;
         known.operation = Some(operation);
         let mut input = decode(operation.input, &parameters, &protocol(&query))?;
+        let dry_run = take_dry_run(&mut input);
         let (roles, source) = (self.supervisor.plane().roles(), request.source);
-        let context = self.context(&caller, source, now);
-        let wanted = PolicyRequest { service: service.name, action: name, input: &input, source };
-        permits(&roles, &caller, &wanted)?;
+        let may = |input: &Value| {
+            permits(&roles, &caller, &PolicyRequest { service: service.name, action: name, input, source })
+        };
+        let mut context = self.context(&caller, source, now);
+        may(&input)?;
+        context.asked = actions::expand(&context, name, &mut input)?;
+        if context.asked.is_some() {
+            may(&input)?;
+        }
         if let Some(role) = actions::passed_role(&context, service.name, name, &input)? {
             permits_passing(&roles, &caller, &role, service.name, source)?;
         }
-        if take_dry_run(&mut input) {
+        if dry_run {
             let message = "Request would have succeeded, but DryRun flag is set.";
             return Err(ApiError::new("DryRunOperation", message));
         }

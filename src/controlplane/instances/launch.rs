@@ -366,6 +366,7 @@ fn insert_rows(
                 reason: None,
                 launch_index,
                 key_name: request.key_name.clone(),
+                launch_template: request.launch_template,
             };
             // 64 random bits: a second instance with this id would be a fault of the random source.
             if !tx.insert(&instance)? {

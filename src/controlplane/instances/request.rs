@@ -7,6 +7,7 @@ use kiln_vmspec::{DiskFormat, MetadataOptions};
 
 use super::{BootOverride, NetworkMode, ShutdownBehavior};
 use crate::credentials::RoleName;
+use crate::launch_templates::TemplateUse;
 use crate::metadata::{InvalidMetadataTag, check_tag_keys};
 use crate::network::Placement;
 use crate::volumes::{DeviceWish, VolumeKind};
@@ -69,6 +70,8 @@ pub struct LaunchRequest {
     pub monitoring: bool,
     /// Name of the key that may log in.
     pub key_name: Option<String>,
+    /// Where some of this was read.
+    pub launch_template: Option<TemplateUse>,
     /// Whether the root volume stays when the instance goes; by default as the image says.
     pub keep_root: Option<bool>,
     /// Type of the root volume; by default that of the image.
@@ -187,6 +190,7 @@ impl LaunchRequest {
             protected: false,
             monitoring: false,
             key_name: None,
+            launch_template: None,
             keep_root: None,
             root_kind: None,
             volumes: Vec::new(),

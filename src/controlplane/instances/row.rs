@@ -13,6 +13,7 @@ use super::{ShutdownBehavior, StateReason};
 use crate::credentials::Association;
 use crate::host::ProcessIdentity;
 use crate::images::FileIdentity;
+use crate::launch_templates::TemplateUse;
 use crate::metadata::SignedIdentity;
 use crate::network::{Interface, Published};
 use crate::state::Row;
@@ -185,6 +186,9 @@ pub struct Instance {
     /// Name of the key that may log in.
     #[serde(default)]
     pub key_name: Option<String>,
+    /// What it was launched from.
+    #[serde(default)]
+    pub launch_template: Option<TemplateUse>,
 }
 
 impl Instance {
