@@ -167,6 +167,39 @@ for service, allowed in [("ec2", True), ("lambda", False)]:
     same(launch(IamInstanceProfile={"Name": "apps"}), "DryRunOperation" if allowed else "UnauthorizedOperation")
     same(code(limited.associate_iam_instance_profile, **association),
          "InvalidInstanceID.NotFound" if allowed else "UnauthorizedOperation")
+
+# Who may use some resources only does not get at others by their names, by saying nothing, or by making new ones.
+[default_group] = ec2.describe_security_groups(GroupNames=["default"])["SecurityGroups"]
+web = ec2.create_security_group(GroupName="web", Description="x")["GroupId"]
+subnet = next(s["SubnetId"] for s in ec2.describe_subnets()["Subnets"] if s["DefaultForAz"])
+needed = ["arn:aws:ec2:us-east-1::image/*", "*:instance/*", "*:volume/*", "*:network-interface/*",
+          f"*:security-group/{default_group['GroupId']}", f"*:security-group/{web}", f"*:subnet/{subnet}", "*:key-pair/me"]
+
+
+def allow(actions, resources):
+    iam.put_user_policy(UserName="ann", PolicyName="self", PolicyDocument=policy(("Allow", actions, resources)))
+
+
+named = {"SecurityGroups": ["web"], "KeyName": "me"}
+for without, plain, with_names in [
+    (None, "DryRunOperation", "DryRunOperation"), (0, "UnauthorizedOperation", "UnauthorizedOperation"),
+    (1, "UnauthorizedOperation", "UnauthorizedOperation"), (3, "UnauthorizedOperation", "UnauthorizedOperation"),
+    (4, "UnauthorizedOperation", "DryRunOperation"), (5, "DryRunOperation", "UnauthorizedOperation"),
+    (6, "UnauthorizedOperation", "UnauthorizedOperation"), (7, "DryRunOperation", "UnauthorizedOperation"),
+]:
+    allow("ec2:RunInstances", [arn for at, arn in enumerate(needed) if at != without])
+    same((launch(), launch(**named)), (plain, with_names))
+tags = [{"ResourceType": "instance", "Tags": [{"Key": "a", "Value": "b"}]}]
+allow("ec2:RunInstances", "*")
+same(launch(TagSpecifications=tags), "UnauthorizedOperation")
+allow(["ec2:RunInstances", "ec2:CreateTags"], "*")
+same(launch(TagSpecifications=tags), "DryRunOperation")
+allow("ec2:*SecurityGroup", f"*:security-group/{default_group['GroupId']}")
+same(code(limited.delete_security_group, GroupName="web"), "UnauthorizedOperation")
+same(code(limited.create_security_group, GroupName="new", Description="x"), "UnauthorizedOperation")
+allow("ec2:DeleteSecurityGroup", f"*:security-group/{web}")
+limited.delete_security_group(GroupName="web")
+allow(["ec2:*", "iam:GetUser", "iam:*AccessKey*", "iam:AddRoleToInstanceProfile"], "*")
 iam.remove_role_from_instance_profile(InstanceProfileName="apps", RoleName="app")
 iam.delete_instance_profile(InstanceProfileName="apps")
 iam.delete_user_policy(UserName="ann", PolicyName="pass")

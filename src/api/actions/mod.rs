@@ -29,6 +29,7 @@ mod nat_gateways;
 mod places;
 mod prefix_lists;
 mod profiles;
+mod resources;
 mod routes;
 mod rules;
 mod sts;
@@ -56,6 +57,7 @@ type Answer = Result<Value, ApiError>;
 pub(crate) use blocks::BlockAction;
 pub(crate) use launch_templates::expand;
 pub(crate) use profiles::passed_role;
+pub(crate) use resources::{meant, tagged};
 /// An action on checked parameters.
 pub(crate) type Action = fn(&Context<'_>, Value) -> Answer;
 

@@ -1,9 +1,9 @@
 //! Whether a caller may: the policies of a role or a user against an action and the resources it names.
 //!
 //! The account may do everything. A user, and a session of a role, may do what the policies allow that
-//! the user or role has, on all of the resources that the request names. Resources are known by their
-//! ids in the parameters, those of IAM by their names; an action that names none is on `*`, as the
-//! describing actions of EC2 always are. Who somebody is may be asked by everybody.
+//! the user or role has, on all of the resources that the request means. Resources are known by their
+//! ids in the parameters, those of IAM by their names, and the rest the action tells; one that means none is on
+//! `*`, as the describing actions of EC2 always are. Who somebody is may be asked by everybody.
 //!
 //! Who gives a role to an instance gets at what the role may do. So that takes leave of its own:
 //! `iam:PassRole` on the role.
@@ -53,6 +53,8 @@ pub(crate) struct Request<'a> {
     pub action: &'a str,
     /// Its parameters.
     pub input: &'a Value,
+    /// ARNs of resources that it means besides those whose ids are in the parameters.
+    pub meant: &'a [String],
     /// Where it comes from; `None` by the Unix socket.
     pub source: Option<IpAddr>,
 }
@@ -61,6 +63,12 @@ pub(crate) struct Request<'a> {
 pub(crate) fn kind_of(id: &str) -> Option<&'static str> {
     let hex = |digits: &str| !digits.is_empty() && digits.bytes().all(|b| b.is_ascii_hexdigit());
     KINDS.iter().find(|(prefix, _)| id.strip_prefix(prefix).is_some_and(hex)).map(|(_, kind)| *kind)
+}
+
+/// ARN of a resource of EC2, as policies have it: images and snapshots are of a region, not of an account.
+pub(crate) fn resource_arn(kind: &str, id: &str) -> String {
+    let account = if matches!(kind, "image" | "snapshot") { "" } else { ACCOUNT };
+    format!("arn:aws:ec2:{REGION}:{account}:{kind}/{id}")
 }
 
 /// Decides; the error is that of the service.
@@ -113,7 +121,8 @@ pub(crate) fn permits_passing(
     service: &str,
     source: Option<IpAddr>,
 ) -> Result<(), ApiError> {
-    let request = Request { service: "iam", action: PASS_ROLE, input: &json!({"RoleName": role}), source };
+    let input = &json!({"RoleName": role});
+    let request = Request { service: "iam", action: PASS_ROLE, input, meant: &[], source };
     permits(roles, caller, &request).map_err(|error| match (service, error.code.as_ref()) {
         ("ec2", "AccessDenied") => ApiError::new("UnauthorizedOperation", error.message),
         _ => error,
@@ -138,17 +147,14 @@ fn resources(caller: &Caller, request: &Request<'_>) -> Vec<String> {
     let mut found = Vec::new();
     match request.service {
         "ec2" if !request.action.starts_with("Describe") => {
+            found.extend_from_slice(request.meant);
             ids(request.input, &mut found);
-            if request.action == "RunInstances" {
-                found.push(format!("arn:aws:ec2:{REGION}:{ACCOUNT}:instance/*"));
-            }
         }
-        // Snapshots are of a region, not of an account, as AWS has it.
         "ebs" => {
             let members = ["SnapshotId", "FirstSnapshotId", "SecondSnapshotId", "ParentSnapshotId"];
             let named = members.iter().filter_map(|member| request.input.get(member)?.as_str());
             let new = (request.action == "StartSnapshot").then_some("*");
-            found.extend(named.chain(new).map(|id| format!("arn:aws:ec2:{REGION}::snapshot/{id}")));
+            found.extend(named.chain(new).map(|id| resource_arn("snapshot", id)));
         }
         "iam" => {
             let get = |member: &str| request.input.get(member).and_then(Value::as_str);
@@ -187,7 +193,7 @@ fn ids(value: &Value, found: &mut Vec<String>) {
     match value {
         Value::String(text) => {
             if let Some(kind) = kind_of(text) {
-                found.push(format!("arn:aws:ec2:{REGION}:{ACCOUNT}:{kind}/{text}"));
+                found.push(resource_arn(kind, text));
             }
         }
         Value::Array(all) => all.iter().for_each(|value| ids(value, found)),
@@ -208,13 +214,14 @@ mod tests {
             id: "AIDA".into(),
             kind: Kind::User { name: "ann".into(), temporary: false },
         };
-        let named =
-            |service, action| resources(&caller, &Request { service, action, input: &input, source: None });
+        let named = |service, action| {
+            resources(&caller, &Request { service, action, input: &input, meant: &[], source: None })
+        };
         let arn = |rest: &str| format!("arn:aws:ec2:us-east-1:000000000000:{rest}");
         assert_eq!(named("ec2", "StartInstances"), [arn("instance/i-0a"), arn("security-group/sg-01")]);
         assert_eq!(named("ec2", "DescribeInstances"), ["*"]);
         let of_iam = |action, input: Value| {
-            resources(&caller, &Request { service: "iam", action, input: &input, source: None })
+            resources(&caller, &Request { service: "iam", action, input: &input, meant: &[], source: None })
         };
         let arn = |rest: &str| vec![format!("arn:aws:iam::000000000000:{rest}")];
         assert_eq!(of_iam("GetRole", json!({"RoleName": "web"})), arn("role/web"));
@@ -224,7 +231,7 @@ mod tests {
         assert_eq!(of_iam("CreateAccessKey", json!({})), arn("user/ann"));
         assert_eq!(of_iam("ListUsers", json!({})), ["*"]);
         let of_ebs = |action, input: Value| {
-            resources(&caller, &Request { service: "ebs", action, input: &input, source: None })
+            resources(&caller, &Request { service: "ebs", action, input: &input, meant: &[], source: None })
         };
         let arn = |id: &str| format!("arn:aws:ec2:us-east-1::snapshot/{id}");
         let tag = json!([{"Key": "snap-03"}]);

@@ -11,7 +11,8 @@ use serde_json::Value;
 use super::metrics::Metrics;
 use crate::actions::{self, Context};
 use crate::auth::{
-    Authenticator, BlockTokens, Caller, Message, PolicyRequest, Signed, permits, permits_passing, refuse,
+    Authenticator, BlockTokens, Caller, Kind, Message, PolicyRequest, Signed, permits, permits_passing,
+    refuse, resource_arn,
 };
 use crate::error::ApiError;
 use crate::query::{Parameters, decode, envelope, parse};
@@ -170,7 +171,7 @@ impl Api {
         let parameters = rest::gather(&target, &query, &request.headers, &request.body)?;
         let input = decode(operation.input, &parameters, &[])?;
         let (service, action, source) = (EBS.name, operation.name, request.source);
-        let wanted = PolicyRequest { service, action, input: &input, source };
+        let wanted = PolicyRequest { service, action, input: &input, meant: &[], source };
         permits(&self.supervisor.plane().roles(), &caller, &wanted)?;
         let action = actions::find_block_action(operation.name)
             .ok_or_else(|| ApiError::unsupported(format!("Kiln does not have {}", operation.name)))?;
@@ -214,18 +215,11 @@ impl Api {
         known.operation = Some(operation);
         let mut input = decode(operation.input, &parameters, &protocol(&query))?;
         let dry_run = take_dry_run(&mut input);
-        let (roles, source) = (self.supervisor.plane().roles(), request.source);
-        let may = |input: &Value| {
-            permits(&roles, &caller, &PolicyRequest { service: service.name, action: name, input, source })
-        };
-        let mut context = self.context(&caller, source, now);
-        may(&input)?;
+        let mut context = self.context(&caller, request.source, now);
+        authorize(&context, service, name, &input)?;
         context.asked = actions::expand(&context, name, &mut input)?;
         if context.asked.is_some() {
-            may(&input)?;
-        }
-        if let Some(role) = actions::passed_role(&context, service.name, name, &input)? {
-            permits_passing(&roles, &caller, &role, service.name, source)?;
+            authorize(&context, service, name, &input)?;
         }
         if dry_run {
             let message = "Request would have succeeded, but DryRun flag is set.";
@@ -235,6 +229,30 @@ impl Api {
             .ok_or_else(|| ApiError::unsupported(format!("Kiln does not have {name}")))?;
         let value = action(&context, input)?;
         envelope(service, operation, &value, request_id).map_err(|e| ApiError::internal(&e))
+    }
+}
+
+/// Whether the caller may: the action on all that it means, and what is done besides. By the Query protocol.
+fn authorize(context: &Context<'_>, service: &Service, action: &str, input: &Value) -> Result<(), ApiError> {
+    let (caller, service, source) = (context.caller, service.name, context.source);
+    if caller.kind == Kind::Root {
+        return Ok(());
+    }
+    let roles = context.plane.roles();
+    let may = |action: &str, input: &Value, meant: &[String]| {
+        permits(&roles, caller, &PolicyRequest { service, action, input, meant, source })
+    };
+    if service == EC2.name {
+        may(action, input, &actions::meant(context, action, input)?)?;
+        for kind in actions::tagged(input) {
+            may("CreateTags", &Value::Null, &[resource_arn(kind, "*")])?;
+        }
+    } else {
+        may(action, input, &[])?;
+    }
+    match actions::passed_role(context, service, action, input)? {
+        Some(role) => permits_passing(&roles, caller, &role, service, source),
+        None => Ok(()),
     }
 }
 

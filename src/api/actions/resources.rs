@@ -1,0 +1,115 @@
+//! What a request means without saying ids: policies know resources by their ARNs.
+//!
+//! A group or a key has a name too, a launch without a subnet is one in the default subnet, and what is made
+//! has no id yet. Whoever may do something to some resources only must not get at others in such a way.
+
+use kiln_controlplane::network::DEFAULT_GROUP;
+use kiln_model::{InterfaceId, SubnetId, VpcId};
+use serde_json::Value;
+
+use super::{Context, vpcs};
+use crate::auth::resource_arn;
+use crate::error::ApiError;
+
+/// What actions make, by the names of the kinds. A launch makes more than one.
+const MADE: [(&str, &[&str]); 18] = [
+    ("AllocateAddress", &["elastic-ip"]),
+    ("CopyImage", &["image"]),
+    ("CopySnapshot", &["snapshot"]),
+    ("CreateImage", &["image"]),
+    ("CreateInternetGateway", &["internet-gateway"]),
+    ("CreateLaunchTemplate", &["launch-template"]),
+    ("CreateManagedPrefixList", &["prefix-list"]),
+    ("CreateNatGateway", &["natgateway"]),
+    ("CreateNetworkAcl", &["network-acl"]),
+    ("CreateNetworkInterface", &["network-interface"]),
+    ("CreateRouteTable", &["route-table"]),
+    ("CreateSecurityGroup", &["security-group"]),
+    ("CreateSnapshot", &["snapshot"]),
+    ("CreateSubnet", &["subnet"]),
+    ("CreateVolume", &["volume"]),
+    ("CreateVpc", &["vpc"]),
+    ("RegisterImage", &["image"]),
+    ("RunInstances", &["instance", "network-interface", "volume"]),
+];
+
+fn text<'a>(input: &'a Value, name: &str) -> Option<&'a str> {
+    input.get(name).and_then(Value::as_str)
+}
+
+fn list<'a>(input: &'a Value, name: &str) -> &'a [Value] {
+    input.get(name).and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default()
+}
+
+/// ARNs of what a request to EC2 means, besides the ids in it.
+pub(crate) fn meant(context: &Context<'_>, action: &str, input: &Value) -> Result<Vec<String>, ApiError> {
+    let mut found = Vec::new();
+    let made = MADE.iter().find(|(name, _)| *name == action).map(|(_, kinds)| *kinds);
+    found.extend(made.unwrap_or_default().iter().map(|kind| resource_arn(kind, "*")));
+    found.extend(text(input, "KeyName").map(|name| resource_arn("key-pair", name)));
+    if action == "RunInstances" {
+        launched(context, input, &mut found)?;
+    } else if let Some(name) = text(input, "GroupName").filter(|_| action != "CreateSecurityGroup") {
+        group(context, vpcs::default_id(context)?, name, &mut found)?;
+    }
+    if let Some(name) = text(input, "LaunchTemplateName").filter(|_| action != "CreateLaunchTemplate") {
+        let all = super::launch_templates::service(context).list()?;
+        let named = all.iter().filter(|template| template.name == name);
+        found.extend(named.map(|template| resource_arn("launch-template", &template.id.to_string())));
+    }
+    Ok(found)
+}
+
+/// The subnet and the groups of a launch that says nothing of them, or says names of groups.
+fn launched(context: &Context<'_>, input: &Value, found: &mut Vec<String>) -> Result<(), ApiError> {
+    let networks = context.plane.networks();
+    let interfaces = list(input, "NetworkInterfaces");
+    let first = interfaces.iter().find(|own| own["DeviceIndex"] == 0);
+    let there = first.and_then(|own| text(own, "NetworkInterfaceId"));
+    let named = text(input, "SubnetId").or_else(|| first.and_then(|own| text(own, "SubnetId")));
+    let vpc = match (there, named) {
+        (Some(id), _) => {
+            let id = id.parse::<InterfaceId>().ok();
+            let members = networks.memberships()?;
+            members.iter().find(|member| Some(member.interface.id) == id).map(|m| m.interface.subnet.vpc)
+        }
+        (None, Some(id)) => {
+            let id = id.parse::<SubnetId>().ok();
+            networks.subnets()?.iter().find(|subnet| Some(subnet.id) == id).map(|subnet| subnet.vpc)
+        }
+        (None, None) => {
+            let default = networks.default_subnet()?;
+            found.push(resource_arn("subnet", &default.id.to_string()));
+            Some(default.vpc)
+        }
+    };
+    // What is not there, the launch will say.
+    let Some(vpc) = vpc else { return Ok(()) };
+    let names = list(input, "SecurityGroups");
+    for name in names.iter().filter_map(Value::as_str) {
+        group(context, vpc, name, found)?;
+    }
+    let silent = match interfaces {
+        [] => names.is_empty() && list(input, "SecurityGroupIds").is_empty(),
+        all => {
+            all.iter().any(|own| list(own, "Groups").is_empty() && text(own, "NetworkInterfaceId").is_none())
+        }
+    };
+    if silent {
+        group(context, vpc, DEFAULT_GROUP, found)?;
+    }
+    Ok(())
+}
+
+fn group(context: &Context<'_>, vpc: VpcId, name: &str, found: &mut Vec<String>) -> Result<(), ApiError> {
+    let all = context.plane.networks().groups()?;
+    let named = all.iter().filter(|group| group.vpc == vpc && group.name == name);
+    found.extend(named.map(|group| resource_arn("security-group", &group.id.to_string())));
+    Ok(())
+}
+
+/// Kinds of resources that a request gives tags as it makes them, which takes leave to tag.
+pub(crate) fn tagged(input: &Value) -> impl Iterator<Item = &str> {
+    let tags = list(input, "TagSpecifications").iter().filter(|one| !list(one, "Tags").is_empty());
+    tags.filter_map(|one| text(one, "ResourceType"))
+}
