@@ -55,12 +55,45 @@ fn types_are_listed() {
     assert!(rows.as_array().unwrap().iter().any(|r| r["name"] == "m5.large" && r["vcpus"] == 2));
 }
 
+/// What bash offers after these words, by the script that `kiln completion` prints.
+fn offered(bench: &Bench, words: &[&str]) -> Vec<String> {
+    const ASK: &str = r#"
+        source <(kiln completion bash)
+        COMP_WORDS=("$@") COMP_CWORD=$(($# - 1)) COMP_TYPE=9
+        _clap_complete_kiln kiln "${COMP_WORDS[COMP_CWORD]}" "${COMP_WORDS[COMP_CWORD - 1]}"
+        printf '%s\n' "${COMPREPLY[@]}"
+    "#;
+    let binaries = std::path::Path::new(env!("CARGO_BIN_EXE_kiln")).parent().unwrap();
+    let path = format!("{}:{}", binaries.display(), std::env::var("PATH").unwrap());
+    let mut bash = std::process::Command::new("bash");
+    bash.args(["-c", ASK, "ask"]).args(words).env("PATH", path).env("KILN_STATE_DIR", bench.state_dir());
+    let output = bash.output().unwrap();
+    assert!(output.status.success(), "{output:?}");
+    String::from_utf8(output.stdout).unwrap().lines().map(|line| line.trim().to_owned()).collect()
+}
+
 #[test]
-fn completion_scripts_name_the_commands() {
+fn shells_complete_commands_options_and_what_there_is() {
     let bench = Bench::new();
-    for shell in ["bash", "zsh", "fish"] {
-        let script = bench.succeed(&["completion", shell]);
-        assert!(script.contains("terminate") && script.contains("instance-type"), "{shell}");
+    assert!(
+        offered(&bench, &["kiln", "ssh", ""]).iter().all(|word| word.starts_with("--")),
+        "nothing is there"
+    );
+    assert!(!bench.state_dir().exists(), "and asking makes nothing");
+    assert_eq!(offered(&bench, &["kiln", "term"]), ["terminate"]);
+    assert_eq!(offered(&bench, &["kiln", "run", "--instance-t"]), ["--instance-type"]);
+    let types = offered(&bench, &["kiln", "run", "--instance-type", "t3.s"]);
+    assert!(types.contains(&"t3.small".to_owned()) && types.iter().all(|name| name.starts_with("t3.s")));
+    let image = bench.file("guest.raw", &cli_support::disk(1));
+    bench.succeed(&["image", "import", &image, "--name", "golden"]);
+    bench.succeed(&["sg", "create", "web"]);
+    bench.succeed(&["role", "create", "app"]);
+    assert_eq!(offered(&bench, &["kiln", "run", "gol"]), ["golden"]);
+    assert!(offered(&bench, &["kiln", "run", bench.path("gue").to_str().unwrap()]).contains(&image));
+    assert_eq!(offered(&bench, &["kiln", "run", "golden", "--role", ""]), ["app"]);
+    assert_eq!(offered(&bench, &["kiln", "sg", "show", "w"]), ["web"]);
+    for shell in ["zsh", "fish", "elvish", "powershell"] {
+        assert!(bench.succeed(&["completion", shell]).contains("COMPLETE"), "{shell}");
     }
 }
 

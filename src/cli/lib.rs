@@ -4,6 +4,7 @@
 
 mod acls;
 mod args;
+mod completion;
 mod console;
 mod daemon;
 mod detached;
@@ -39,7 +40,7 @@ use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
 
-use clap::{CommandFactory, Parser};
+use clap::Parser;
 use kiln_controlplane::instances::ControlPlane;
 use kiln_controlplane::network::HostFabric;
 use kiln_sts::Sts;
@@ -52,6 +53,7 @@ use error::Failure;
 /// Runs the program with these arguments, the first of which is its name.
 pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     console::restore_on_panic();
+    completion::answer();
     let cli = match Cli::try_parse_from(arguments) {
         Ok(cli) => cli,
         // Help and version are "errors" that go to standard output.
@@ -103,8 +105,7 @@ fn dispatch(cli: &Cli) -> Result<(), Failure> {
         Command::Types(args) => host::types(args),
         Command::Doctor(args) => host::doctor(state_dir, args),
         Command::Completion { shell } => {
-            let mut script = Vec::new();
-            clap_complete::generate(*shell, &mut Cli::command(), "kiln", &mut script);
+            let script = completion::script(*shell).map_err(|e| Host("write for this shell", e))?;
             write_out(&script)
         }
     }

@@ -27,6 +27,11 @@ fn dir_error(path: &Path) -> impl FnOnce(io::Error) -> StoreError {
     move |source| StoreError::Dir { path, source }
 }
 
+/// The database of the state directory `root`, which need not be there.
+pub fn database(root: &Path) -> PathBuf {
+    root.join("kiln.db")
+}
+
 /// An open state directory.
 #[derive(Debug, Clone)]
 pub struct StateDir {
@@ -60,7 +65,7 @@ impl StateDir {
 
     /// The database.
     pub fn database(&self) -> PathBuf {
-        self.root.join("kiln.db")
+        database(&self.root)
     }
 
     /// Key that opens sealed rows.
