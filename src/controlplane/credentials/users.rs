@@ -243,19 +243,7 @@ impl Roles<'_> {
 mod tests {
     use super::*;
     use crate::state::SqliteStore;
-
-    struct Place {
-        _temp: tempfile::TempDir,
-        dir: StateDir,
-        store: SqliteStore,
-    }
-
-    fn place() -> Place {
-        let temp = tempfile::tempdir().unwrap();
-        let dir = StateDir::create(temp.path()).unwrap();
-        let store = SqliteStore::open(&dir.database()).unwrap();
-        Place { _temp: temp, dir, store }
-    }
+    use crate::state::testing::Place;
 
     /// Ids of keys whose secret is kept.
     fn kept(store: &SqliteStore) -> Vec<String> {
@@ -269,7 +257,7 @@ mod tests {
 
     #[test]
     fn key_signs_while_it_is_active_and_leaves_nothing() {
-        let place = place();
+        let place = Place::new();
         let roles = Roles { store: &place.store, now: 7 };
         let vault = Vault::open(&place.store, &place.dir).unwrap();
         let user = roles.create_user(&"Ann".parse().unwrap()).unwrap();
@@ -303,7 +291,7 @@ mod tests {
     fn policies_of_a_user_are_its_own_and_those_attached() {
         const LOOK: &str =
             r#"{"Statement": {"Effect": "Allow", "Action": "ec2:Describe*", "Resource": "*"}}"#;
-        let place = place();
+        let place = Place::new();
         let roles = Roles { store: &place.store, now: 7 };
         let user = roles.create_user(&"ann".parse().unwrap()).unwrap();
         let managed = roles.create_managed(&"look".parse().unwrap(), "", LOOK).unwrap();

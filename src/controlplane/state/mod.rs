@@ -20,6 +20,8 @@ mod rows;
 pub mod sealed;
 pub mod sqlite;
 mod store;
+#[cfg(test)]
+pub(crate) mod testing;
 
 pub use dir::StateDir;
 pub use rows::{RowCache, Rows, rows};

@@ -220,20 +220,7 @@ mod tests {
     use std::os::unix::fs::MetadataExt;
 
     use super::*;
-    use crate::state::SqliteStore;
-
-    struct Place {
-        _temp: tempfile::TempDir,
-        dir: StateDir,
-        store: SqliteStore,
-    }
-
-    fn place() -> Place {
-        let temp = tempfile::tempdir().unwrap();
-        let dir = StateDir::create(temp.path()).unwrap();
-        let store = SqliteStore::open(&dir.database()).unwrap();
-        Place { _temp: temp, dir, store }
-    }
+    use crate::state::testing::Place;
 
     fn secret(text: &str) -> Result<Secret<Vec<u8>>, SealError> {
         Ok(Secret::new(text.as_bytes().to_vec()))
@@ -241,7 +228,7 @@ mod tests {
 
     #[test]
     fn secret_is_made_once_and_unreadable_in_the_database() {
-        let place = place();
+        let place = Place::new();
         let vault = Vault::open(&place.store, &place.dir).unwrap();
         assert_eq!(vault.get_or_make("a", || secret("hunter2")).unwrap().expose(), b"hunter2");
         let again = Vault::open(&place.store, &place.dir).unwrap();
@@ -253,7 +240,7 @@ mod tests {
 
     #[test]
     fn other_key_other_name_and_changed_bytes_do_not_open() {
-        let place = place();
+        let place = Place::new();
         let vault = Vault::open(&place.store, &place.dir).unwrap();
         vault.get_or_make("a", || secret("hunter2")).unwrap();
         let other = Vault::with_key(&place.store, &Secret::new([7; KEY])).unwrap();
@@ -271,7 +258,7 @@ mod tests {
 
     #[test]
     fn key_file_of_another_length_is_refused() {
-        let place = place();
+        let place = Place::new();
         fs::write(place.dir.sealing_key(), "short").unwrap();
         let error = Vault::open(&place.store, &place.dir).unwrap_err();
         assert!(error.to_string().ends_with("does not have 32 bytes"), "{error}");

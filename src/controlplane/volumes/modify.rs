@@ -60,11 +60,6 @@ impl VolumeChange {
 }
 
 impl Volumes<'_> {
-    /// Makes a volume larger that nobody has, or a stopped instance.
-    pub fn resize(&self, id: VolumeId, size: ByteSize) -> Result<Volume, VolumeError> {
-        self.modify(id, VolumeChange { size: Some(size), ..VolumeChange::default() })
-    }
-
     /// Changes a volume. To make it larger, nobody may have it but a stopped instance.
     pub fn modify(&self, id: VolumeId, change: VolumeChange) -> Result<Volume, VolumeError> {
         let before = self.get(id)?;

@@ -19,6 +19,10 @@ fn mib(count: u64) -> ByteSize {
     ByteSize::bytes(count * MIB)
 }
 
+fn larger(size: ByteSize) -> VolumeChange {
+    VolumeChange { size: Some(size), ..VolumeChange::default() }
+}
+
 fn have_qemu() -> bool {
     let there = Program::new("qemu-img").arg("--version").output().is_ok();
     if !there {
@@ -253,7 +257,7 @@ fn volumes_are_attached_detached_and_kept_as_said() {
     d.run(instance.id);
     assert_eq!(f.fake.world(|w| w.specs.last().unwrap().disks.len()), 3);
     assert!(matches!(volumes.detach(volume.id), Err(VolumeError::State { .. })));
-    assert!(matches!(volumes.resize(volume.id, mib(8)), Err(VolumeError::State { .. })));
+    assert!(matches!(volumes.modify(volume.id, larger(mib(8))), Err(VolumeError::State { .. })));
     d.stop(instance.id);
     assert!(matches!(volumes.detach(instance.root.id), Err(VolumeError::Root(_))));
     d.supervisor.terminate(&[instance.id]).unwrap();
@@ -279,11 +283,14 @@ fn volume_grows_and_keeps_what_is_on_it() {
     write(&file, 9, 0);
     let plane = d.supervisor.plane().clone();
     let volumes = plane.volumes();
-    assert!(matches!(volumes.resize(instance.root.id, ByteSize::bytes(MIB / 2)), Err(VolumeError::Size(_))));
+    assert!(matches!(
+        volumes.modify(instance.root.id, larger(ByteSize::bytes(MIB / 2))),
+        Err(VolumeError::Size(_))
+    ));
     // A table of one entry grows to one of 100.
     let size = ByteSize::bytes(100 << 30);
-    assert_eq!(volumes.resize(instance.root.id, size).unwrap().size, size);
-    assert!(matches!(volumes.resize(instance.root.id, mib(2)), Err(VolumeError::Shrinking { .. })));
+    assert_eq!(volumes.modify(instance.root.id, larger(size)).unwrap().size, size);
+    assert!(matches!(volumes.modify(instance.root.id, larger(mib(2))), Err(VolumeError::Shrinking { .. })));
     assert_holds(&file, 9, 0);
     assert_holds(&file, 7, 512 << 10);
     assert_holds(&file, 0, 99 << 30);
@@ -444,7 +451,7 @@ fn volume_that_was_only_begun_is_made_by_the_next_daemon() {
         plane.volumes().attach(volume.id, InstanceId::from_bits(1), "/dev/sdf"),
         Err(VolumeError::Creating(_))
     ));
-    assert!(matches!(plane.volumes().resize(volume.id, mib(8)), Err(VolumeError::Creating(_))));
+    assert!(matches!(plane.volumes().modify(volume.id, larger(mib(8))), Err(VolumeError::Creating(_))));
     let d = Daemon::new(&f);
     assert_eq!(d.supervisor.plane().volumes().get(volume.id).unwrap(), volume);
     assert!(file.exists());
