@@ -24,35 +24,52 @@ fn lacks(program: &str, variable: Option<&str>) -> bool {
 }
 
 const PLUGINS: &str = "KILN_TEST_TERRAFORM_PLUGINS";
+/// Which script `inside` runs.
+const SCRIPT: &str = "KILN_TEST_SCRIPT";
+
+/// Each on a host of its own, so that they need not wait for each other.
+fn run(script: &str) {
+    own_host::run_inside_with(&[(SCRIPT, script)]);
+}
 
 #[test]
-fn packer_and_terraform_work_as_with_ec2() {
-    if !lacks("packer", None) || !lacks("terraform", Some(PLUGINS)) {
-        own_host::run_inside();
+fn packer_makes_images() {
+    if !lacks("packer", None) {
+        run("packer.py");
     }
 }
 
 #[test]
-#[ignore = "runs on a host of its own, made by packer_and_terraform_work_as_with_ec2"]
+fn terraform_makes_volumes_snapshots_and_images() {
+    if !lacks("terraform", Some(PLUGINS)) {
+        run("terraform_storage.py");
+    }
+}
+
+#[test]
+fn terraform_makes_changes_and_removes_a_service() {
+    if !lacks("terraform", Some(PLUGINS)) {
+        run("terraform_service.py");
+    }
+}
+
+#[test]
+fn terraform_launches_from_a_template_and_its_next_version() {
+    if !lacks("terraform", Some(PLUGINS)) {
+        run("terraform_template.py");
+    }
+}
+
+#[test]
+#[ignore = "runs on a host of its own, made by the others"]
 fn inside() {
     if !own_host::is_inside() {
         return;
     }
-    let terraform = lacks("terraform", Some(PLUGINS));
-    for (script, lacking) in [
-        ("packer.py", lacks("packer", None)),
-        ("terraform_storage.py", terraform),
-        ("terraform_service.py", terraform),
-        ("terraform_template.py", terraform),
-    ] {
-        if lacking {
-            continue;
-        }
-        let (mut daemon, image) = own_host::daemon();
-        let home = daemon.path("home");
-        std::fs::create_dir(&home).unwrap();
-        let variables = [("KILN_TEST_IMAGE", image.as_str()), ("HOME", home.to_str().unwrap())];
-        daemon.python_with(script, &variables);
-        assert!(daemon.stop().success());
-    }
+    let script = std::env::var(SCRIPT).unwrap();
+    let (mut daemon, image) = own_host::daemon();
+    let home = daemon.path("home");
+    std::fs::create_dir(&home).unwrap();
+    daemon.python_with(&script, &[("KILN_TEST_IMAGE", image.as_str()), ("HOME", home.to_str().unwrap())]);
+    assert!(daemon.stop().success());
 }

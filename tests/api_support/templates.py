@@ -139,7 +139,7 @@ key = iam.create_access_key(UserName="templater")["AccessKey"]
 limited = client("ec2", aws_access_key_id=key["AccessKeyId"], aws_secret_access_key=key["SecretAccessKey"])
 for resources, expected in [(["*"], "DryRunOperation"), (["*:instance/*", "*:launch-template/*"], "UnauthorizedOperation")]:
     iam.put_user_policy(UserName="templater", PolicyName="run", PolicyDocument=json.dumps({"Statement": [
-        {"Effect": "Allow", "Action": "ec2:RunInstances", "Resource": resources}]}))
+        {"Effect": "Allow", "Action": ["ec2:RunInstances", "ec2:CreateTags"], "Resource": resources}]}))
     same(code(limited.run_instances, LaunchTemplate={"LaunchTemplateId": web}, DryRun=True, **launch), expected)
 iam.create_role(RoleName="templated", AssumeRolePolicyDocument=json.dumps({"Statement": [
     {"Effect": "Allow", "Principal": {"Service": "ec2.amazonaws.com"}, "Action": "sts:AssumeRole"}]}))

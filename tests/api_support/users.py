@@ -120,12 +120,14 @@ for condition, denied in [
     ({"ArnNotLike": {"aws:PrincipalArn": "arn:aws:iam::*:user/ann"}}, False),
     ({"StringNotEquals": {"aws:RequestedRegion": "eu-west-1"}}, True),
     ({"Null": {"aws:username": "false"}}, True),
+    ({"DateLessThan": {"aws:CurrentTime": "2099-01-01T00:00:00Z"}}, True),
+    ({"DateLessThan": {"aws:EpochTime": "2020-01-01"}}, False),
 ]:
     iam.put_user_policy(UserName="ann", PolicyName="when", PolicyDocument=conditional(**condition))
     same(code(limited.describe_vpcs).startswith("no error"), not denied)
 self.list_user_tags(UserName="ann")
 same(code(self.list_user_tags, UserName="bob"), "AccessDenied")
-for condition in [{"StringEquals": {"aws:ResourceTag/a": "b"}}, {"DateLessThan": {"aws:CurrentTime": "2030-01-01T00:00:00Z"}},
+for condition in [{"StringEquals": {"aws:PrincipalTag/a": "b"}}, {"NumericLessThan": {"aws:EpochTime": "1"}},
                   {"ForAllValues:StringEquals": {"aws:username": "x"}}, {"Bool": "x"}]:
     same(code(iam.put_user_policy, UserName="ann", PolicyName="when", PolicyDocument=conditional(**condition)),
          "MalformedPolicyDocument")
@@ -194,6 +196,28 @@ allow("ec2:RunInstances", "*")
 same(launch(TagSpecifications=tags), "UnauthorizedOperation")
 allow(["ec2:RunInstances", "ec2:CreateTags"], "*")
 same(launch(TagSpecifications=tags), "DryRunOperation")
+
+# Tags decide too: those of a resource, and those that are given.
+def allow_if(actions, **condition):
+    iam.put_user_policy(UserName="ann", PolicyName="self", PolicyDocument=json.dumps({"Statement": [
+        {"Effect": "Allow", "Action": actions, "Resource": "*", "Condition": condition}]}))
+
+
+def key_pair(team):
+    return code(limited.create_key_pair, KeyName="team", TagSpecifications=[
+        {"ResourceType": "key-pair", "Tags": [{"Key": "team", "Value": team}]}]).split(":")[0]
+
+
+ec2.create_tags(Resources=[web], Tags=[{"Key": "team", "Value": "a"}])
+allow_if("ec2:*", StringEquals={"aws:ResourceTag/team": "a"})
+same(code(limited.delete_security_group, GroupId=web, DryRun=True), "DryRunOperation")
+same(code(limited.delete_security_group, GroupName="web", DryRun=True), "DryRunOperation")
+same(code(limited.delete_security_group, GroupId=default_group["GroupId"], DryRun=True), "UnauthorizedOperation")
+allow_if("ec2:*", StringEquals={"aws:RequestTag/team": "a"})
+same((key_pair("b"), key_pair("a")), ("UnauthorizedOperation", "no error"))
+same(code(limited.create_tags, Resources=[web], Tags=[{"Key": "team", "Value": "b"}]), "UnauthorizedOperation")
+allow_if("ec2:*", StringEquals={"ec2:ResourceTag/team": "a"})
+limited.delete_key_pair(KeyName="team")
 allow("ec2:*SecurityGroup", f"*:security-group/{default_group['GroupId']}")
 same(code(limited.delete_security_group, GroupName="web"), "UnauthorizedOperation")
 same(code(limited.create_security_group, GroupName="new", Description="x"), "UnauthorizedOperation")

@@ -57,7 +57,7 @@ type Answer = Result<Value, ApiError>;
 pub(crate) use blocks::BlockAction;
 pub(crate) use launch_templates::expand;
 pub(crate) use profiles::passed_role;
-pub(crate) use resources::{meant, tagged};
+pub(crate) use resources::{about, meant, tagged};
 /// An action on checked parameters.
 pub(crate) type Action = fn(&Context<'_>, Value) -> Answer;
 

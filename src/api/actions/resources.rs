@@ -1,10 +1,15 @@
-//! What a request means without saying ids: policies know resources by their ARNs.
+//! What a request means without saying ids: policies know resources by their ARNs. And what their conditions may
+//! know of them.
 //!
 //! A group or a key has a name too, a launch without a subnet is one in the default subnet, and what is made
 //! has no id yet. Whoever may do something to some resources only must not get at others in such a way.
 
+use kiln_controlplane::credentials::RequestContext;
+use kiln_controlplane::key_pairs::KeyPair;
 use kiln_controlplane::network::DEFAULT_GROUP;
-use kiln_model::{InterfaceId, SubnetId, VpcId};
+use kiln_controlplane::state::rows;
+use kiln_controlplane::tags::ResourceTags;
+use kiln_model::{InterfaceId, SubnetId, Tag, VpcId};
 use serde_json::Value;
 
 use super::{Context, vpcs};
@@ -106,6 +111,59 @@ fn group(context: &Context<'_>, vpc: VpcId, name: &str, found: &mut Vec<String>)
     let named = all.iter().filter(|group| group.vpc == vpc && group.name == name);
     found.extend(named.map(|group| resource_arn("security-group", &group.id.to_string())));
     Ok(())
+}
+
+/// Adds to what conditions know of a request the tags of one of its resources, and those that the request gives
+/// it. `resource`: its ARN.
+pub(crate) fn about(
+    context: &Context<'_>,
+    action: &str,
+    input: &Value,
+    resource: &str,
+    mut known: RequestContext,
+) -> Result<RequestContext, ApiError> {
+    let Some((kind, id)) = resource.rsplit(':').next().and_then(|last| last.split_once('/')) else {
+        return Ok(known);
+    };
+    let given = match action {
+        "CreateTags" => list(input, "Tags"),
+        // What is made has no id yet; keys have the names that they are given.
+        _ if id == "*" || kind == "key-pair" => {
+            let own = list(input, "TagSpecifications").iter();
+            own.clone()
+                .find(|one| text(one, "ResourceType") == Some(kind))
+                .map_or(&[][..], |one| list(one, "Tags"))
+        }
+        _ => &[],
+    };
+    for tag in given {
+        if let (Some(key), Some(value)) = (text(tag, "Key"), text(tag, "Value")) {
+            known = known.with(&format!("aws:RequestTag/{key}"), value);
+        }
+    }
+    for tag in tags_of(context, kind, id)? {
+        for service in ["aws", "ec2"] {
+            known = known.with(&format!("{service}:ResourceTag/{}", tag.key()), tag.value());
+        }
+    }
+    Ok(known)
+}
+
+fn tags_of(context: &Context<'_>, kind: &str, id: &str) -> Result<Vec<Tag>, ApiError> {
+    let store = context.plane.store();
+    if kind == "instance" {
+        let Ok(id) = id.parse() else { return Ok(Vec::new()) };
+        return Ok(context.plane.instance_rows()?.get(&id).map(|row| row.tags.clone()).unwrap_or_default());
+    }
+    let id = match kind {
+        // Policies know keys by their names.
+        "key-pair" => match rows::<KeyPair>(store)?.get(&id.to_owned()) {
+            Some(pair) => pair.id.to_string(),
+            None => id.to_owned(),
+        },
+        _ => id.to_owned(),
+    };
+    Ok(rows::<ResourceTags>(store)?.get(&id).map(|row| row.tags.clone()).unwrap_or_default())
 }
 
 /// Kinds of resources that a request gives tags as it makes them, which takes leave to tag.

@@ -51,7 +51,7 @@ pub(super) fn assume_role(context: &Context<'_>, request: AssumeRole) -> Answer 
             ACCOUNT.to_owned(),
         ];
         let names: Vec<_> = names.iter().map(String::as_str).collect();
-        let mut known = context.caller.context(context.source);
+        let mut known = context.caller.context(context.source, context.now);
         if let Some(id) = request.external_id {
             known = known.with("sts:ExternalId", id);
         }

@@ -5,6 +5,7 @@ use std::net::IpAddr;
 use kiln_controlplane::credentials::{AccessKey, Issuer, RequestContext, VerifyError, signer};
 use kiln_controlplane::instances::ControlPlane;
 use kiln_controlplane::metadata::{ACCOUNT, REGION};
+use kiln_model::Utc;
 
 use super::{Refusal, Signed};
 use crate::error::ApiError;
@@ -46,14 +47,17 @@ impl Caller {
         }
     }
 
-    /// What conditions of policies know of a request of this caller; `source`: where it comes from.
-    pub(crate) fn context(&self, source: Option<IpAddr>) -> RequestContext {
+    /// What conditions of policies know of a request of this caller; `source`: where it comes from; `now`: Unix
+    /// seconds.
+    pub(crate) fn context(&self, source: Option<IpAddr>, now: u64) -> RequestContext {
         let kind = match &self.kind {
             Kind::Root => "Account",
             Kind::Role(_) => "AssumedRole",
             Kind::User { .. } => "User",
         };
         let mut context = RequestContext::default()
+            .with("aws:CurrentTime", Utc::from_unix(now).rfc3339())
+            .with("aws:EpochTime", now.to_string())
             .with("aws:PrincipalAccount", ACCOUNT)
             .with("aws:PrincipalArn", self.principal())
             .with("aws:PrincipalType", kind)

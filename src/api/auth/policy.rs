@@ -45,7 +45,6 @@ const KINDS: [(&str, &str); 20] = [
 const PASS_ROLE: &str = "PassRole";
 
 /// What is to be decided.
-#[derive(Debug)]
 pub(crate) struct Request<'a> {
     /// Such as `ec2`.
     pub service: &'a str,
@@ -55,8 +54,20 @@ pub(crate) struct Request<'a> {
     pub input: &'a Value,
     /// ARNs of resources that it means besides those whose ids are in the parameters.
     pub meant: &'a [String],
+    /// Adds what is known of a resource, by its ARN.
+    pub about: &'a About<'a>,
     /// Where it comes from; `None` by the Unix socket.
     pub source: Option<IpAddr>,
+    /// Unix seconds.
+    pub now: u64,
+}
+
+/// Adds to what conditions know of a request what they may know of one of its resources.
+pub(crate) type About<'a> = dyn Fn(&str, RequestContext) -> Result<RequestContext, ApiError> + 'a;
+
+/// Of resources that have nothing that conditions know.
+pub(crate) fn nothing(_: &str, context: RequestContext) -> Result<RequestContext, ApiError> {
+    Ok(context)
 }
 
 /// Kind of a resource with that id.
@@ -97,12 +108,18 @@ pub(crate) fn permits(roles: &Roles<'_>, caller: &Caller, request: &Request<'_>)
     }
     let action = format!("{}:{}", request.service, request.action);
     let resources = resources(caller, request);
-    let mut context = caller.context(request.source);
+    let mut context = caller.context(request.source, request.now);
     if request.action == PASS_ROLE {
         context = context.with("iam:PassedToService", "ec2.amazonaws.com");
     }
-    let may = |resource: &str| policies.as_ref().is_ok_and(|all| allowed(all, &action, resource, &context));
-    let denied = resources.iter().find(|resource| !may(resource));
+    let mut denied = None;
+    for resource in &resources {
+        let context = (request.about)(resource, context.clone())?;
+        if !policies.as_ref().is_ok_and(|all| allowed(all, &action, resource, &context)) {
+            denied = Some(resource);
+            break;
+        }
+    }
     match denied {
         None => Ok(()),
         Some(resource) => {
@@ -119,10 +136,11 @@ pub(crate) fn permits_passing(
     caller: &Caller,
     role: &str,
     service: &str,
-    source: Option<IpAddr>,
+    (source, now): (Option<IpAddr>, u64),
 ) -> Result<(), ApiError> {
     let input = &json!({"RoleName": role});
-    let request = Request { service: "iam", action: PASS_ROLE, input, meant: &[], source };
+    let request =
+        Request { service: "iam", action: PASS_ROLE, input, meant: &[], about: &nothing, source, now };
     permits(roles, caller, &request).map_err(|error| match (service, error.code.as_ref()) {
         ("ec2", "AccessDenied") => ApiError::new("UnauthorizedOperation", error.message),
         _ => error,
@@ -215,13 +233,35 @@ mod tests {
             kind: Kind::User { name: "ann".into(), temporary: false },
         };
         let named = |service, action| {
-            resources(&caller, &Request { service, action, input: &input, meant: &[], source: None })
+            resources(
+                &caller,
+                &Request {
+                    service,
+                    action,
+                    input: &input,
+                    meant: &[],
+                    about: &nothing,
+                    source: None,
+                    now: 0,
+                },
+            )
         };
         let arn = |rest: &str| format!("arn:aws:ec2:us-east-1:000000000000:{rest}");
         assert_eq!(named("ec2", "StartInstances"), [arn("instance/i-0a"), arn("security-group/sg-01")]);
         assert_eq!(named("ec2", "DescribeInstances"), ["*"]);
         let of_iam = |action, input: Value| {
-            resources(&caller, &Request { service: "iam", action, input: &input, meant: &[], source: None })
+            resources(
+                &caller,
+                &Request {
+                    service: "iam",
+                    action,
+                    input: &input,
+                    meant: &[],
+                    about: &nothing,
+                    source: None,
+                    now: 0,
+                },
+            )
         };
         let arn = |rest: &str| vec![format!("arn:aws:iam::000000000000:{rest}")];
         assert_eq!(of_iam("GetRole", json!({"RoleName": "web"})), arn("role/web"));
@@ -231,7 +271,18 @@ mod tests {
         assert_eq!(of_iam("CreateAccessKey", json!({})), arn("user/ann"));
         assert_eq!(of_iam("ListUsers", json!({})), ["*"]);
         let of_ebs = |action, input: Value| {
-            resources(&caller, &Request { service: "ebs", action, input: &input, meant: &[], source: None })
+            resources(
+                &caller,
+                &Request {
+                    service: "ebs",
+                    action,
+                    input: &input,
+                    meant: &[],
+                    about: &nothing,
+                    source: None,
+                    now: 0,
+                },
+            )
         };
         let arn = |id: &str| format!("arn:aws:ec2:us-east-1::snapshot/{id}");
         let tag = json!([{"Key": "snap-03"}]);

@@ -11,8 +11,8 @@ use serde_json::Value;
 use super::metrics::Metrics;
 use crate::actions::{self, Context};
 use crate::auth::{
-    Authenticator, BlockTokens, Caller, Kind, Message, PolicyRequest, Signed, permits, permits_passing,
-    refuse, resource_arn,
+    Authenticator, BlockTokens, Caller, Kind, Message, PolicyRequest, Signed, nothing, permits,
+    permits_passing, refuse, resource_arn,
 };
 use crate::error::ApiError;
 use crate::query::{Parameters, decode, envelope, parse};
@@ -171,11 +171,13 @@ impl Api {
         let parameters = rest::gather(&target, &query, &request.headers, &request.body)?;
         let input = decode(operation.input, &parameters, &[])?;
         let (service, action, source) = (EBS.name, operation.name, request.source);
-        let wanted = PolicyRequest { service, action, input: &input, meant: &[], source };
+        let context = self.context(&caller, source, now);
+        let about = &|resource: &str, known| actions::about(&context, action, &input, resource, known);
+        let wanted = PolicyRequest { service, action, input: &input, meant: &[], about, source, now };
         permits(&self.supervisor.plane().roles(), &caller, &wanted)?;
         let action = actions::find_block_action(operation.name)
             .ok_or_else(|| ApiError::unsupported(format!("Kiln does not have {}", operation.name)))?;
-        let reply = action(&self.context(&caller, source, now), input, request.body)?;
+        let reply = action(&context, input, request.body)?;
         rest::write(operation, target.status, reply)
     }
 
@@ -234,24 +236,26 @@ impl Api {
 
 /// Whether the caller may: the action on all that it means, and what is done besides. By the Query protocol.
 fn authorize(context: &Context<'_>, service: &Service, action: &str, input: &Value) -> Result<(), ApiError> {
-    let (caller, service, source) = (context.caller, service.name, context.source);
+    let (caller, service, source, now) = (context.caller, service.name, context.source, context.now);
     if caller.kind == Kind::Root {
         return Ok(());
     }
     let roles = context.plane.roles();
-    let may = |action: &str, input: &Value, meant: &[String]| {
-        permits(&roles, caller, &PolicyRequest { service, action, input, meant, source })
-    };
     if service == EC2.name {
+        let about = &|resource: &str, known| actions::about(context, action, input, resource, known);
+        let may = |action: &str, input: &Value, meant: &[String]| {
+            permits(&roles, caller, &PolicyRequest { service, action, input, meant, about, source, now })
+        };
         may(action, input, &actions::meant(context, action, input)?)?;
         for kind in actions::tagged(input) {
             may("CreateTags", &Value::Null, &[resource_arn(kind, "*")])?;
         }
     } else {
-        may(action, input, &[])?;
+        let wanted = PolicyRequest { service, action, input, meant: &[], about: &nothing, source, now };
+        permits(&roles, caller, &wanted)?;
     }
     match actions::passed_role(context, service, action, input)? {
-        Some(role) => permits_passing(&roles, caller, &role, service, source),
+        Some(role) => permits_passing(&roles, caller, &role, service, (source, now)),
         None => Ok(()),
     }
 }

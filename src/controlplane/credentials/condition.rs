@@ -7,10 +7,11 @@
 //! A key or an operator that is not known here is refused when the policy is set: to ignore it would
 //! allow too much.
 
+use std::cmp::Ordering;
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
-use kiln_model::{Ipv4Cidr, Ipv6Cidr, Wildcard};
+use kiln_model::{Ipv4Cidr, Ipv6Cidr, Utc, Wildcard};
 use serde_json::Value;
 
 use super::policy::InvalidPolicy;
@@ -32,7 +33,9 @@ impl RequestContext {
 }
 
 /// Keys that conditions and variables may name.
-const KEYS: [&str; 10] = [
+const KEYS: [&str; 12] = [
+    "aws:currenttime",
+    "aws:epochtime",
     "aws:principalaccount",
     "aws:principalarn",
     "aws:principaltype",
@@ -45,9 +48,14 @@ const KEYS: [&str; 10] = [
     "sts:externalid",
 ];
 
+/// Keys of tags, before the key of the tag itself.
+const TAG_KEYS: [&str; 3] = ["aws:requesttag/", "aws:resourcetag/", "ec2:resourcetag/"];
+
 /// The key as it is looked up.
-pub(super) fn known(key: &str) -> Option<&'static str> {
-    KEYS.into_iter().find(|known| known.eq_ignore_ascii_case(key))
+fn known(key: &str) -> Option<String> {
+    let key = key.to_ascii_lowercase();
+    let tag = |start: &&str| key.strip_prefix(*start).is_some_and(|tag| !tag.is_empty());
+    (KEYS.contains(&key.as_str()) || TAG_KEYS.iter().any(tag)).then_some(key)
 }
 
 /// Conditions of one statement.
@@ -56,7 +64,7 @@ pub(super) struct Conditions(Vec<Condition>);
 
 #[derive(Debug, Clone)]
 struct Condition {
-    key: &'static str,
+    key: String,
     negated: bool,
     if_exists: bool,
     values: Vec<Test>,
@@ -71,6 +79,8 @@ enum Test {
     Arn(Vec<Pattern>),
     Bool(bool),
     Range(Range),
+    /// How a moment may be to this one, in Unix seconds.
+    Moment(&'static [Ordering], u64),
     /// Whether there must be no value.
     Null(bool),
 }
@@ -86,7 +96,7 @@ enum Range {
 pub(super) enum Pattern {
     Fixed(Wildcard),
     /// Text, then key after key with the text behind it.
-    Variable(String, Vec<(&'static str, String)>),
+    Variable(String, Vec<(String, String)>),
 }
 
 impl Pattern {
@@ -177,7 +187,7 @@ impl Conditions {
     /// Whether all of them hold.
     pub(super) fn hold(&self, context: &RequestContext) -> bool {
         self.0.iter().all(|condition| {
-            let value = context.get(condition.key);
+            let value = context.get(&condition.key);
             if let [Test::Null(absent)] = condition.values.as_slice() {
                 return value.is_none() == *absent;
             }
@@ -214,6 +224,12 @@ fn test(operator: &str, text: &str, variables: bool) -> Result<(bool, Test), Inv
         "Bool" => (false, Test::Bool(word(text)?)),
         "IpAddress" => (false, range(text)?),
         "NotIpAddress" => (true, range(text)?),
+        "DateEquals" => (false, Test::Moment(&[Ordering::Equal], date(text)?)),
+        "DateNotEquals" => (true, Test::Moment(&[Ordering::Equal], date(text)?)),
+        "DateLessThan" => (false, Test::Moment(&[Ordering::Less], date(text)?)),
+        "DateLessThanEquals" => (false, Test::Moment(&[Ordering::Less, Ordering::Equal], date(text)?)),
+        "DateGreaterThan" => (false, Test::Moment(&[Ordering::Greater], date(text)?)),
+        "DateGreaterThanEquals" => (false, Test::Moment(&[Ordering::Greater, Ordering::Equal], date(text)?)),
         "Null" => (false, Test::Null(word(text)?)),
         _ => return Err(InvalidPolicy::Unsupported("this condition operator")),
     })
@@ -226,6 +242,16 @@ fn arn(text: &str) -> Result<Test, InvalidPolicy> {
         6 => Ok(Test::Arn(parts.into_iter().map(|p| Pattern::new(p, false)).collect::<Result<_, _>>()?)),
         _ => Err(InvalidPolicy::Malformed(format!("{text:?} is no ARN"))),
     }
+}
+
+/// Unix seconds of a moment: a number of them, a day, or a time of it.
+fn moment(text: &str) -> Option<u64> {
+    let day = || Utc::parse_rfc3339(&format!("{text}T00:00:00Z"));
+    text.parse().ok().or_else(|| Utc::parse_rfc3339(text)).or_else(day)
+}
+
+fn date(text: &str) -> Result<u64, InvalidPolicy> {
+    moment(text).ok_or_else(|| InvalidPolicy::Malformed(format!("{text:?} is no date")))
 }
 
 fn range(text: &str) -> Result<Test, InvalidPolicy> {
@@ -255,6 +281,7 @@ impl Test {
                 (Range::V6(range), Ok(IpAddr::V6(address))) => range.contains(address),
                 _ => false,
             },
+            Test::Moment(wanted, at) => moment(value).is_some_and(|now| wanted.contains(&now.cmp(at))),
             Test::Null(_) => false,
         }
     }
@@ -272,6 +299,9 @@ mod tests {
             .with("aws:username", "Ann")
             .with("aws:SecureTransport", "false")
             .with("aws:SourceIp", "10.1.2.3")
+            .with("aws:CurrentTime", "2026-11-29T12:00:00Z")
+            .with("aws:EpochTime", "1795953600")
+            .with("ec2:ResourceTag/Team", "A")
     }
 
     fn holds(condition: &Value) -> Result<bool, InvalidPolicy> {
@@ -301,6 +331,18 @@ mod tests {
             (json!({"IpAddress": {"aws:SourceIp": "10.1.2.3"}}), true),
             (json!({"IpAddress": {"aws:SourceIp": "fd00::/8"}}), false),
             (json!({"NotIpAddress": {"aws:SourceIp": "10.0.0.0/8"}}), false),
+            (json!({"DateLessThan": {"aws:CurrentTime": "2026-11-29T12:00:01Z"}}), true),
+            (json!({"DateLessThan": {"aws:CurrentTime": "2026-11-29T12:00:00Z"}}), false),
+            (json!({"DateLessThanEquals": {"aws:CurrentTime": "2026-11-29T13:00:00+01:00"}}), true),
+            (json!({"DateGreaterThan": {"aws:CurrentTime": "2026-11-29"}}), true),
+            (json!({"DateGreaterThanEquals": {"aws:EpochTime": "1795953601"}}), false),
+            (json!({"DateEquals": {"aws:EpochTime": "2026-11-29T12:00:00Z"}}), true),
+            (json!({"DateNotEquals": {"aws:CurrentTime": "1795953600"}}), false),
+            (json!({"StringEquals": {"ec2:ResourceTag/team": "A"}}), true),
+            (json!({"StringEquals": {"ec2:ResourceTag/team": "a"}}), false),
+            (json!({"StringEquals": {"aws:RequestTag/team": "A"}}), false),
+            (json!({"Null": {"aws:RequestTag/team": "true"}}), true),
+            (json!({"StringLike": {"aws:PrincipalArn": "*${ec2:ResourceTag/Team}nn"}}), true),
             // Both must hold.
             (json!({"Bool": {"aws:SecureTransport": "false"}, "StringEquals": {"aws:username": "x"}}), false),
             // What the request does not say.
@@ -324,7 +366,10 @@ mod tests {
             json!({"StringEquals": {"aws:username": []}}),
             json!({"StringEquals": {"aws:username": [["x"]]}}),
             json!({"StringEquals": {"aws:username": "${aws:userid}"}}),
-            json!({"StringEquals": {"aws:ResourceTag/a": "b"}}),
+            json!({"StringEquals": {"aws:ResourceTag/": "b"}}),
+            json!({"StringEquals": {"aws:PrincipalTag/a": "b"}}),
+            json!({"StringEquals": {"aws:TagKeys": "b"}}),
+            json!({"DateLessThan": {"aws:CurrentTime": "tomorrow"}}),
             json!({"StringLike": {"aws:username": "${aws:tag}"}}),
             json!({"StringLike": {"aws:username": "${aws:username"}}),
             json!({"ForAnyValue:StringEquals": {"aws:username": "x"}}),
