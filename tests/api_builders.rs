@@ -27,41 +27,25 @@ const PLUGINS: &str = "KILN_TEST_TERRAFORM_PLUGINS";
 /// Which script `inside` runs.
 const SCRIPT: &str = "KILN_TEST_SCRIPT";
 
-/// Each on a host of its own, so that they need not wait for each other.
-fn run(script: &str) {
-    own_host::run_inside_with(&[(SCRIPT, script)]);
+/// They wait most of the time, so all of them do at once, each on a host of its own.
+#[test]
+fn packer_and_terraform_work_as_with_ec2() {
+    let terraform = lacks("terraform", Some(PLUGINS));
+    let all = [
+        ("packer.py", lacks("packer", None)),
+        ("terraform_storage.py", terraform),
+        ("terraform_service.py", terraform),
+        ("terraform_template.py", terraform),
+    ];
+    std::thread::scope(|scope| {
+        for (script, _) in all.into_iter().filter(|(_, lacking)| !lacking) {
+            scope.spawn(move || own_host::run_inside_with(&[(SCRIPT, script)]));
+        }
+    });
 }
 
 #[test]
-fn packer_makes_images() {
-    if !lacks("packer", None) {
-        run("packer.py");
-    }
-}
-
-#[test]
-fn terraform_makes_volumes_snapshots_and_images() {
-    if !lacks("terraform", Some(PLUGINS)) {
-        run("terraform_storage.py");
-    }
-}
-
-#[test]
-fn terraform_makes_changes_and_removes_a_service() {
-    if !lacks("terraform", Some(PLUGINS)) {
-        run("terraform_service.py");
-    }
-}
-
-#[test]
-fn terraform_launches_from_a_template_and_its_next_version() {
-    if !lacks("terraform", Some(PLUGINS)) {
-        run("terraform_template.py");
-    }
-}
-
-#[test]
-#[ignore = "runs on a host of its own, made by the others"]
+#[ignore = "runs on a host of its own, made by packer_and_terraform_work_as_with_ec2"]
 fn inside() {
     if !own_host::is_inside() {
         return;
