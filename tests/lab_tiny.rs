@@ -163,6 +163,42 @@ fn twenty_boots_in_a_row() {
     }
 }
 
+/// A disk with the files of the image on Btrfs, made by Linux: compressed, in a subvolume as Arch and Ubuntu have it.
+const TO_BTRFS: &str = "set -e
+  cd \"$1\"
+  modprobe -a loop btrfs || true
+  mkdir old new
+  loop=$(losetup --find --show --partscan --read-only \"$2\")
+  trap 'umount new || true; umount old || true; losetup -d $loop' EXIT
+  partx --add $loop 2>/dev/null || true
+  mount -o ro,noload ${loop}p1 old
+  truncate -s 192M btrfs.raw
+  mkfs.btrfs -q -L tiny btrfs.raw
+  mount -o loop,compress-force=zstd btrfs.raw new
+  btrfs subvolume create new/@
+  cp -a old/. new/@/
+  sync
+  find new/@/boot -name 'vmlinuz*' -exec filefrag -v {} +";
+
+#[test]
+fn kernel_is_read_from_a_compressed_subvolume_of_btrfs() {
+    let image = lab_image!("tiny");
+    let desk = Desk::new();
+    let place = desk.path("btrfs.raw");
+    let output = Command::new("unshare")
+        .args(["--mount", "--propagation", "private", "sh", "-c", TO_BTRFS, "sh"])
+        .args([place.parent().unwrap(), &image])
+        .output()
+        .unwrap();
+    let made = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success(), "{made}{}", String::from_utf8_lossy(&output.stderr));
+    assert!(made.contains("encoded"), "the kernel is compressed: {made}");
+    // Its initramfs knows ext4 alone, and says so: kernel and initramfs have come up by then.
+    let mut run = desk.run(&place, &[]);
+    run.expect("tiny: no root file system LABEL=tiny", BOOT);
+    run.wait_power_off(60);
+}
+
 #[test]
 fn two_instances_share_a_host() {
     let image = lab_image!("tiny");

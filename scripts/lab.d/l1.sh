@@ -9,7 +9,7 @@ HOST_PACKAGES=(mmdebstrap squashfs-tools busybox-static e2fsprogs zstd lz4 xz-ut
 
 L1_PACKAGES=(
   kmod iproute2 nftables conntrack procps psmisc util-linux mount python3-minimal python3 openssh-client curl ca-certificates
-  e2fsprogs fdisk dosfstools qemu-utils qemu-system-x86 fio iperf3 tcpdump strace socat netcat-openbsd iputils-ping dnsmasq-base
+  e2fsprogs btrfs-progs fdisk dosfstools qemu-utils qemu-system-x86 fio iperf3 tcpdump strace socat netcat-openbsd iputils-ping dnsmasq-base
   dmidecode pciutils cpuid jq
 )
 

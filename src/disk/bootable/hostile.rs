@@ -139,6 +139,11 @@ fn damaged_xfs_ends() {
 }
 
 #[test]
+fn damaged_btrfs_ends() {
+    with_nodes(|nodes| btrfs(&["-M", "-n", "4096", "-s", "4096"], nodes), true);
+}
+
+#[test]
 fn damaged_gpt_ends() {
     use crate::partition::PartitionType;
     use crate::partition::testing::Gpt;

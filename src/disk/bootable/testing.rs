@@ -95,6 +95,21 @@ pub(crate) fn fat(kib: u32, options: &[&str], nodes: &[Node<'_>]) -> Option<Vec<
     Some(std::fs::read(image).unwrap())
 }
 
+/// A Btrfs as small as it can be. `options` go to `mkfs.btrfs`.
+pub(crate) fn btrfs(options: &[&str], nodes: &[Node<'_>]) -> Option<Vec<u8>> {
+    let directory = tempfile::tempdir().unwrap();
+    let tree = directory.path().join("tree");
+    std::fs::create_dir(&tree).unwrap();
+    lay_out(&tree, nodes);
+    let image = directory.path().join("image");
+    std::fs::File::create(&image).unwrap();
+    let mut arguments = vec!["-q", "--shrink", "--rootdir", tree.to_str()?];
+    arguments.extend(options);
+    arguments.push(image.to_str()?);
+    tool("mkfs.btrfs", &arguments)?;
+    Some(std::fs::read(image).unwrap())
+}
+
 /// An XFS of 16 MiB. `options` go to `mkfs.xfs`. Names must not have blanks.
 pub(crate) fn xfs(options: &[&str], nodes: &[Node<'_>]) -> Option<Vec<u8>> {
     let directory = tempfile::tempdir().unwrap();

@@ -203,9 +203,9 @@ fn error_on(image: Vec<u8>) -> String {
     find(&disk, &Limits::default()).unwrap_err().to_string()
 }
 
-fn btrfs() -> Vec<u8> {
+fn squashfs() -> Vec<u8> {
     let mut image = vec![0; 1 << 17];
-    image[0x1_0040..0x1_0048].copy_from_slice(b"_BHRfS_M");
+    image[..4].copy_from_slice(b"hsqs");
     image
 }
 
@@ -220,23 +220,23 @@ fn files_that_are_no_disks_say_so() {
 #[test]
 fn unreadable_file_systems_are_named() {
     assert_eq!(
-        error_on(btrfs()),
-        "the disk is Btrfs, which Kiln cannot read yet; pass --kernel and --initrd"
+        error_on(squashfs()),
+        "the disk is Squashfs, which Kiln cannot read yet; pass --kernel and --initrd"
     );
     let gpt = |root: &[u8]| Gpt::new(4 << 20).contents(1, PartitionType::ROOT_X86_64, 2048, root);
     assert_eq!(
-        error_on(gpt(&btrfs()).build()),
-        "partition 1 is Btrfs, which Kiln cannot read yet; pass --kernel and --initrd"
+        error_on(gpt(&squashfs()).build()),
+        "partition 1 is Squashfs, which Kiln cannot read yet; pass --kernel and --initrd"
     );
     assert_eq!(
         error_on(gpt(&[0xa5; 4096]).build()),
         "no file system on any partition; pass --kernel and --initrd"
     );
     let Some(esp) = fat(512, &[], &[]) else { return };
-    let both = gpt(&btrfs()).contents(15, PartitionType::ESP, 4096, &esp);
+    let both = gpt(&squashfs()).contents(15, PartitionType::ESP, 4096, &esp);
     assert_eq!(
         error_on(both.build()),
-        "no kernel on partition 15 (FAT12); partition 1 is Btrfs, which Kiln cannot read yet; pass --kernel and --initrd"
+        "no kernel on partition 15 (FAT12); partition 1 is Squashfs, which Kiln cannot read yet; pass --kernel and --initrd"
     );
 }
 
@@ -342,6 +342,27 @@ fn amazon_linux_boots_from_xfs() {
     let shown = inspect(&disk, &Limits::default()).unwrap();
     assert_eq!(shown.os.as_deref(), Some("Amazon Linux 2023"));
     assert_eq!(shown.default, Some(0));
+}
+
+#[test]
+fn arch_linux_boots_from_btrfs() {
+    let menu = b"set timeout=5\nmenuentry 'Arch Linux' --class arch {\n  load_video\n  insmod btrfs\n  search --no-floppy --fs-uuid --set=root 6b1d2ad5-9c5e-4f5a-b7f3-0a1b2c3d4e5f\n  linux /boot/vmlinuz-linux root=UUID=6b1d2ad5-9c5e-4f5a-b7f3-0a1b2c3d4e5f rw net.ifnames=0 rootflags=compress-force=zstd console=ttyS0,115200\n  initrd /boot/initramfs-linux.img\n}\n";
+    let nodes = [
+        File("/boot/grub/grub.cfg", menu.as_slice()),
+        File("/boot/vmlinuz-linux", KERNEL),
+        File("/boot/initramfs-linux.img", INITRD),
+        Link("/etc/os-release", "../usr/lib/os-release"),
+        File("/usr/lib/os-release", b"PRETTY_NAME=\"Arch Linux\"\n"),
+    ];
+    let Some(root) = btrfs(&["-M", "-U", UUID], &nodes) else { return };
+    let disk = root_disk(&root);
+    let entry = find(&disk, &Limits::default()).unwrap();
+    assert_eq!(
+        (entry.title.as_str(), entry.origin.as_str()),
+        ("Arch Linux", "grub.cfg on partition 1 (Btrfs)")
+    );
+    assert!(entry.cmdline.ends_with("rootflags=compress-force=zstd console=ttyS0,115200"));
+    assert_eq!(inspect(&disk, &Limits::default()).unwrap().os.as_deref(), Some("Arch Linux"));
 }
 
 #[test]

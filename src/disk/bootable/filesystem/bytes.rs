@@ -27,6 +27,10 @@ impl<'a> Bytes<'a> {
         u32::from_le_bytes(self.array(at))
     }
 
+    pub(super) fn le64(&self, at: usize) -> u64 {
+        u64::from_le_bytes(self.array(at))
+    }
+
     pub(super) fn be16(&self, at: usize) -> u16 {
         u16::from_be_bytes(self.array(at))
     }

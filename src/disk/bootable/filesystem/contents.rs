@@ -22,6 +22,14 @@ enum Layout {
     Runs { source: Source, runs: Vec<Run> },
     /// Small files inside their inode.
     Inline(Vec<u8>),
+    /// What is not only runs.
+    Pieces(Box<dyn Pieces>),
+}
+
+/// Contents that a file system puts together itself.
+pub(super) trait Pieces: std::fmt::Debug + Send + Sync {
+    /// Fills `buf` from `offset` on, all of which is inside of the file.
+    fn read(&self, buf: VolatileSlice<'_>, offset: u64) -> Result<(), FsError>;
 }
 
 /// An open file. Reading does not change it and needs no file system any more.
@@ -35,6 +43,11 @@ impl Contents {
     /// A file whose bytes were in its inode.
     pub(crate) fn inline(bytes: Vec<u8>) -> Self {
         Self { len: bytes.len() as u64, layout: Layout::Inline(bytes) }
+    }
+
+    /// A file of `len` bytes.
+    pub(super) fn pieces(len: u64, pieces: Box<dyn Pieces>) -> Self {
+        Self { len, layout: Layout::Pieces(pieces) }
     }
 
     /// Length in bytes, as the file system tells it. Holes count.
@@ -72,6 +85,7 @@ impl Contents {
                 Ok(())
             }
             Layout::Runs { source, runs } => read_runs(source, runs, buf, offset),
+            Layout::Pieces(pieces) => pieces.read(buf, offset),
         }
     }
 
@@ -124,14 +138,17 @@ fn read_runs(source: &Source, runs: &[Run], buf: VolatileSlice<'_>, offset: u64)
     Ok(())
 }
 
-fn split<'a>(buf: VolatileSlice<'a>, at: u64) -> Result<(VolatileSlice<'a>, VolatileSlice<'a>), FsError> {
+pub(super) fn split<'a>(
+    buf: VolatileSlice<'a>,
+    at: u64,
+) -> Result<(VolatileSlice<'a>, VolatileSlice<'a>), FsError> {
     let at = at as usize;
     let halves = buf.subslice(0, at).and_then(|head| Ok((head, buf.offset(at)?)));
     // Does not happen: `at` was held against the length.
     halves.map_err(|_| FsError::Damaged("a file is shorter than it should be"))
 }
 
-fn fill_with_zeroes(buf: VolatileSlice<'_>) {
+pub(super) fn fill_with_zeroes(buf: VolatileSlice<'_>) {
     const ZEROES: [u8; 4096] = [0; 4096];
     let mut at = 0;
     while let Ok(rest) = buf.offset(at)

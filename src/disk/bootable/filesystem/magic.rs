@@ -3,13 +3,12 @@
 use super::super::source::Source;
 use super::{FsError, FsKind};
 
-const MAGICS: [(FsKind, u64, &[u8]); 6] = [
+const MAGICS: [(FsKind, u64, &[u8]); 5] = [
     (FsKind::Luks, 0, b"LUKS\xba\xbe"),
     (FsKind::Squashfs, 0, b"hsqs"),
     (FsKind::Lvm, 512, b"LABELONE"),
     (FsKind::Erofs, 1024, b"\xe2\xe1\xf5\xe0"),
     (FsKind::Swap, 4086, b"SWAPSPACE2"),
-    (FsKind::Btrfs, 0x1_0040, b"_BHRfS_M"),
 ];
 
 /// The kind, if it is one of those.

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!   path ──▶ resolve (symlinks, "..") ──▶ Format: lookup, list, read_link, open ──▶ Contents (runs)
-//!            one walk for all                 ext · fat · xfs                       one reader for all
+//!            one walk for all                 btrfs · ext · fat · xfs               one reader for all
 //! ```
 //!
 //! A driver only turns names into nodes and nodes into runs of bytes on the partition. Everything it
@@ -10,6 +10,7 @@
 //! end stops there; nothing is cached past one call. Reading happens behind `&self`: a mounted file
 //! system can be shared between threads.
 
+mod btrfs;
 mod bytes;
 mod contents;
 mod ext;
@@ -46,7 +47,7 @@ pub enum FsKind {
     Fat32,
     /// XFS.
     Xfs,
-    /// Btrfs, which is recognised but not read.
+    /// Btrfs.
     Btrfs,
     /// LUKS container, which is recognised but not opened.
     Luks,
@@ -212,6 +213,10 @@ pub(crate) fn mount(source: &Source) -> Result<Option<Box<dyn FileSystem>>, Moun
     }
     if let Some(kind) = xfs::probe(source).map_err(MountError::Probe)? {
         let fs = xfs::Xfs::mount(source.clone()).map_err(failed(kind))?;
+        return Ok(Some(Box::new(resolve::Mounted(fs))));
+    }
+    if let Some(kind) = btrfs::probe(source).map_err(MountError::Probe)? {
+        let fs = btrfs::Btrfs::mount(source.clone()).map_err(failed(kind))?;
         return Ok(Some(Box::new(resolve::Mounted(fs))));
     }
     if let Some(kind) = magic::unreadable(source).map_err(MountError::Probe)? {
