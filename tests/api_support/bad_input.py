@@ -96,7 +96,7 @@ same(ask(form(), service="s3"), (400, "InvalidAction", "ec2"))
 # Actions, versions, parameters.
 same(ask(form("CreateSpaceship")), (400, "InvalidAction", "ec2"))
 same(ask(form("RequestSpotFleet")), (400, "InvalidAction", "ec2"))
-same(ask(form("CreateGroup", "iam"), service="iam"), (400, "InvalidAction", "query"))
+same(ask(form("CreateAccountAlias", "iam"), service="iam"), (400, "InvalidAction", "query"))
 same(ask("Version=2016-11-15"), (400, "MissingAction", "ec2"))
 same(ask("Action=DescribeVpcs&Version=1999-01-01"), (400, "InvalidAction", "ec2"))
 same(ask(form(Colour="red")), (400, "UnknownParameter", "ec2"))

@@ -102,6 +102,38 @@ version = iam.get_policy_version(PolicyArn=own["Arn"], VersionId="v1")["PolicyVe
 same(version["Document"]["Statement"][1]["Effect"], "Deny")
 same(code(iam.get_policy_version, PolicyArn=own["Arn"], VersionId="v2"), "NoSuchEntity")
 same([v["VersionId"] for v in iam.list_policy_versions(PolicyArn=read_only)["Versions"]], ["v1"])
+
+# Versions: one is in force, for all who have the policy, at once.
+def versions():
+    return [(v["VersionId"], v["IsDefaultVersion"]) for v in iam.list_policy_versions(PolicyArn=own["Arn"])["Versions"]]
+
+
+more = policy(("Allow", "ec2:Describe*", "*"))
+made = iam.create_policy_version(PolicyArn=own["Arn"], PolicyDocument=more, SetAsDefault=True)["PolicyVersion"]
+same((made["VersionId"], made["IsDefaultVersion"]), ("v2", True))
+limited.describe_regions()
+same(iam.get_policy(PolicyArn=own["Arn"])["Policy"]["DefaultVersionId"], "v2")
+same(iam.create_policy_version(PolicyArn=own["Arn"], PolicyDocument=more)["PolicyVersion"]["IsDefaultVersion"], False)
+same(versions(), [("v1", False), ("v2", True), ("v3", False)])
+iam.set_default_policy_version(PolicyArn=own["Arn"], VersionId="v1")
+same(code(limited.describe_regions), "UnauthorizedOperation")
+for call, change, why in [
+    (iam.set_default_policy_version, {"VersionId": "v9"}, "NoSuchEntity"), (iam.delete_policy_version, {"VersionId": "v9"}, "NoSuchEntity"),
+    (iam.delete_policy_version, {"VersionId": "v1"}, "DeleteConflict"), (iam.set_default_policy_version, {"VersionId": "v0"}, "ValidationError"),
+    (iam.create_policy_version, {"PolicyDocument": "{}"}, "MalformedPolicyDocument"),
+    (iam.create_policy_version, {"PolicyDocument": more, "PolicyArn": read_only}, "AccessDenied"),
+]:
+    same(code(call, **{"PolicyArn": own["Arn"], **change}), why)
+for _ in range(2):
+    iam.create_policy_version(PolicyArn=own["Arn"], PolicyDocument=more)
+same(code(iam.create_policy_version, PolicyArn=own["Arn"], PolicyDocument=more), "LimitExceeded")
+for version in ["v2", "v3", "v4"]:
+    iam.delete_policy_version(PolicyArn=own["Arn"], VersionId=version)
+same(versions(), [("v1", True), ("v5", False)])
+iam.tag_policy(PolicyArn=own["Arn"], Tags=[{"Key": "a", "Value": "1"}, {"Key": "b", "Value": "2"}])
+iam.untag_policy(PolicyArn=own["Arn"], TagKeys=["a"])
+same(iam.list_policy_tags(PolicyArn=own["Arn"])["Tags"], [{"Key": "b", "Value": "2"}])
+same(code(iam.tag_policy, PolicyArn=read_only, Tags=[{"Key": "a", "Value": "1"}]), "AccessDenied")
 for arn, why in [(own["Arn"], "DeleteConflict"), (read_only, "AccessDenied"), (own["Arn"] + "x", "NoSuchEntity")]:
     same(code(iam.delete_policy, PolicyArn=arn), why)
 
@@ -132,6 +164,41 @@ for condition in [{"StringEquals": {"aws:PrincipalTag/a": "b"}}, {"NumericLessTh
     same(code(iam.put_user_policy, UserName="ann", PolicyName="when", PolicyDocument=conditional(**condition)),
          "MalformedPolicyDocument")
 iam.delete_user_policy(UserName="ann", PolicyName="when")
+
+# Groups: what they may do, all who are in them may, and what they may not.
+group = iam.create_group(GroupName="readers")["Group"]
+same(group["Arn"], "arn:aws:iam::000000000000:group/readers")
+same(code(iam.create_group, GroupName="Readers"), "EntityAlreadyExists")
+for name in ["ann", "bob"]:
+    iam.add_user_to_group(GroupName="readers", UserName=name)
+iam.add_user_to_group(GroupName="readers", UserName="ann")
+same([u["UserName"] for u in iam.get_group(GroupName="readers")["Users"]], ["ann", "bob"])
+same([g["GroupName"] for g in iam.list_groups_for_user(UserName="ann")["Groups"]], ["readers"])
+same([g["GroupName"] for g in iam.list_groups()["Groups"]], ["readers"])
+same(code(iam.add_user_to_group, GroupName="none", UserName="ann"), "NoSuchEntity")
+same(code(iam.add_user_to_group, GroupName="readers", UserName="none"), "NoSuchEntity")
+bob = iam.create_access_key(UserName="bob")["AccessKey"]
+of_bob = client("ec2", **of(bob))
+same(code(of_bob.describe_regions), "UnauthorizedOperation")
+iam.attach_group_policy(GroupName="readers", PolicyArn=read_only)
+same([p["PolicyArn"] for p in iam.list_attached_group_policies(GroupName="readers")["AttachedPolicies"]], [read_only])
+of_bob.describe_regions()
+iam.put_group_policy(GroupName="readers", PolicyName="no", PolicyDocument=policy(("Deny", "ec2:DescribeVpcs", "*")))
+same(iam.list_group_policies(GroupName="readers")["PolicyNames"], ["no"])
+same(iam.get_group_policy(GroupName="readers", PolicyName="no")["PolicyDocument"]["Statement"][0]["Effect"], "Deny")
+same((code(of_bob.describe_vpcs), code(limited.describe_vpcs)), ("UnauthorizedOperation",) * 2)
+iam.delete_group_policy(GroupName="readers", PolicyName="no")
+limited.describe_vpcs()
+same(code(iam.delete_group, GroupName="readers"), "DeleteConflict")
+same(code(iam.delete_user, UserName="ann"), "DeleteConflict")
+for name in ["ann", "bob"]:
+    iam.remove_user_from_group(GroupName="readers", UserName=name)
+same(code(of_bob.describe_regions), "UnauthorizedOperation")
+same(code(iam.delete_group, GroupName="readers"), "DeleteConflict")
+iam.detach_group_policy(GroupName="readers", PolicyArn=read_only)
+iam.delete_group(GroupName="readers")
+same(code(iam.get_group, GroupName="readers"), "NoSuchEntity")
+iam.delete_access_key(UserName="bob", AccessKeyId=bob["AccessKeyId"])
 
 # A role has them too.
 trust = json.dumps({"Statement": [{"Effect": "Allow", "Principal": {"AWS": user["Arn"]}, "Action": "sts:AssumeRole"}]})
@@ -224,6 +291,9 @@ same(code(limited.create_security_group, GroupName="new", Description="x"), "Una
 allow("ec2:DeleteSecurityGroup", f"*:security-group/{web}")
 limited.delete_security_group(GroupName="web")
 allow(["ec2:*", "iam:GetUser", "iam:*AccessKey*", "iam:AddRoleToInstanceProfile"], "*")
+iam.tag_instance_profile(InstanceProfileName="apps", Tags=[{"Key": "a", "Value": "1"}, {"Key": "b", "Value": "2"}])
+iam.untag_instance_profile(InstanceProfileName="apps", TagKeys=["b"])
+same(iam.list_instance_profile_tags(InstanceProfileName="apps")["Tags"], [{"Key": "a", "Value": "1"}])
 iam.remove_role_from_instance_profile(InstanceProfileName="apps", RoleName="app")
 iam.delete_instance_profile(InstanceProfileName="apps")
 iam.delete_user_policy(UserName="ann", PolicyName="pass")
@@ -248,6 +318,8 @@ iam.detach_role_policy(RoleName="app", PolicyArn=own["Arn"])
 same(code(iam.detach_role_policy, RoleName="app", PolicyArn=own["Arn"]), "NoSuchEntity")
 iam.delete_role(RoleName="app")
 iam.detach_user_policy(UserName="ann", PolicyArn=own["Arn"])
+same(code(iam.delete_policy, PolicyArn=own["Arn"]), "DeleteConflict")
+iam.delete_policy_version(PolicyArn=own["Arn"], VersionId="v5")
 iam.delete_policy(PolicyArn=own["Arn"])
 limited.describe_regions()
 same(code(iam.delete_user, UserName="ann"), "DeleteConflict")

@@ -26,6 +26,9 @@ input!(UntagRole { role_name: String, tag_keys: Vec<String> });
 input!(UpdateAssumeRolePolicy { role_name: String, policy_document: String });
 input!(CreateInstanceProfile { instance_profile_name: String, path: Option<String>, tags: Vec<IamTag> });
 input!(ProfileReference { instance_profile_name: String });
+input!(ProfilePage { instance_profile_name: String, marker: Option<String>, max_items: Option<i64> });
+input!(TagInstanceProfile { instance_profile_name: String, tags: Vec<IamTag> });
+input!(UntagInstanceProfile { instance_profile_name: String, tag_keys: Vec<String> });
 input!(Membership { instance_profile_name: String, role_name: String });
 
 pub(super) fn validation(error: impl std::fmt::Display) -> ApiError {
@@ -239,6 +242,26 @@ pub(super) fn delete_profile(context: &Context<'_>, request: ProfileReference) -
     context.plane.roles().delete_profile(&request.instance_profile_name)?;
     tags::forget(context.plane.store(), &profile.arn)?;
     Ok(json!({}))
+}
+
+/// `TagInstanceProfile`.
+pub(super) fn tag_profile(context: &Context<'_>, request: TagInstanceProfile) -> Answer {
+    let profile = context.plane.roles().profile(&request.instance_profile_name)?;
+    tags::set(context.plane.store(), &[profile.arn], &checked(request.tags)?)?;
+    Ok(json!({}))
+}
+
+/// `UntagInstanceProfile`.
+pub(super) fn untag_profile(context: &Context<'_>, request: UntagInstanceProfile) -> Answer {
+    let arn = context.plane.roles().profile(&request.instance_profile_name)?.arn;
+    tags::remove(context.plane.store(), &[arn], |tag| request.tag_keys.iter().any(|k| k == tag.key()))?;
+    Ok(json!({}))
+}
+
+/// `ListInstanceProfileTags`.
+pub(super) fn list_profile_tags(context: &Context<'_>, request: ProfilePage) -> Answer {
+    let profile = context.plane.roles().profile(&request.instance_profile_name)?;
+    tags_of(context, &profile.arn, request.marker, request.max_items)
 }
 
 /// `ListInstanceProfiles`.

@@ -1,21 +1,21 @@
-//! Managed policies, and who has them. A policy has one version.
+//! Managed policies, their versions, and who has them.
 
-use kiln_controlplane::credentials::ManagedPolicy;
+use kiln_controlplane::credentials::{ManagedPolicy, PolicyVersion, RoleError};
 use kiln_controlplane::tags;
 use serde_json::{Value, json};
 
-use super::iam::{IamTag, checked, encoded, name, only_root_path, outside, paged};
+use super::iam::{IamTag, checked, encoded, name, only_root_path, outside, paged, tags_of};
 use super::tagging::{self, TagMap};
 use super::{Answer, Context, input};
 use crate::error::ApiError;
 
-/// The one version of a policy.
-const VERSION: &str = "v1";
-
 input!(CreatePolicy { policy_name: String, path: Option<String>, policy_document: String,
     description: Option<String>, tags: Vec<IamTag> });
 input!(PolicyReference { policy_arn: String });
-input!(GetPolicyVersion { policy_arn: String, version_id: String });
+input!(VersionReference { policy_arn: String, version_id: String });
+input!(CreatePolicyVersion { policy_arn: String, policy_document: String, set_as_default: bool });
+input!(TagPolicy { policy_arn: String, tags: Vec<IamTag> });
+input!(UntagPolicy { policy_arn: String, tag_keys: Vec<String> });
 input!(PolicyPage { policy_arn: String, marker: Option<String>, max_items: Option<i64> });
 input!(ListPolicies { scope: Option<String>, only_attached: bool, path_prefix: Option<String>,
     marker: Option<String>, max_items: Option<i64> });
@@ -27,8 +27,8 @@ input!(UserPage { user_name: String, path_prefix: Option<String>, marker: Option
 fn shown(policy: &ManagedPolicy, count: usize) -> Value {
     json!({
         "PolicyName": policy.name.as_str(), "PolicyId": policy.id, "Arn": policy.arn, "Path": "/",
-        "DefaultVersionId": VERSION, "AttachmentCount": count, "PermissionsBoundaryUsageCount": 0,
-        "IsAttachable": true, "CreateDate": policy.created, "UpdateDate": policy.created,
+        "DefaultVersionId": id(policy.current().number), "AttachmentCount": count, "PermissionsBoundaryUsageCount": 0,
+        "IsAttachable": true, "CreateDate": policy.created, "UpdateDate": policy.updated(),
     })
 }
 
@@ -39,8 +39,23 @@ fn described(policy: &ManagedPolicy, count: usize, tags: &TagMap) -> Value {
     shown
 }
 
-fn version(policy: &ManagedPolicy) -> Value {
-    json!({"VersionId": VERSION, "IsDefaultVersion": true, "CreateDate": policy.created})
+/// Versions are called `v1`, `v2` and so on.
+fn id(number: u64) -> String {
+    format!("v{number}")
+}
+
+fn number(id: &str) -> Result<u64, ApiError> {
+    let digits = id.strip_prefix('v').filter(|digits| !digits.starts_with(['0', '+']));
+    digits.and_then(|digits| digits.parse().ok()).ok_or_else(|| {
+        ApiError::new("ValidationError", format!("'{id}' is no version: they are called v1, v2 and so on"))
+    })
+}
+
+fn shown_version(policy: &ManagedPolicy, version: &PolicyVersion) -> Value {
+    json!({
+        "VersionId": id(version.number), "IsDefaultVersion": version.number == policy.current().number,
+        "CreateDate": version.created,
+    })
 }
 
 /// `CreatePolicy`.
@@ -61,21 +76,73 @@ pub(super) fn get(context: &Context<'_>, request: PolicyReference) -> Answer {
 }
 
 /// `GetPolicyVersion`.
-pub(super) fn get_version(context: &Context<'_>, request: GetPolicyVersion) -> Answer {
+pub(super) fn get_version(context: &Context<'_>, request: VersionReference) -> Answer {
     let (policy, _) = context.plane.roles().managed(&request.policy_arn)?;
-    if request.version_id != VERSION {
+    let number = number(&request.version_id)?;
+    let versions = policy.versions();
+    let version = versions.iter().find(|version| version.number == number).ok_or_else(|| {
         let message = format!("Policy {} version {} does not exist.", policy.arn, request.version_id);
-        return Err(ApiError::new("NoSuchEntity", message));
-    }
-    let mut shown = version(&policy);
-    shown["Document"] = encoded(&policy.document).into();
+        ApiError::new("NoSuchEntity", message)
+    })?;
+    let mut shown = shown_version(&policy, version);
+    shown["Document"] = encoded(&version.document).into();
     Ok(json!({ "PolicyVersion": shown }))
 }
 
 /// `ListPolicyVersions`.
 pub(super) fn list_versions(context: &Context<'_>, request: PolicyPage) -> Answer {
     let (policy, _) = context.plane.roles().managed(&request.policy_arn)?;
-    paged(vec![version(&policy)], "Versions", "VersionId", request.marker, request.max_items)
+    let versions = policy.versions().iter().map(|version| shown_version(&policy, version)).collect();
+    paged(versions, "Versions", "VersionId", request.marker, request.max_items)
+}
+
+/// `CreatePolicyVersion`.
+pub(super) fn create_version(context: &Context<'_>, request: CreatePolicyVersion) -> Answer {
+    let roles = context.plane.roles();
+    let (arn, in_force) = (&request.policy_arn, request.set_as_default);
+    let version = roles.create_policy_version(arn, &request.policy_document, in_force)?;
+    let (policy, _) = roles.managed(arn)?;
+    Ok(json!({"PolicyVersion": shown_version(&policy, &version)}))
+}
+
+/// `SetDefaultPolicyVersion`.
+pub(super) fn set_default_version(context: &Context<'_>, request: VersionReference) -> Answer {
+    context.plane.roles().set_policy_version(&request.policy_arn, number(&request.version_id)?)?;
+    Ok(json!({}))
+}
+
+/// `DeletePolicyVersion`.
+pub(super) fn delete_version(context: &Context<'_>, request: VersionReference) -> Answer {
+    context.plane.roles().delete_policy_version(&request.policy_arn, number(&request.version_id)?)?;
+    Ok(json!({}))
+}
+
+/// `TagPolicy`: of one of this account.
+pub(super) fn tag(context: &Context<'_>, request: TagPolicy) -> Answer {
+    let arn = own(context, &request.policy_arn)?;
+    tags::set(context.plane.store(), &[arn], &checked(request.tags)?)?;
+    Ok(json!({}))
+}
+
+/// `UntagPolicy`.
+pub(super) fn untag(context: &Context<'_>, request: UntagPolicy) -> Answer {
+    let arn = own(context, &request.policy_arn)?;
+    tags::remove(context.plane.store(), &[arn], |tag| request.tag_keys.iter().any(|k| k == tag.key()))?;
+    Ok(json!({}))
+}
+
+/// `ListPolicyTags`.
+pub(super) fn list_tags(context: &Context<'_>, request: PolicyPage) -> Answer {
+    let (policy, _) = context.plane.roles().managed(&request.policy_arn)?;
+    tags_of(context, &policy.arn, request.marker, request.max_items)
+}
+
+fn own(context: &Context<'_>, arn: &str) -> Result<String, ApiError> {
+    let (policy, _) = context.plane.roles().managed(arn)?;
+    match policy.is_aws() {
+        true => Err(RoleError::OfAws(policy.arn).into()),
+        false => Ok(policy.arn),
+    }
 }
 
 /// `ListPolicies`.
@@ -99,7 +166,12 @@ pub(super) fn delete(context: &Context<'_>, request: PolicyReference) -> Answer 
     Ok(json!({}))
 }
 
-fn attached(all: &[ManagedPolicy], path: Option<&str>, marker: Option<String>, most: Option<i64>) -> Answer {
+pub(super) fn attached(
+    all: &[ManagedPolicy],
+    path: Option<&str>,
+    marker: Option<String>,
+    most: Option<i64>,
+) -> Answer {
     let own = all.iter().filter(|_| !outside(path));
     let items = own.map(|p| json!({"PolicyName": p.name.as_str(), "PolicyArn": p.arn})).collect();
     paged(items, "AttachedPolicies", "PolicyArn", marker, most)

@@ -33,6 +33,11 @@ fn shown(user: &User, tags: &TagMap) -> Value {
     })
 }
 
+/// A user among others: without tags.
+pub(super) fn shown_in_list(user: &User) -> Value {
+    shown(user, &TagMap::new())
+}
+
 /// The user that is named, or the one that asks.
 fn meant(context: &Context<'_>, name: Option<String>) -> Result<String, ApiError> {
     match (name, &context.caller.kind) {
@@ -78,7 +83,7 @@ pub(super) fn list(context: &Context<'_>, request: Pages) -> Answer {
         true => Vec::new(),
         false => context.plane.roles().users()?,
     };
-    let items = all.iter().map(|user| shown(user, &TagMap::new())).collect();
+    let items = all.iter().map(shown_in_list).collect();
     paged(items, "Users", "UserName", request.marker, request.max_items)
 }
 

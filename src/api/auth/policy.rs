@@ -176,9 +176,14 @@ fn resources(caller: &Caller, request: &Request<'_>) -> Vec<String> {
         }
         "iam" => {
             let get = |member: &str| request.input.get(member).and_then(Value::as_str);
-            for (member, kind) in
-                [("RoleName", "role"), ("InstanceProfileName", "instance-profile"), ("UserName", "user")]
-            {
+            // Who comes into a group or goes from it, the group's resource decides.
+            let kinds: &[_] = match get("GroupName") {
+                Some(_) => &[("GroupName", "group")],
+                None => {
+                    &[("RoleName", "role"), ("InstanceProfileName", "instance-profile"), ("UserName", "user")]
+                }
+            };
+            for (member, kind) in kinds {
                 if let Some(name) = get(member) {
                     found.push(format!("arn:aws:iam::{ACCOUNT}:{kind}/{name}"));
                 }

@@ -5,24 +5,34 @@ use super::{Bounds, EMPTY, List, Operation, Service, Shape, member, required};
 pub(super) static SERVICE: Service =
     Service { name: "iam", version: "2010-05-08", namespace: "https://iam.amazonaws.com/doc/2010-05-08/", operations: &OPERATIONS };
 
-static OPERATIONS: [Operation; 47] = [
+static OPERATIONS: [Operation; 70] = [
     Operation { name: "AddRoleToInstanceProfile", input: &ADD_ROLE_TO_INSTANCE_PROFILE_REQUEST, output: &EMPTY, wrapper: None },
+    Operation { name: "AddUserToGroup", input: &ADD_USER_TO_GROUP_REQUEST, output: &EMPTY, wrapper: None },
+    Operation { name: "AttachGroupPolicy", input: &ATTACH_GROUP_POLICY_REQUEST, output: &EMPTY, wrapper: None },
     Operation { name: "AttachRolePolicy", input: &ATTACH_ROLE_POLICY_REQUEST, output: &EMPTY, wrapper: None },
     Operation { name: "AttachUserPolicy", input: &ATTACH_USER_POLICY_REQUEST, output: &EMPTY, wrapper: None },
     Operation { name: "CreateAccessKey", input: &CREATE_ACCESS_KEY_REQUEST, output: &CREATE_ACCESS_KEY_RESPONSE, wrapper: Some("CreateAccessKeyResult") },
+    Operation { name: "CreateGroup", input: &CREATE_GROUP_REQUEST, output: &CREATE_GROUP_RESPONSE, wrapper: Some("CreateGroupResult") },
     Operation { name: "CreateInstanceProfile", input: &CREATE_INSTANCE_PROFILE_REQUEST, output: &CREATE_INSTANCE_PROFILE_RESPONSE, wrapper: Some("CreateInstanceProfileResult") },
     Operation { name: "CreatePolicy", input: &CREATE_POLICY_REQUEST, output: &CREATE_POLICY_RESPONSE, wrapper: Some("CreatePolicyResult") },
+    Operation { name: "CreatePolicyVersion", input: &CREATE_POLICY_VERSION_REQUEST, output: &CREATE_POLICY_VERSION_RESPONSE, wrapper: Some("CreatePolicyVersionResult") },
     Operation { name: "CreateRole", input: &CREATE_ROLE_REQUEST, output: &CREATE_ROLE_RESPONSE, wrapper: Some("CreateRoleResult") },
     Operation { name: "CreateUser", input: &CREATE_USER_REQUEST, output: &CREATE_USER_RESPONSE, wrapper: Some("CreateUserResult") },
     Operation { name: "DeleteAccessKey", input: &DELETE_ACCESS_KEY_REQUEST, output: &EMPTY, wrapper: None },
+    Operation { name: "DeleteGroup", input: &DELETE_GROUP_REQUEST, output: &EMPTY, wrapper: None },
+    Operation { name: "DeleteGroupPolicy", input: &DELETE_GROUP_POLICY_REQUEST, output: &EMPTY, wrapper: None },
     Operation { name: "DeleteInstanceProfile", input: &DELETE_INSTANCE_PROFILE_REQUEST, output: &EMPTY, wrapper: None },
     Operation { name: "DeletePolicy", input: &DELETE_POLICY_REQUEST, output: &EMPTY, wrapper: None },
+    Operation { name: "DeletePolicyVersion", input: &DELETE_POLICY_VERSION_REQUEST, output: &EMPTY, wrapper: None },
     Operation { name: "DeleteRole", input: &DELETE_ROLE_REQUEST, output: &EMPTY, wrapper: None },
     Operation { name: "DeleteRolePolicy", input: &DELETE_ROLE_POLICY_REQUEST, output: &EMPTY, wrapper: None },
     Operation { name: "DeleteUser", input: &DELETE_USER_REQUEST, output: &EMPTY, wrapper: None },
     Operation { name: "DeleteUserPolicy", input: &DELETE_USER_POLICY_REQUEST, output: &EMPTY, wrapper: None },
+    Operation { name: "DetachGroupPolicy", input: &DETACH_GROUP_POLICY_REQUEST, output: &EMPTY, wrapper: None },
     Operation { name: "DetachRolePolicy", input: &DETACH_ROLE_POLICY_REQUEST, output: &EMPTY, wrapper: None },
     Operation { name: "DetachUserPolicy", input: &DETACH_USER_POLICY_REQUEST, output: &EMPTY, wrapper: None },
+    Operation { name: "GetGroup", input: &GET_GROUP_REQUEST, output: &GET_GROUP_RESPONSE, wrapper: Some("GetGroupResult") },
+    Operation { name: "GetGroupPolicy", input: &GET_GROUP_POLICY_REQUEST, output: &GET_GROUP_POLICY_RESPONSE, wrapper: Some("GetGroupPolicyResult") },
     Operation { name: "GetInstanceProfile", input: &GET_INSTANCE_PROFILE_REQUEST, output: &GET_INSTANCE_PROFILE_RESPONSE, wrapper: Some("GetInstanceProfileResult") },
     Operation { name: "GetPolicy", input: &GET_POLICY_REQUEST, output: &GET_POLICY_RESPONSE, wrapper: Some("GetPolicyResult") },
     Operation { name: "GetPolicyVersion", input: &GET_POLICY_VERSION_REQUEST, output: &GET_POLICY_VERSION_RESPONSE, wrapper: Some("GetPolicyVersionResult") },
@@ -31,11 +41,17 @@ static OPERATIONS: [Operation; 47] = [
     Operation { name: "GetUser", input: &GET_USER_REQUEST, output: &GET_USER_RESPONSE, wrapper: Some("GetUserResult") },
     Operation { name: "GetUserPolicy", input: &GET_USER_POLICY_REQUEST, output: &GET_USER_POLICY_RESPONSE, wrapper: Some("GetUserPolicyResult") },
     Operation { name: "ListAccessKeys", input: &LIST_ACCESS_KEYS_REQUEST, output: &LIST_ACCESS_KEYS_RESPONSE, wrapper: Some("ListAccessKeysResult") },
+    Operation { name: "ListAttachedGroupPolicies", input: &LIST_ATTACHED_GROUP_POLICIES_REQUEST, output: &LIST_ATTACHED_GROUP_POLICIES_RESPONSE, wrapper: Some("ListAttachedGroupPoliciesResult") },
     Operation { name: "ListAttachedRolePolicies", input: &LIST_ATTACHED_ROLE_POLICIES_REQUEST, output: &LIST_ATTACHED_ROLE_POLICIES_RESPONSE, wrapper: Some("ListAttachedRolePoliciesResult") },
     Operation { name: "ListAttachedUserPolicies", input: &LIST_ATTACHED_USER_POLICIES_REQUEST, output: &LIST_ATTACHED_USER_POLICIES_RESPONSE, wrapper: Some("ListAttachedUserPoliciesResult") },
+    Operation { name: "ListGroupPolicies", input: &LIST_GROUP_POLICIES_REQUEST, output: &LIST_GROUP_POLICIES_RESPONSE, wrapper: Some("ListGroupPoliciesResult") },
+    Operation { name: "ListGroups", input: &LIST_GROUPS_REQUEST, output: &LIST_GROUPS_RESPONSE, wrapper: Some("ListGroupsResult") },
+    Operation { name: "ListGroupsForUser", input: &LIST_GROUPS_FOR_USER_REQUEST, output: &LIST_GROUPS_FOR_USER_RESPONSE, wrapper: Some("ListGroupsForUserResult") },
+    Operation { name: "ListInstanceProfileTags", input: &LIST_INSTANCE_PROFILE_TAGS_REQUEST, output: &LIST_INSTANCE_PROFILE_TAGS_RESPONSE, wrapper: Some("ListInstanceProfileTagsResult") },
     Operation { name: "ListInstanceProfiles", input: &LIST_INSTANCE_PROFILES_REQUEST, output: &LIST_INSTANCE_PROFILES_RESPONSE, wrapper: Some("ListInstanceProfilesResult") },
     Operation { name: "ListInstanceProfilesForRole", input: &LIST_INSTANCE_PROFILES_FOR_ROLE_REQUEST, output: &LIST_INSTANCE_PROFILES_FOR_ROLE_RESPONSE, wrapper: Some("ListInstanceProfilesForRoleResult") },
     Operation { name: "ListPolicies", input: &LIST_POLICIES_REQUEST, output: &LIST_POLICIES_RESPONSE, wrapper: Some("ListPoliciesResult") },
+    Operation { name: "ListPolicyTags", input: &LIST_POLICY_TAGS_REQUEST, output: &LIST_POLICY_TAGS_RESPONSE, wrapper: Some("ListPolicyTagsResult") },
     Operation { name: "ListPolicyVersions", input: &LIST_POLICY_VERSIONS_REQUEST, output: &LIST_POLICY_VERSIONS_RESPONSE, wrapper: Some("ListPolicyVersionsResult") },
     Operation { name: "ListRolePolicies", input: &LIST_ROLE_POLICIES_REQUEST, output: &LIST_ROLE_POLICIES_RESPONSE, wrapper: Some("ListRolePoliciesResult") },
     Operation { name: "ListRoleTags", input: &LIST_ROLE_TAGS_REQUEST, output: &LIST_ROLE_TAGS_RESPONSE, wrapper: Some("ListRoleTagsResult") },
@@ -43,11 +59,18 @@ static OPERATIONS: [Operation; 47] = [
     Operation { name: "ListUserPolicies", input: &LIST_USER_POLICIES_REQUEST, output: &LIST_USER_POLICIES_RESPONSE, wrapper: Some("ListUserPoliciesResult") },
     Operation { name: "ListUserTags", input: &LIST_USER_TAGS_REQUEST, output: &LIST_USER_TAGS_RESPONSE, wrapper: Some("ListUserTagsResult") },
     Operation { name: "ListUsers", input: &LIST_USERS_REQUEST, output: &LIST_USERS_RESPONSE, wrapper: Some("ListUsersResult") },
+    Operation { name: "PutGroupPolicy", input: &PUT_GROUP_POLICY_REQUEST, output: &EMPTY, wrapper: None },
     Operation { name: "PutRolePolicy", input: &PUT_ROLE_POLICY_REQUEST, output: &EMPTY, wrapper: None },
     Operation { name: "PutUserPolicy", input: &PUT_USER_POLICY_REQUEST, output: &EMPTY, wrapper: None },
     Operation { name: "RemoveRoleFromInstanceProfile", input: &REMOVE_ROLE_FROM_INSTANCE_PROFILE_REQUEST, output: &EMPTY, wrapper: None },
+    Operation { name: "RemoveUserFromGroup", input: &REMOVE_USER_FROM_GROUP_REQUEST, output: &EMPTY, wrapper: None },
+    Operation { name: "SetDefaultPolicyVersion", input: &SET_DEFAULT_POLICY_VERSION_REQUEST, output: &EMPTY, wrapper: None },
+    Operation { name: "TagInstanceProfile", input: &TAG_INSTANCE_PROFILE_REQUEST, output: &EMPTY, wrapper: None },
+    Operation { name: "TagPolicy", input: &TAG_POLICY_REQUEST, output: &EMPTY, wrapper: None },
     Operation { name: "TagRole", input: &TAG_ROLE_REQUEST, output: &EMPTY, wrapper: None },
     Operation { name: "TagUser", input: &TAG_USER_REQUEST, output: &EMPTY, wrapper: None },
+    Operation { name: "UntagInstanceProfile", input: &UNTAG_INSTANCE_PROFILE_REQUEST, output: &EMPTY, wrapper: None },
+    Operation { name: "UntagPolicy", input: &UNTAG_POLICY_REQUEST, output: &EMPTY, wrapper: None },
     Operation { name: "UntagRole", input: &UNTAG_ROLE_REQUEST, output: &EMPTY, wrapper: None },
     Operation { name: "UntagUser", input: &UNTAG_USER_REQUEST, output: &EMPTY, wrapper: None },
     Operation { name: "UpdateAccessKey", input: &UPDATE_ACCESS_KEY_REQUEST, output: &EMPTY, wrapper: None },
@@ -75,6 +98,10 @@ static ADD_ROLE_TO_INSTANCE_PROFILE_REQUEST: Shape = Shape::Structure(&[
     required("InstanceProfileName", "InstanceProfileName", "InstanceProfileName", &INSTANCE_PROFILE_NAME_TYPE),
     required("RoleName", "RoleName", "RoleName", &ROLE_NAME_TYPE),
 ]);
+static ADD_USER_TO_GROUP_REQUEST: Shape = Shape::Structure(&[
+    required("GroupName", "GroupName", "GroupName", &GROUP_NAME_TYPE),
+    required("UserName", "UserName", "UserName", &EXISTING_USER_NAME_TYPE),
+]);
 static ARN_TYPE: Shape = Shape::Text(Bounds { min: Some(20), max: Some(2048) });
 static ATTACHED_PERMISSIONS_BOUNDARY: Shape = Shape::Structure(&[
     member("PermissionsBoundaryType", "PermissionsBoundaryType", "PermissionsBoundaryType", &PERMISSIONS_BOUNDARY_ATTACHMENT_TYPE),
@@ -86,6 +113,10 @@ static ATTACHED_POLICY: Shape = Shape::Structure(&[
     member("PolicyArn", "PolicyArn", "PolicyArn", &ARN_TYPE),
 ]);
 static ATTACHMENT_COUNT_TYPE: Shape = Shape::Integer(Bounds { min: None, max: None });
+static ATTACH_GROUP_POLICY_REQUEST: Shape = Shape::Structure(&[
+    required("GroupName", "GroupName", "GroupName", &GROUP_NAME_TYPE),
+    required("PolicyArn", "PolicyArn", "PolicyArn", &ARN_TYPE),
+]);
 static ATTACH_ROLE_POLICY_REQUEST: Shape = Shape::Structure(&[
     required("RoleName", "RoleName", "RoleName", &ROLE_NAME_TYPE),
     required("PolicyArn", "PolicyArn", "PolicyArn", &ARN_TYPE),
@@ -100,6 +131,13 @@ static CREATE_ACCESS_KEY_REQUEST: Shape = Shape::Structure(&[
 ]);
 static CREATE_ACCESS_KEY_RESPONSE: Shape = Shape::Structure(&[
     required("AccessKey", "AccessKey", "AccessKey", &ACCESS_KEY),
+]);
+static CREATE_GROUP_REQUEST: Shape = Shape::Structure(&[
+    member("Path", "Path", "Path", &PATH_TYPE),
+    required("GroupName", "GroupName", "GroupName", &GROUP_NAME_TYPE),
+]);
+static CREATE_GROUP_RESPONSE: Shape = Shape::Structure(&[
+    required("Group", "Group", "Group", &GROUP),
 ]);
 static CREATE_INSTANCE_PROFILE_REQUEST: Shape = Shape::Structure(&[
     required("InstanceProfileName", "InstanceProfileName", "InstanceProfileName", &INSTANCE_PROFILE_NAME_TYPE),
@@ -118,6 +156,14 @@ static CREATE_POLICY_REQUEST: Shape = Shape::Structure(&[
 ]);
 static CREATE_POLICY_RESPONSE: Shape = Shape::Structure(&[
     member("Policy", "Policy", "Policy", &POLICY),
+]);
+static CREATE_POLICY_VERSION_REQUEST: Shape = Shape::Structure(&[
+    required("PolicyArn", "PolicyArn", "PolicyArn", &ARN_TYPE),
+    required("PolicyDocument", "PolicyDocument", "PolicyDocument", &POLICY_DOCUMENT_TYPE),
+    member("SetAsDefault", "SetAsDefault", "SetAsDefault", &BOOLEAN_TYPE),
+]);
+static CREATE_POLICY_VERSION_RESPONSE: Shape = Shape::Structure(&[
+    member("PolicyVersion", "PolicyVersion", "PolicyVersion", &POLICY_VERSION),
 ]);
 static CREATE_ROLE_REQUEST: Shape = Shape::Structure(&[
     member("Path", "Path", "Path", &PATH_TYPE),
@@ -145,11 +191,22 @@ static DELETE_ACCESS_KEY_REQUEST: Shape = Shape::Structure(&[
     member("UserName", "UserName", "UserName", &EXISTING_USER_NAME_TYPE),
     required("AccessKeyId", "AccessKeyId", "AccessKeyId", &ACCESS_KEY_ID_TYPE),
 ]);
+static DELETE_GROUP_POLICY_REQUEST: Shape = Shape::Structure(&[
+    required("GroupName", "GroupName", "GroupName", &GROUP_NAME_TYPE),
+    required("PolicyName", "PolicyName", "PolicyName", &POLICY_NAME_TYPE),
+]);
+static DELETE_GROUP_REQUEST: Shape = Shape::Structure(&[
+    required("GroupName", "GroupName", "GroupName", &GROUP_NAME_TYPE),
+]);
 static DELETE_INSTANCE_PROFILE_REQUEST: Shape = Shape::Structure(&[
     required("InstanceProfileName", "InstanceProfileName", "InstanceProfileName", &INSTANCE_PROFILE_NAME_TYPE),
 ]);
 static DELETE_POLICY_REQUEST: Shape = Shape::Structure(&[
     required("PolicyArn", "PolicyArn", "PolicyArn", &ARN_TYPE),
+]);
+static DELETE_POLICY_VERSION_REQUEST: Shape = Shape::Structure(&[
+    required("PolicyArn", "PolicyArn", "PolicyArn", &ARN_TYPE),
+    required("VersionId", "VersionId", "VersionId", &POLICY_VERSION_ID_TYPE),
 ]);
 static DELETE_ROLE_POLICY_REQUEST: Shape = Shape::Structure(&[
     required("RoleName", "RoleName", "RoleName", &ROLE_NAME_TYPE),
@@ -165,6 +222,10 @@ static DELETE_USER_POLICY_REQUEST: Shape = Shape::Structure(&[
 static DELETE_USER_REQUEST: Shape = Shape::Structure(&[
     required("UserName", "UserName", "UserName", &EXISTING_USER_NAME_TYPE),
 ]);
+static DETACH_GROUP_POLICY_REQUEST: Shape = Shape::Structure(&[
+    required("GroupName", "GroupName", "GroupName", &GROUP_NAME_TYPE),
+    required("PolicyArn", "PolicyArn", "PolicyArn", &ARN_TYPE),
+]);
 static DETACH_ROLE_POLICY_REQUEST: Shape = Shape::Structure(&[
     required("RoleName", "RoleName", "RoleName", &ROLE_NAME_TYPE),
     required("PolicyArn", "PolicyArn", "PolicyArn", &ARN_TYPE),
@@ -174,6 +235,26 @@ static DETACH_USER_POLICY_REQUEST: Shape = Shape::Structure(&[
     required("PolicyArn", "PolicyArn", "PolicyArn", &ARN_TYPE),
 ]);
 static EXISTING_USER_NAME_TYPE: Shape = Shape::Text(Bounds { min: Some(1), max: Some(128) });
+static GET_GROUP_POLICY_REQUEST: Shape = Shape::Structure(&[
+    required("GroupName", "GroupName", "GroupName", &GROUP_NAME_TYPE),
+    required("PolicyName", "PolicyName", "PolicyName", &POLICY_NAME_TYPE),
+]);
+static GET_GROUP_POLICY_RESPONSE: Shape = Shape::Structure(&[
+    required("GroupName", "GroupName", "GroupName", &GROUP_NAME_TYPE),
+    required("PolicyName", "PolicyName", "PolicyName", &POLICY_NAME_TYPE),
+    required("PolicyDocument", "PolicyDocument", "PolicyDocument", &POLICY_DOCUMENT_TYPE),
+]);
+static GET_GROUP_REQUEST: Shape = Shape::Structure(&[
+    required("GroupName", "GroupName", "GroupName", &GROUP_NAME_TYPE),
+    member("Marker", "Marker", "Marker", &MARKER_TYPE),
+    member("MaxItems", "MaxItems", "MaxItems", &MAX_ITEMS_TYPE),
+]);
+static GET_GROUP_RESPONSE: Shape = Shape::Structure(&[
+    required("Group", "Group", "Group", &GROUP),
+    required("Users", "Users", "Users", &USER_LIST_TYPE),
+    member("IsTruncated", "IsTruncated", "IsTruncated", &BOOLEAN_TYPE),
+    member("Marker", "Marker", "Marker", &RESPONSE_MARKER_TYPE),
+]);
 static GET_INSTANCE_PROFILE_REQUEST: Shape = Shape::Structure(&[
     required("InstanceProfileName", "InstanceProfileName", "InstanceProfileName", &INSTANCE_PROFILE_NAME_TYPE),
 ]);
@@ -223,6 +304,15 @@ static GET_USER_REQUEST: Shape = Shape::Structure(&[
 static GET_USER_RESPONSE: Shape = Shape::Structure(&[
     required("User", "User", "User", &USER),
 ]);
+static GROUP: Shape = Shape::Structure(&[
+    required("Path", "Path", "Path", &PATH_TYPE),
+    required("GroupName", "GroupName", "GroupName", &GROUP_NAME_TYPE),
+    required("GroupId", "GroupId", "GroupId", &ID_TYPE),
+    required("Arn", "Arn", "Arn", &ARN_TYPE),
+    required("CreateDate", "CreateDate", "CreateDate", &DATE_TYPE),
+]);
+static GROUP_LIST_TYPE: Shape = Shape::List(List { element: "member", flat: false, bounds: Bounds { min: None, max: None }, shape: &GROUP });
+static GROUP_NAME_TYPE: Shape = Shape::Text(Bounds { min: Some(1), max: Some(128) });
 static ID_TYPE: Shape = Shape::Text(Bounds { min: Some(16), max: Some(128) });
 static INSTANCE_PROFILE: Shape = Shape::Structure(&[
     required("Path", "Path", "Path", &PATH_TYPE),
@@ -243,6 +333,17 @@ static LIST_ACCESS_KEYS_REQUEST: Shape = Shape::Structure(&[
 ]);
 static LIST_ACCESS_KEYS_RESPONSE: Shape = Shape::Structure(&[
     required("AccessKeyMetadata", "AccessKeyMetadata", "AccessKeyMetadata", &ACCESS_KEY_METADATA_LIST_TYPE),
+    member("IsTruncated", "IsTruncated", "IsTruncated", &BOOLEAN_TYPE),
+    member("Marker", "Marker", "Marker", &RESPONSE_MARKER_TYPE),
+]);
+static LIST_ATTACHED_GROUP_POLICIES_REQUEST: Shape = Shape::Structure(&[
+    required("GroupName", "GroupName", "GroupName", &GROUP_NAME_TYPE),
+    member("PathPrefix", "PathPrefix", "PathPrefix", &POLICY_PATH_TYPE),
+    member("Marker", "Marker", "Marker", &MARKER_TYPE),
+    member("MaxItems", "MaxItems", "MaxItems", &MAX_ITEMS_TYPE),
+]);
+static LIST_ATTACHED_GROUP_POLICIES_RESPONSE: Shape = Shape::Structure(&[
+    member("AttachedPolicies", "AttachedPolicies", "AttachedPolicies", &ATTACHED_POLICIES_LIST_TYPE),
     member("IsTruncated", "IsTruncated", "IsTruncated", &BOOLEAN_TYPE),
     member("Marker", "Marker", "Marker", &RESPONSE_MARKER_TYPE),
 ]);
@@ -268,6 +369,36 @@ static LIST_ATTACHED_USER_POLICIES_RESPONSE: Shape = Shape::Structure(&[
     member("IsTruncated", "IsTruncated", "IsTruncated", &BOOLEAN_TYPE),
     member("Marker", "Marker", "Marker", &RESPONSE_MARKER_TYPE),
 ]);
+static LIST_GROUPS_FOR_USER_REQUEST: Shape = Shape::Structure(&[
+    required("UserName", "UserName", "UserName", &EXISTING_USER_NAME_TYPE),
+    member("Marker", "Marker", "Marker", &MARKER_TYPE),
+    member("MaxItems", "MaxItems", "MaxItems", &MAX_ITEMS_TYPE),
+]);
+static LIST_GROUPS_FOR_USER_RESPONSE: Shape = Shape::Structure(&[
+    required("Groups", "Groups", "Groups", &GROUP_LIST_TYPE),
+    member("IsTruncated", "IsTruncated", "IsTruncated", &BOOLEAN_TYPE),
+    member("Marker", "Marker", "Marker", &RESPONSE_MARKER_TYPE),
+]);
+static LIST_GROUPS_REQUEST: Shape = Shape::Structure(&[
+    member("PathPrefix", "PathPrefix", "PathPrefix", &PATH_PREFIX_TYPE),
+    member("Marker", "Marker", "Marker", &MARKER_TYPE),
+    member("MaxItems", "MaxItems", "MaxItems", &MAX_ITEMS_TYPE),
+]);
+static LIST_GROUPS_RESPONSE: Shape = Shape::Structure(&[
+    required("Groups", "Groups", "Groups", &GROUP_LIST_TYPE),
+    member("IsTruncated", "IsTruncated", "IsTruncated", &BOOLEAN_TYPE),
+    member("Marker", "Marker", "Marker", &RESPONSE_MARKER_TYPE),
+]);
+static LIST_GROUP_POLICIES_REQUEST: Shape = Shape::Structure(&[
+    required("GroupName", "GroupName", "GroupName", &GROUP_NAME_TYPE),
+    member("Marker", "Marker", "Marker", &MARKER_TYPE),
+    member("MaxItems", "MaxItems", "MaxItems", &MAX_ITEMS_TYPE),
+]);
+static LIST_GROUP_POLICIES_RESPONSE: Shape = Shape::Structure(&[
+    required("PolicyNames", "PolicyNames", "PolicyNames", &POLICY_NAME_LIST_TYPE),
+    member("IsTruncated", "IsTruncated", "IsTruncated", &BOOLEAN_TYPE),
+    member("Marker", "Marker", "Marker", &RESPONSE_MARKER_TYPE),
+]);
 static LIST_INSTANCE_PROFILES_FOR_ROLE_REQUEST: Shape = Shape::Structure(&[
     required("RoleName", "RoleName", "RoleName", &ROLE_NAME_TYPE),
     member("Marker", "Marker", "Marker", &MARKER_TYPE),
@@ -288,6 +419,16 @@ static LIST_INSTANCE_PROFILES_RESPONSE: Shape = Shape::Structure(&[
     member("IsTruncated", "IsTruncated", "IsTruncated", &BOOLEAN_TYPE),
     member("Marker", "Marker", "Marker", &RESPONSE_MARKER_TYPE),
 ]);
+static LIST_INSTANCE_PROFILE_TAGS_REQUEST: Shape = Shape::Structure(&[
+    required("InstanceProfileName", "InstanceProfileName", "InstanceProfileName", &INSTANCE_PROFILE_NAME_TYPE),
+    member("Marker", "Marker", "Marker", &MARKER_TYPE),
+    member("MaxItems", "MaxItems", "MaxItems", &MAX_ITEMS_TYPE),
+]);
+static LIST_INSTANCE_PROFILE_TAGS_RESPONSE: Shape = Shape::Structure(&[
+    required("Tags", "Tags", "Tags", &TAG_LIST_TYPE),
+    member("IsTruncated", "IsTruncated", "IsTruncated", &BOOLEAN_TYPE),
+    member("Marker", "Marker", "Marker", &RESPONSE_MARKER_TYPE),
+]);
 static LIST_POLICIES_REQUEST: Shape = Shape::Structure(&[
     member("Scope", "Scope", "Scope", &POLICY_SCOPE_TYPE),
     member("OnlyAttached", "OnlyAttached", "OnlyAttached", &BOOLEAN_TYPE),
@@ -298,6 +439,16 @@ static LIST_POLICIES_REQUEST: Shape = Shape::Structure(&[
 ]);
 static LIST_POLICIES_RESPONSE: Shape = Shape::Structure(&[
     member("Policies", "Policies", "Policies", &POLICY_LIST_TYPE),
+    member("IsTruncated", "IsTruncated", "IsTruncated", &BOOLEAN_TYPE),
+    member("Marker", "Marker", "Marker", &RESPONSE_MARKER_TYPE),
+]);
+static LIST_POLICY_TAGS_REQUEST: Shape = Shape::Structure(&[
+    required("PolicyArn", "PolicyArn", "PolicyArn", &ARN_TYPE),
+    member("Marker", "Marker", "Marker", &MARKER_TYPE),
+    member("MaxItems", "MaxItems", "MaxItems", &MAX_ITEMS_TYPE),
+]);
+static LIST_POLICY_TAGS_RESPONSE: Shape = Shape::Structure(&[
+    required("Tags", "Tags", "Tags", &TAG_LIST_TYPE),
     member("IsTruncated", "IsTruncated", "IsTruncated", &BOOLEAN_TYPE),
     member("Marker", "Marker", "Marker", &RESPONSE_MARKER_TYPE),
 ]);
@@ -406,6 +557,11 @@ static POLICY_VERSION: Shape = Shape::Structure(&[
     member("CreateDate", "CreateDate", "CreateDate", &DATE_TYPE),
 ]);
 static POLICY_VERSION_ID_TYPE: Shape = Shape::Text(Bounds { min: None, max: None });
+static PUT_GROUP_POLICY_REQUEST: Shape = Shape::Structure(&[
+    required("GroupName", "GroupName", "GroupName", &GROUP_NAME_TYPE),
+    required("PolicyName", "PolicyName", "PolicyName", &POLICY_NAME_TYPE),
+    required("PolicyDocument", "PolicyDocument", "PolicyDocument", &POLICY_DOCUMENT_TYPE),
+]);
 static PUT_ROLE_POLICY_REQUEST: Shape = Shape::Structure(&[
     required("RoleName", "RoleName", "RoleName", &ROLE_NAME_TYPE),
     required("PolicyName", "PolicyName", "PolicyName", &POLICY_NAME_TYPE),
@@ -419,6 +575,10 @@ static PUT_USER_POLICY_REQUEST: Shape = Shape::Structure(&[
 static REMOVE_ROLE_FROM_INSTANCE_PROFILE_REQUEST: Shape = Shape::Structure(&[
     required("InstanceProfileName", "InstanceProfileName", "InstanceProfileName", &INSTANCE_PROFILE_NAME_TYPE),
     required("RoleName", "RoleName", "RoleName", &ROLE_NAME_TYPE),
+]);
+static REMOVE_USER_FROM_GROUP_REQUEST: Shape = Shape::Structure(&[
+    required("GroupName", "GroupName", "GroupName", &GROUP_NAME_TYPE),
+    required("UserName", "UserName", "UserName", &EXISTING_USER_NAME_TYPE),
 ]);
 static RESPONSE_MARKER_TYPE: Shape = Shape::Text(Bounds { min: None, max: None });
 static ROLE: Shape = Shape::Structure(&[
@@ -443,6 +603,10 @@ static ROLE_LAST_USED: Shape = Shape::Structure(&[
 static ROLE_LIST_TYPE: Shape = Shape::List(List { element: "member", flat: false, bounds: Bounds { min: None, max: None }, shape: &ROLE });
 static ROLE_MAX_SESSION_DURATION_TYPE: Shape = Shape::Integer(Bounds { min: Some(3600), max: Some(43200) });
 static ROLE_NAME_TYPE: Shape = Shape::Text(Bounds { min: Some(1), max: Some(64) });
+static SET_DEFAULT_POLICY_VERSION_REQUEST: Shape = Shape::Structure(&[
+    required("PolicyArn", "PolicyArn", "PolicyArn", &ARN_TYPE),
+    required("VersionId", "VersionId", "VersionId", &POLICY_VERSION_ID_TYPE),
+]);
 static SOURCE_ROLE_TEMPLATE: Shape = Shape::Structure(&[
     required("TemplateArn", "TemplateArn", "TemplateArn", &ARN_TYPE),
     required("TemplateMinorVersion", "TemplateMinorVersion", "TemplateMinorVersion", &INTEGER_TYPE),
@@ -453,9 +617,17 @@ static TAG: Shape = Shape::Structure(&[
     required("Key", "Key", "Key", &TAG_KEY_TYPE),
     required("Value", "Value", "Value", &TAG_VALUE_TYPE),
 ]);
+static TAG_INSTANCE_PROFILE_REQUEST: Shape = Shape::Structure(&[
+    required("InstanceProfileName", "InstanceProfileName", "InstanceProfileName", &INSTANCE_PROFILE_NAME_TYPE),
+    required("Tags", "Tags", "Tags", &TAG_LIST_TYPE),
+]);
 static TAG_KEY_LIST_TYPE: Shape = Shape::List(List { element: "member", flat: false, bounds: Bounds { min: None, max: Some(50) }, shape: &TAG_KEY_TYPE });
 static TAG_KEY_TYPE: Shape = Shape::Text(Bounds { min: Some(1), max: Some(128) });
 static TAG_LIST_TYPE: Shape = Shape::List(List { element: "member", flat: false, bounds: Bounds { min: None, max: Some(50) }, shape: &TAG });
+static TAG_POLICY_REQUEST: Shape = Shape::Structure(&[
+    required("PolicyArn", "PolicyArn", "PolicyArn", &ARN_TYPE),
+    required("Tags", "Tags", "Tags", &TAG_LIST_TYPE),
+]);
 static TAG_ROLE_REQUEST: Shape = Shape::Structure(&[
     required("RoleName", "RoleName", "RoleName", &ROLE_NAME_TYPE),
     required("Tags", "Tags", "Tags", &TAG_LIST_TYPE),
@@ -465,6 +637,14 @@ static TAG_USER_REQUEST: Shape = Shape::Structure(&[
     required("Tags", "Tags", "Tags", &TAG_LIST_TYPE),
 ]);
 static TAG_VALUE_TYPE: Shape = Shape::Text(Bounds { min: Some(0), max: Some(256) });
+static UNTAG_INSTANCE_PROFILE_REQUEST: Shape = Shape::Structure(&[
+    required("InstanceProfileName", "InstanceProfileName", "InstanceProfileName", &INSTANCE_PROFILE_NAME_TYPE),
+    required("TagKeys", "TagKeys", "TagKeys", &TAG_KEY_LIST_TYPE),
+]);
+static UNTAG_POLICY_REQUEST: Shape = Shape::Structure(&[
+    required("PolicyArn", "PolicyArn", "PolicyArn", &ARN_TYPE),
+    required("TagKeys", "TagKeys", "TagKeys", &TAG_KEY_LIST_TYPE),
+]);
 static UNTAG_ROLE_REQUEST: Shape = Shape::Structure(&[
     required("RoleName", "RoleName", "RoleName", &ROLE_NAME_TYPE),
     required("TagKeys", "TagKeys", "TagKeys", &TAG_KEY_LIST_TYPE),

@@ -1,7 +1,8 @@
 //! Managed policies: documents with an ARN that several roles and users may have.
 //!
 //! Those of this account are rows. Of AWS's own there are a few, which say of EC2 and IAM what AWS's say;
-//! what those say of services that Kiln does not have is left out. A policy has one version, `v1`.
+//! what those say of services that Kiln does not have is left out. A policy of this account has up to five
+//! versions, of which one is in force; numbers are not given again.
 //!
 //! Whoever attaches a policy writes its row too, so that it cannot be deleted at the same time.
 
@@ -10,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use super::role::RoleName;
 use super::role_policies::RolePolicies;
 use super::service::{RoleError, checked_description, unique_id};
-use super::{Policy, Roles, User};
+use super::{Policy, Roles, User, UserGroup};
 use crate::metadata::ACCOUNT;
 use crate::state::{Row, Transaction, transact};
 
@@ -18,6 +19,8 @@ use crate::state::{Row, Transaction, transact};
 const MAX_DOCUMENT: usize = 6144;
 /// Managed policies in one state directory, as IAM's default quota.
 const MAX_POLICIES: usize = 1500;
+/// Versions of one policy, as in IAM.
+const MAX_VERSIONS: usize = 5;
 /// What AWS's own policies are of.
 const AWS: &str = "arn:aws:iam::aws:policy/";
 
@@ -32,6 +35,33 @@ pub struct ManagedPolicy {
     pub arn: String,
     /// For people.
     pub description: String,
+    /// JSON, of the version that is in force.
+    pub document: String,
+    /// When it was made, Unix seconds.
+    pub created: u64,
+    /// Number of the version that is in force.
+    #[serde(default = "first_version")]
+    version: u64,
+    /// When that was made, Unix seconds; with the policy if not said.
+    #[serde(default)]
+    version_created: Option<u64>,
+    /// Versions that are not in force.
+    #[serde(default)]
+    others: Vec<PolicyVersion>,
+    /// The highest number that was given.
+    #[serde(default = "first_version")]
+    last_version: u64,
+}
+
+fn first_version() -> u64 {
+    1
+}
+
+/// A version of a policy.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PolicyVersion {
+    /// Its number, from 1.
+    pub number: u64,
     /// JSON.
     pub document: String,
     /// When it was made, Unix seconds.
@@ -51,6 +81,35 @@ impl ManagedPolicy {
     /// Whether it is one of AWS's own.
     pub fn is_aws(&self) -> bool {
         self.arn.starts_with(AWS)
+    }
+
+    /// The version that is in force.
+    pub fn current(&self) -> PolicyVersion {
+        let created = self.version_created.unwrap_or(self.created);
+        PolicyVersion { number: self.version, document: self.document.clone(), created }
+    }
+
+    /// All versions, by number.
+    pub fn versions(&self) -> Vec<PolicyVersion> {
+        let mut all = self.others.clone();
+        all.push(self.current());
+        all.sort_by_key(|version| version.number);
+        all
+    }
+
+    /// When it was changed last, Unix seconds.
+    pub fn updated(&self) -> u64 {
+        self.versions().iter().map(|version| version.created).max().unwrap_or(self.created)
+    }
+
+    /// Puts another version in force.
+    fn set_current(&mut self, next: PolicyVersion) {
+        self.others.retain(|other| other.number != next.number);
+        if next.number != self.version {
+            self.others.push(self.current());
+        }
+        (self.version, self.document, self.version_created) =
+            (next.number, next.document, Some(next.created));
     }
 }
 
@@ -94,6 +153,10 @@ fn of_aws() -> impl Iterator<Item = ManagedPolicy> {
             description: String::new(),
             document: (*document).to_owned(),
             created: AWS_CREATED,
+            version: first_version(),
+            version_created: None,
+            others: Vec::new(),
+            last_version: first_version(),
         })
     };
     OF_AWS.iter().filter_map(one)
@@ -116,11 +179,20 @@ pub(super) fn keep(tx: &mut Transaction<'_>, policy: &ManagedPolicy) -> Result<(
     }
 }
 
-/// How many roles and users have a policy.
+fn check_document(document: &str) -> Result<(), RoleError> {
+    Policy::parse(document)?;
+    match document.len() > MAX_DOCUMENT {
+        true => Err(RoleError::PoliciesTooLong(MAX_DOCUMENT)),
+        false => Ok(()),
+    }
+}
+
+/// How many roles, users and groups have a policy.
 fn attachments(tx: &Transaction<'_>, arn: &str) -> Result<usize, RoleError> {
     let roles = tx.rows::<RolePolicies>()?.iter().filter(|row| row.set.attached.contains(arn)).count();
     let users = tx.rows::<User>()?.iter().filter(|row| row.policies.attached.contains(arn)).count();
-    Ok(roles + users)
+    let groups = tx.rows::<UserGroup>()?.iter().filter(|row| row.policies.attached.contains(arn)).count();
+    Ok(roles + users + groups)
 }
 
 impl Roles<'_> {
@@ -131,10 +203,7 @@ impl Roles<'_> {
         description: &str,
         document: &str,
     ) -> Result<ManagedPolicy, RoleError> {
-        Policy::parse(document)?;
-        if document.len() > MAX_DOCUMENT {
-            return Err(RoleError::PoliciesTooLong(MAX_DOCUMENT));
-        }
+        check_document(document)?;
         checked_description(description)?;
         let policy = ManagedPolicy {
             name: name.clone(),
@@ -143,6 +212,10 @@ impl Roles<'_> {
             description: description.to_owned(),
             document: document.to_owned(),
             created: self.now,
+            version: first_version(),
+            version_created: None,
+            others: Vec::new(),
+            last_version: first_version(),
         };
         transact(self.store, |tx| {
             if tx.rows::<ManagedPolicy>()?.len() >= MAX_POLICIES {
@@ -169,6 +242,70 @@ impl Roles<'_> {
         })
     }
 
+    /// `CreatePolicyVersion`: the next one, in force at once with `in_force`.
+    pub fn create_policy_version(
+        &self,
+        arn: &str,
+        document: &str,
+        in_force: bool,
+    ) -> Result<PolicyVersion, RoleError> {
+        check_document(document)?;
+        self.change_managed(arn, |policy| {
+            if policy.others.len() + 1 >= MAX_VERSIONS {
+                return Err(RoleError::TooMany { what: "versions of a policy", most: MAX_VERSIONS });
+            }
+            policy.last_version += 1;
+            let (number, document) = (policy.last_version, document.to_owned());
+            let version = PolicyVersion { number, document, created: self.now };
+            match in_force {
+                true => policy.set_current(version.clone()),
+                false => policy.others.push(version.clone()),
+            }
+            Ok(version)
+        })
+    }
+
+    /// `SetDefaultPolicyVersion`.
+    pub fn set_policy_version(&self, arn: &str, number: u64) -> Result<(), RoleError> {
+        self.change_managed(arn, |policy| {
+            let next = policy.versions().into_iter().find(|version| version.number == number);
+            let missing = || RoleError::NoSuchVersion { policy: arn.to_owned(), number };
+            policy.set_current(next.ok_or_else(missing)?);
+            Ok(())
+        })
+    }
+
+    /// `DeletePolicyVersion`: of one that is not in force.
+    pub fn delete_policy_version(&self, arn: &str, number: u64) -> Result<(), RoleError> {
+        self.change_managed(arn, |policy| {
+            if number == policy.version {
+                return Err(RoleError::VersionInForce(arn.to_owned()));
+            }
+            let before = policy.others.len();
+            policy.others.retain(|version| version.number != number);
+            match policy.others.len() < before {
+                true => Ok(()),
+                false => Err(RoleError::NoSuchVersion { policy: arn.to_owned(), number }),
+            }
+        })
+    }
+
+    fn change_managed<T>(
+        &self,
+        arn: &str,
+        mut change: impl FnMut(&mut ManagedPolicy) -> Result<T, RoleError>,
+    ) -> Result<T, RoleError> {
+        transact(self.store, |tx| {
+            let mut policy = get(tx, arn)?;
+            if policy.is_aws() {
+                return Err(RoleError::OfAws(arn.to_owned()));
+            }
+            let changed = change(&mut policy)?;
+            tx.put(&policy)?;
+            Ok(changed)
+        })
+    }
+
     /// `DeletePolicy`: only of one of this account that nobody has.
     pub fn delete_managed(&self, arn: &str) -> Result<(), RoleError> {
         transact(self.store, |tx| {
@@ -179,6 +316,9 @@ impl Roles<'_> {
             if attachments(tx, arn)? > 0 {
                 return Err(RoleError::PolicyAttached(arn.to_owned()));
             }
+            if !policy.others.is_empty() {
+                return Err(RoleError::PolicyHasVersions(arn.to_owned()));
+            }
             tx.remove::<ManagedPolicy>(&policy.name.folded());
             Ok(())
         })
@@ -188,6 +328,30 @@ impl Roles<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::state::testing::Place;
+
+    #[test]
+    fn policy_of_before_there_were_versions_has_one() {
+        let place = Place::new();
+        let row = r#"{"name":"look","id":"ANPA","arn":"arn:aws:iam::000000000000:policy/look",
+            "description":"","document":"{}","created":7}"#;
+        let old: ManagedPolicy = serde_json::from_str(row).unwrap();
+        let first = PolicyVersion { number: 1, document: "{}".into(), created: 7 };
+        assert_eq!(old.versions(), [first]);
+        transact(&place.store, |tx| tx.put(&old)).unwrap();
+        let roles = Roles { store: &place.store, now: 9 };
+        let document = r#"{"Statement": []}"#;
+        assert_eq!(roles.create_policy_version(&old.arn, document, true).unwrap().number, 2);
+        let numbers = || {
+            let (policy, _) = roles.managed(&old.arn).unwrap();
+            let all: Vec<_> =
+                policy.versions().iter().map(|version| (version.number, version.created)).collect();
+            (policy.current().number, policy.document.clone(), all)
+        };
+        assert_eq!(numbers(), (2, document.into(), vec![(1, 7), (2, 9)]));
+        roles.set_policy_version(&old.arn, 1).unwrap();
+        assert_eq!(numbers(), (1, "{}".into(), vec![(1, 7), (2, 9)]));
+    }
 
     #[test]
     fn own_policies_of_aws_can_be_read() {

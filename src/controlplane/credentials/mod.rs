@@ -28,13 +28,14 @@ mod rotation;
 pub(crate) mod service;
 mod source;
 mod status;
+mod user_groups;
 mod users;
 
 pub use access_key::AccessKey;
 pub use condition::RequestContext;
 pub use document::{Credentials, failure_document};
 pub use issuer::{Issuer, Principal, Session, VerifyError};
-pub use managed::ManagedPolicy;
+pub use managed::{ManagedPolicy, PolicyVersion};
 pub use policy::{InvalidPolicy, Policy, TrustPolicy, Verdict};
 pub use policy_set::PolicySet;
 pub use role::{
@@ -48,4 +49,5 @@ pub use source::{
     SourceSpec, StsSource, Subject,
 };
 pub use status::{CredentialStatus, Slot};
+pub use user_groups::UserGroup;
 pub use users::{User, UserKey, signer};

@@ -72,6 +72,17 @@ pub enum RoleError {
     /// No such user.
     #[error("The user with name {0} cannot be found.")]
     NoSuchUser(String),
+    /// No such group of users.
+    #[error("The group with name {0} cannot be found.")]
+    NoSuchGroup(String),
+    /// Users and policies must go before their group.
+    #[error("the group {group} has {held} (remove or detach that first)")]
+    GroupHas {
+        /// Which group.
+        group: RoleName,
+        /// A user or a policy.
+        held: String,
+    },
     /// The user does not have that access key.
     #[error("The Access Key with id {0} cannot be found.")]
     NoSuchKey(String),
@@ -86,6 +97,20 @@ pub enum RoleError {
     /// Still needed by a role or a user.
     #[error("the policy {0} is attached (detach it first)")]
     PolicyAttached(String),
+    /// Only the version in force may be left of one that goes.
+    #[error("the policy {0} has more than one version (delete those that are not in force first)")]
+    PolicyHasVersions(String),
+    /// No such version.
+    #[error("Policy {policy} version v{number} does not exist.")]
+    NoSuchVersion {
+        /// ARN of the policy.
+        policy: String,
+        /// As given.
+        number: u64,
+    },
+    /// The version in force stays.
+    #[error("the default version of the policy {0} cannot be deleted")]
+    VersionInForce(String),
     /// It is not this account's.
     #[error("the policy {0} is one of AWS's own")]
     OfAws(String),
@@ -152,7 +177,9 @@ impl RoleError {
             | RoleError::NoSuchProfile(_)
             | RoleError::NoSuchPolicy { .. }
             | RoleError::NoSuchManaged(_)
+            | RoleError::NoSuchVersion { .. }
             | RoleError::NoSuchUser(_)
+            | RoleError::NoSuchGroup(_)
             | RoleError::NoSuchKey(_) => "NoSuchEntity",
             RoleError::Exists { .. } => "EntityAlreadyExists",
             RoleError::ProfileFull(_)
@@ -165,7 +192,10 @@ impl RoleError {
             | RoleError::RoleInProfile { .. }
             | RoleError::ProfileNotEmpty(_)
             | RoleError::UserHas { .. }
+            | RoleError::GroupHas { .. }
             | RoleError::PolicyAttached(_)
+            | RoleError::PolicyHasVersions(_)
+            | RoleError::VersionInForce(_)
             | RoleError::InUse { .. } => "DeleteConflict",
             RoleError::Invalid(_) | RoleError::Source(_) | RoleError::Description => "ValidationError",
             RoleError::Store(_) | RoleError::Seal(_) => "ServiceFailure",

@@ -7,13 +7,15 @@
 //! ```
 //! All rows of a key are written in one transaction. Its secret is told once, when it is made.
 
+use std::collections::BTreeSet;
+
 use kiln_model::Secret;
 use serde::{Deserialize, Serialize};
 
 use super::policy_set::PolicySet;
 use super::role::RoleName;
 use super::service::{RoleError, unique_id};
-use super::{AccessKey, ManagedPolicy, Roles};
+use super::{AccessKey, ManagedPolicy, Roles, user_groups};
 use crate::metadata::ACCOUNT;
 use crate::state::{Row, SealError, StateDir, Store, Transaction, Vault, transact};
 
@@ -37,6 +39,9 @@ pub struct User {
     pub created: u64,
     /// What it may do.
     pub policies: PolicySet,
+    /// Names of its groups, in lower case.
+    #[serde(default)]
+    pub(super) groups: BTreeSet<String>,
     /// Its access keys, in the order of their making.
     pub keys: Vec<UserKey>,
 }
@@ -83,7 +88,7 @@ fn sealed(id: &str) -> String {
 }
 
 /// The user of that name.
-fn user(tx: &mut Transaction<'_>, name: &str) -> Result<User, RoleError> {
+pub(super) fn user(tx: &mut Transaction<'_>, name: &str) -> Result<User, RoleError> {
     let found = tx.get::<User>(&name.to_ascii_lowercase())?;
     found.ok_or_else(|| RoleError::NoSuchUser(name.to_owned()))
 }
@@ -114,6 +119,7 @@ impl Roles<'_> {
             arn: format!("arn:aws:iam::{ACCOUNT}:user/{name}"),
             created: self.now,
             policies: PolicySet::default(),
+            groups: BTreeSet::new(),
             keys: Vec::new(),
         };
         transact(self.store, |tx| {
@@ -137,11 +143,12 @@ impl Roles<'_> {
         Ok(transact(self.store, |tx| tx.list::<User>())?)
     }
 
-    /// `DeleteUser`: only of one without keys and policies.
+    /// `DeleteUser`: only of one without keys, policies and groups.
     pub fn delete_user(&self, name: &str) -> Result<(), RoleError> {
         transact(self.store, |tx| {
             let user = user(tx, name)?;
             let held = user.keys.first().map(|key| key.id.clone()).or_else(|| user.policies.first());
+            let held = held.or_else(|| user.groups.first().map(|group| format!("the group {group}")));
             if let Some(held) = held {
                 return Err(RoleError::UserHas { user: user.name, held });
             }
@@ -215,12 +222,12 @@ impl Roles<'_> {
         transact(self.store, |tx| user(tx, name)?.policies.managed(tx))
     }
 
-    /// All documents that count for a user, if it is the one of this unique id.
+    /// All documents that count for a user, those of its groups among them, if it is the one of this unique id.
     pub fn user_documents(&self, name: &str, id: &str) -> Result<Vec<String>, RoleError> {
         transact(self.store, |tx| {
             let user = user(tx, name)?;
             match user.id == id {
-                true => user.policies.documents(tx),
+                true => Ok([user.policies.documents(tx)?, user_groups::documents(tx, &user)?].concat()),
                 false => Err(RoleError::NoSuchUser(name.to_owned())),
             }
         })
