@@ -33,10 +33,11 @@ pub fn parse(form: &str) -> Result<Parameters, FormError> {
             return Err(FormError::TooMany);
         }
         let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
+        let name = unescape(name)?;
         if name.len() > MAX_NAME {
             return Err(FormError::LongName);
         }
-        parameters.push((unescape(name)?, unescape(value)?));
+        parameters.push((name, unescape(value)?));
     }
     Ok(parameters)
 }

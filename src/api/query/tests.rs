@@ -79,6 +79,8 @@ fn forms_that_are_none_are_refused() {
     assert_eq!(parse("a=%ff"), Err(FormError::Utf8));
     assert_eq!(parse(&"a=1&".repeat(5000)), Err(FormError::TooMany));
     assert_eq!(parse(&"a".repeat(300)), Err(FormError::LongName));
+    // The name counts as it is meant: as it is written, it may be three times as long.
+    assert_eq!(parse(&"%00".repeat(100)), Ok(vec![("\0".repeat(100), String::new())]));
     assert_eq!(parse("&&b").unwrap(), [("b".to_owned(), String::new())]);
 }
 
