@@ -285,6 +285,22 @@ same((key_pair("b"), key_pair("a")), ("UnauthorizedOperation", "no error"))
 same(code(limited.create_tags, Resources=[web], Tags=[{"Key": "team", "Value": "b"}]), "UnauthorizedOperation")
 allow_if("ec2:*", StringEquals={"ec2:ResourceTag/team": "a"})
 limited.delete_key_pair(KeyName="team")
+
+# What something is called otherwise, and what ties it to another, is the same thing.
+address = ec2.allocate_address()
+interface = ec2.create_network_interface(SubnetId=subnet)["NetworkInterface"]["NetworkInterfaceId"]
+tie = ec2.associate_address(AllocationId=address["AllocationId"], NetworkInterfaceId=interface)["AssociationId"]
+for kind, id in [("elastic-ip", address["AllocationId"]), ("network-interface", interface)]:
+    iam.put_user_policy(UserName="ann", PolicyName="self", PolicyDocument=policy(
+        ("Allow", "ec2:*", "*"), ("Deny", "ec2:*", f"*:{kind}/{id}")))
+    same(code(limited.disassociate_address, AssociationId=tie, DryRun=True), "UnauthorizedOperation")
+same(code(limited.disassociate_address, PublicIp=address["PublicIp"], DryRun=True), "DryRunOperation")
+iam.put_user_policy(UserName="ann", PolicyName="self", PolicyDocument=policy(
+    ("Allow", "ec2:*", "*"), ("Deny", "ec2:*", f"*:elastic-ip/{address['AllocationId']}")))
+same(code(limited.release_address, PublicIp=address["PublicIp"], DryRun=True), "UnauthorizedOperation")
+ec2.disassociate_address(AssociationId=tie)
+ec2.delete_network_interface(NetworkInterfaceId=interface)
+ec2.release_address(AllocationId=address["AllocationId"])
 allow("ec2:*SecurityGroup", f"*:security-group/{default_group['GroupId']}")
 same(code(limited.delete_security_group, GroupName="web"), "UnauthorizedOperation")
 same(code(limited.create_security_group, GroupName="new", Description="x"), "UnauthorizedOperation")

@@ -48,7 +48,7 @@ const FILTERS: &Filters = &[
 const LAST_ENTRY: u16 = 32767;
 
 /// Id of the association of a subnet, which has one all its life, with one ACL or another.
-fn association_id(subnet: SubnetId) -> String {
+pub(super) fn association_id(subnet: SubnetId) -> String {
     subnet.to_string().replacen(SubnetId::PREFIX, "aclassoc-", 1)
 }
 

@@ -4,7 +4,10 @@
 //! A group or a key has a name too, a launch without a subnet is one in the default subnet, and what is made
 //! has no id yet. Whoever may do something to some resources only must not get at others in such a way.
 
+use std::sync::Arc;
+
 use kiln_controlplane::credentials::RequestContext;
+use kiln_controlplane::instances::Instance;
 use kiln_controlplane::key_pairs::KeyPair;
 use kiln_controlplane::network::DEFAULT_GROUP;
 use kiln_controlplane::state::rows;
@@ -12,7 +15,7 @@ use kiln_controlplane::tags::ResourceTags;
 use kiln_model::{InterfaceId, SubnetId, Tag, VpcId};
 use serde_json::Value;
 
-use super::{Context, vpcs};
+use super::{Context, acls, interfaces, vpcs};
 use crate::auth::resource_arn;
 use crate::error::ApiError;
 
@@ -62,6 +65,45 @@ pub(crate) fn meant(context: &Context<'_>, action: &str, input: &Value) -> Resul
         let named = all.iter().filter(|template| template.name == name);
         found.extend(named.map(|template| resource_arn("launch-template", &template.id.to_string())));
     }
+    if let Some(address) = text(input, "PublicIp") {
+        let all = context.plane.networks().elastic_addresses()?;
+        let named = all.iter().filter(|row| row.address.to_string() == address);
+        found.extend(named.map(|row| resource_arn("elastic-ip", &row.id.to_string())));
+    }
+    for name in ["AttachmentId", "AssociationId"] {
+        if let Some(id) = text(input, name) {
+            found.extend(tied(context, id)?.iter().map(|(kind, id)| resource_arn(kind, id)));
+        }
+    }
+    Ok(found)
+}
+
+/// What an attachment or an association ties together: kinds and ids.
+fn tied(context: &Context<'_>, id: &str) -> Result<Vec<(&'static str, String)>, ApiError> {
+    let networks = context.plane.networks();
+    let mut found = Vec::new();
+    for member in networks.memberships()?.iter().filter(|m| interfaces::attachment_id(m.interface.id) == id) {
+        found.push(("network-interface", member.interface.id.to_string()));
+        found.extend(member.instance.map(|instance| ("instance", instance.to_string())));
+    }
+    for row in networks.elastic_addresses()? {
+        if let Some(association) = row.association.filter(|there| there.id.to_string() == id) {
+            found.push(("elastic-ip", row.id.to_string()));
+            found.push(("network-interface", association.interface.to_string()));
+        }
+    }
+    let tables = networks.route_tables()?;
+    for association in tables.associations.iter().filter(|there| there.id.to_string() == id) {
+        found.push(("route-table", association.table.to_string()));
+        found.push(("subnet", association.subnet.to_string()));
+    }
+    for subnet in networks.subnets()?.iter().filter(|subnet| acls::association_id(subnet.id) == id) {
+        found.push(("subnet", subnet.id.to_string()));
+    }
+    let holds = |row: &&Arc<Instance>| row.profile.as_ref().is_some_and(|own| own.id == id);
+    found.extend(
+        context.plane.instance_rows()?.iter().filter(holds).map(|row| ("instance", row.id.to_string())),
+    );
     Ok(found)
 }
 
@@ -122,17 +164,17 @@ pub(crate) fn about(
     resource: &str,
     mut known: RequestContext,
 ) -> Result<RequestContext, ApiError> {
-    let Some((kind, id)) = resource.rsplit(':').next().and_then(|last| last.split_once('/')) else {
+    // Names may have colons and slashes.
+    let Some((kind, id)) = resource.splitn(6, ':').last().and_then(|last| last.split_once('/')) else {
         return Ok(known);
     };
     let given = match action {
         "CreateTags" => list(input, "Tags"),
         // What is made has no id yet; keys have the names that they are given.
         _ if id == "*" || kind == "key-pair" => {
-            let own = list(input, "TagSpecifications").iter();
-            own.clone()
-                .find(|one| text(one, "ResourceType") == Some(kind))
-                .map_or(&[][..], |one| list(one, "Tags"))
+            let mut own = list(input, "TagSpecifications").iter();
+            let own = own.find(|one| text(one, "ResourceType") == Some(kind));
+            own.map_or(&[][..], |one| list(one, "Tags"))
         }
         _ => &[],
     };
