@@ -231,43 +231,22 @@ mod tests {
 
     #[test]
     fn resources_are_the_ids_that_a_request_names() {
-        let input = json!({"InstanceIds": ["i-0a"], "Nested": [{"GroupId": "sg-01", "Key": "i-am not one"}]});
         let caller = Caller {
             arn: "arn:aws:iam::000000000000:user/ann".into(),
             id: "AIDA".into(),
             kind: Kind::User { name: "ann".into(), temporary: false },
         };
-        let named = |service, action| {
-            resources(
-                &caller,
-                &Request {
-                    service,
-                    action,
-                    input: &input,
-                    meant: &[],
-                    about: &nothing,
-                    source: None,
-                    now: 0,
-                },
-            )
+        let of = |service, action, input: &Value| {
+            let request =
+                Request { service, action, input, meant: &[], about: &nothing, source: None, now: 0 };
+            resources(&caller, &request)
         };
+        let input = json!({"InstanceIds": ["i-0a"], "Nested": [{"GroupId": "sg-01", "Key": "i-am not one"}]});
+        let named = |service, action| of(service, action, &input);
         let arn = |rest: &str| format!("arn:aws:ec2:us-east-1:000000000000:{rest}");
         assert_eq!(named("ec2", "StartInstances"), [arn("instance/i-0a"), arn("security-group/sg-01")]);
         assert_eq!(named("ec2", "DescribeInstances"), ["*"]);
-        let of_iam = |action, input: Value| {
-            resources(
-                &caller,
-                &Request {
-                    service: "iam",
-                    action,
-                    input: &input,
-                    meant: &[],
-                    about: &nothing,
-                    source: None,
-                    now: 0,
-                },
-            )
-        };
+        let of_iam = |action, input: Value| of("iam", action, &input);
         let arn = |rest: &str| vec![format!("arn:aws:iam::000000000000:{rest}")];
         assert_eq!(of_iam("GetRole", json!({"RoleName": "web"})), arn("role/web"));
         assert_eq!(of_iam("AttachUserPolicy", json!({"UserName": "bob", "PolicyArn": "x"})), arn("user/bob"));
@@ -275,20 +254,8 @@ mod tests {
         assert_eq!(of_iam("CreatePolicy", json!({"PolicyName": "p"})), arn("policy/p"));
         assert_eq!(of_iam("CreateAccessKey", json!({})), arn("user/ann"));
         assert_eq!(of_iam("ListUsers", json!({})), ["*"]);
-        let of_ebs = |action, input: Value| {
-            resources(
-                &caller,
-                &Request {
-                    service: "ebs",
-                    action,
-                    input: &input,
-                    meant: &[],
-                    about: &nothing,
-                    source: None,
-                    now: 0,
-                },
-            )
-        };
+        assert_eq!(of_iam("AddUserToGroup", json!({"GroupName": "g", "UserName": "ann"})), arn("group/g"));
+        let of_ebs = |action, input: Value| of("ebs", action, &input);
         let arn = |id: &str| format!("arn:aws:ec2:us-east-1::snapshot/{id}");
         let tag = json!([{"Key": "snap-03"}]);
         assert_eq!(of_ebs("StartSnapshot", json!({"VolumeSize": 1, "Tags": tag})), [arn("*")]);
