@@ -71,7 +71,7 @@ fn server_is_launched_found_configured_and_serves() {
 
     let first = play("playbook", &[]);
     assert!(changed(&first, "localhost") && changed(&first, "web"));
-    // Of what is said to the service, tests/api_ansible.rs shows the same.
+    // Of what is said to the service, tests/api_tools.rs shows the same.
     let again = play("playbook", &["--limit", "servers"]);
     assert!(!changed(&again, "web"), "said again it changes nothing");
     play("end", &[]);
