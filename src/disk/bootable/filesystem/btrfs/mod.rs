@@ -23,8 +23,7 @@ use tree::{Chunks, Key, Tree};
 const SUPERBLOCK: u64 = 64 << 10;
 const SUPERBLOCK_LEN: usize = 4096;
 const MAGIC: &[u8] = b"_BHRfS_M";
-/// Everything up to checksums of RAID1 on three and four devices, and simple quotas. Not: zones, and what replaces
-/// the extent tree.
+/// Everything up to more copies in RAID1, and simple quotas. Not: zones, and what replaces the extent tree.
 const INCOMPAT_KNOWN: u64 = 0xfff | 0x1_0000;
 const SYSTEM_CHUNKS: usize = 0x32b;
 const SYSTEM_CHUNKS_LEN: usize = 2048;
