@@ -124,9 +124,10 @@ fn obey(supervisor: &Supervisor, verb: &str, id: Option<InstanceId>) -> Result<V
         "list" => {
             let all = supervisor.instances().map_err(text)?;
             let shown = all.iter().map(|i| {
-                let reason = i.reason.as_ref().map(|reason| &reason.code);
+                let reason = i.reason.as_ref();
                 json!({ "id": i.id.to_string(), "state": i.state, "pid": i.vmm.map(|vmm| vmm.pid),
-                        "reason": reason, "address": i.interface.address.to_string() })
+                        "reason": reason.map(|reason| &reason.code), "why": reason.map(|reason| &reason.message),
+                        "address": i.interface.address.to_string() })
             });
             Ok(json!({ "all": shown.collect::<Vec<_>>() }))
         }
@@ -318,7 +319,8 @@ fn guest_outlives_its_daemon_and_is_adopted() {
     let stopped = third.until(&id, "stopped");
     assert_eq!(
         (&stopped["reason"], &stopped["pid"]),
-        (&json!("Client.InstanceInitiatedShutdown"), &Value::Null)
+        (&json!("Client.InstanceInitiatedShutdown"), &Value::Null),
+        "{stopped}"
     );
 
     third.ask(&format!("start {id}"));

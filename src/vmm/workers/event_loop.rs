@@ -68,7 +68,9 @@ impl EventLoop {
         Ok(EventLoop { epoll, wake, inbox, workers: Table::new() })
     }
 
-    /// Serves as long as somebody can send messages.
+    /// Serves for good; returns only when it cannot wait any more. Without anybody left who could send messages
+    /// it waits on: the process may be writing down why it ends, and what this thread would close on its way out
+    /// takes a system call that it may not make.
     pub fn run(&mut self) {
         let mut events = [EpollEvent::default(); BATCH];
         loop {
@@ -90,8 +92,8 @@ impl EventLoop {
             }
             self.expire(now);
             // Last, so that no event of this batch can hit a worker that has gone.
-            if inbox && !self.read_inbox() {
-                return;
+            if inbox {
+                self.read_inbox();
             }
         }
     }
@@ -138,8 +140,7 @@ impl EventLoop {
         }
     }
 
-    /// Returns whether to go on.
-    fn read_inbox(&mut self) -> bool {
+    fn read_inbox(&mut self) {
         // Reset the event first: a message sent after this wakes us again.
         let _ = self.wake.read();
         loop {
@@ -153,9 +154,7 @@ impl EventLoop {
                     let states = self.remove(id);
                     let _ = reply.send(states);
                 }
-                // Nobody is left who could ask for anything, and with them went all workers.
-                Err(TryRecvError::Disconnected) => return false,
-                Err(TryRecvError::Empty) => return true,
+                Err(TryRecvError::Empty | TryRecvError::Disconnected) => return,
             }
         }
     }
@@ -205,4 +204,27 @@ fn split(key: u64) -> (u32, usize) {
     let [a, b, c, d, e, f, g, h] = key.to_le_bytes();
     let index = u32::from_le_bytes([a, b, c, d]);
     (u32::from_le_bytes([e, f, g, h]), usize::try_from(index).unwrap_or(usize::MAX))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc::{channel, sync_channel};
+
+    use super::*;
+
+    #[test]
+    fn loop_that_nobody_can_reach_any_more_keeps_what_it_has() {
+        let wake = Arc::new(EventFd::new(libc::EFD_NONBLOCK).unwrap());
+        let (inbox, messages) = channel();
+        let mut event_loop = EventLoop::new(Arc::clone(&wake), messages).unwrap();
+        let thread = std::thread::spawn(move || event_loop.run());
+        let (reply, answer) = sync_channel(1);
+        assert!(inbox.send(Message::Remove { id: 1, reply }).is_ok());
+        drop(inbox);
+        wake.write(1).unwrap();
+        assert!(answer.recv().unwrap().is_empty());
+        // It has looked again by now, and found that nobody is left.
+        std::thread::sleep(Duration::from_millis(50));
+        assert!(!thread.is_finished());
+    }
 }
