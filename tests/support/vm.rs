@@ -493,10 +493,15 @@ impl Guest {
 
     fn give_up(&mut self, wanted: &str) -> ! {
         let threads = self.threads();
-        let asked = self.send(Ask::Stats, &[]);
+        // It may be gone.
+        self.next_id += 1;
+        let asked = self.next_id;
+        let sent = self.connection.send(&Request { id: asked, command: Ask::Stats }, &[]);
         let soon = Instant::now() + Duration::from_secs(5);
-        let stats = std::iter::from_fn(|| self.receive(soon))
-            .find(|message| matches!(message, Message::Reply { id, .. } if *id == asked));
+        let stats = sent.ok().and_then(|()| {
+            std::iter::from_fn(|| self.receive(soon))
+                .find(|message| matches!(message, Message::Reply { id, .. } if *id == asked))
+        });
         let _ = self.child.kill();
         panic!(
             "waited in vain for {wanted:?}\n--- console\n{}\n--- log\n{}\n--- threads\n{threads}\n--- counters\n{stats:#?}",
