@@ -115,22 +115,42 @@ impl Contents {
 }
 
 fn read_runs(source: &Source, runs: &[Run], buf: VolatileSlice<'_>, offset: u64) -> Result<(), FsError> {
-    let first = runs.partition_point(|run| run.at + run.len <= offset);
+    let span = |run: &Run| (run.at, run.len);
+    fill(runs, span, buf, offset, |run, piece, skip| source.data(piece, run.place + skip))
+}
+
+/// Fills `buf` from `offset` on with pieces of a file in their order, and with zeroes where there is none. `span`:
+/// where a piece is in the file, and how long; `read` fills a buffer with the bytes of a piece that come after
+/// some of it.
+pub(super) fn fill<T>(
+    pieces: &[T],
+    span: impl Fn(&T) -> (u64, u64),
+    buf: VolatileSlice<'_>,
+    offset: u64,
+    read: impl Fn(&T, VolatileSlice<'_>, u64) -> Result<(), FsError>,
+) -> Result<(), FsError> {
+    let first = pieces.partition_point(|piece| {
+        let (start, len) = span(piece);
+        start + len <= offset
+    });
     let mut rest = buf;
     let mut at = offset;
-    for run in runs.get(first..).unwrap_or_default() {
+    for piece in pieces.get(first..).unwrap_or_default() {
         if rest.is_empty() {
             break;
         }
-        // The hole before the run, then the run.
-        let hole = run.at.saturating_sub(at).min(rest.len() as u64);
+        let (start, len) = span(piece);
+        // The hole before the piece, then the piece.
+        let hole = start.saturating_sub(at).min(rest.len() as u64);
         let (zeroes, after) = split(rest, hole)?;
         fill_with_zeroes(zeroes);
         at += hole;
-        let skip = at.saturating_sub(run.at);
-        let len = run.len.saturating_sub(skip).min(after.len() as u64);
-        let (piece, after) = split(after, len)?;
-        source.data(piece, run.place + skip)?;
+        let skip = at.saturating_sub(start);
+        let len = len.saturating_sub(skip).min(after.len() as u64);
+        let (wanted, after) = split(after, len)?;
+        if len > 0 {
+            read(piece, wanted, skip)?;
+        }
         at += len;
         rest = after;
     }
@@ -138,17 +158,14 @@ fn read_runs(source: &Source, runs: &[Run], buf: VolatileSlice<'_>, offset: u64)
     Ok(())
 }
 
-pub(super) fn split<'a>(
-    buf: VolatileSlice<'a>,
-    at: u64,
-) -> Result<(VolatileSlice<'a>, VolatileSlice<'a>), FsError> {
+fn split<'a>(buf: VolatileSlice<'a>, at: u64) -> Result<(VolatileSlice<'a>, VolatileSlice<'a>), FsError> {
     let at = at as usize;
     let halves = buf.subslice(0, at).and_then(|head| Ok((head, buf.offset(at)?)));
     // Does not happen: `at` was held against the length.
     halves.map_err(|_| FsError::Damaged("a file is shorter than it should be"))
 }
 
-pub(super) fn fill_with_zeroes(buf: VolatileSlice<'_>) {
+fn fill_with_zeroes(buf: VolatileSlice<'_>) {
     const ZEROES: [u8; 4096] = [0; 4096];
     let mut at = 0;
     while let Ok(rest) = buf.offset(at)

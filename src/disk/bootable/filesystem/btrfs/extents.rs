@@ -10,7 +10,7 @@ use vm_memory::VolatileSlice;
 
 use super::super::super::source::Source;
 use super::super::bytes::Bytes;
-use super::super::contents::{Pieces, fill_with_zeroes, split};
+use super::super::contents::{Pieces, fill};
 use super::super::{Contents, FsError};
 use super::Chunks;
 
@@ -139,28 +139,8 @@ impl Extents {
 
 impl Pieces for Extents {
     fn read(&self, buf: VolatileSlice<'_>, offset: u64) -> Result<(), FsError> {
-        let first = self.extents.partition_point(|extent| extent.at + extent.len <= offset);
-        let (mut rest, mut at) = (buf, offset);
-        for extent in self.extents.get(first..).unwrap_or_default() {
-            if rest.is_empty() {
-                break;
-            }
-            // The hole before the extent, then the extent.
-            let hole = extent.at.saturating_sub(at).min(rest.len() as u64);
-            let (zeroes, after) = split(rest, hole)?;
-            fill_with_zeroes(zeroes);
-            at += hole;
-            let skip = at.saturating_sub(extent.at);
-            let len = extent.len.saturating_sub(skip).min(after.len() as u64);
-            let (piece, after) = split(after, len)?;
-            if len > 0 {
-                self.read_extent(extent, piece, skip)?;
-            }
-            at += len;
-            rest = after;
-        }
-        fill_with_zeroes(rest);
-        Ok(())
+        let span = |extent: &Extent| (extent.at, extent.len);
+        fill(&self.extents, span, buf, offset, |extent, piece, skip| self.read_extent(extent, piece, skip))
     }
 }
 
