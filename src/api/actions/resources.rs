@@ -9,13 +9,14 @@ use std::sync::Arc;
 use kiln_controlplane::credentials::RequestContext;
 use kiln_controlplane::instances::Instance;
 use kiln_controlplane::key_pairs::KeyPair;
+use kiln_controlplane::launch_templates::LaunchTemplateError;
 use kiln_controlplane::network::DEFAULT_GROUP;
 use kiln_controlplane::state::rows;
 use kiln_controlplane::tags::ResourceTags;
 use kiln_model::{InterfaceId, SubnetId, Tag, VpcId};
 use serde_json::Value;
 
-use super::{Context, acls, interfaces, vpcs};
+use super::{Context, acls, interfaces, launch_templates, vpcs};
 use crate::auth::resource_arn;
 use crate::error::ApiError;
 
@@ -61,9 +62,12 @@ pub(crate) fn meant(context: &Context<'_>, action: &str, input: &Value) -> Resul
         group(context, vpcs::default_id(context)?, name, &mut found)?;
     }
     if let Some(name) = text(input, "LaunchTemplateName").filter(|_| action != "CreateLaunchTemplate") {
-        let all = super::launch_templates::service(context).list()?;
-        let named = all.iter().filter(|template| template.name == name);
-        found.extend(named.map(|template| resource_arn("launch-template", &template.id.to_string())));
+        match launch_templates::service(context).named(name) {
+            Ok(template) => found.push(resource_arn("launch-template", &template.id.to_string())),
+            // What is not there, the action will say.
+            Err(LaunchTemplateError::NoSuchName(_)) => {}
+            Err(error) => return Err(error.into()),
+        }
     }
     if let Some(address) = text(input, "PublicIp") {
         let all = context.plane.networks().elastic_addresses()?;
