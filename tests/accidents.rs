@@ -11,6 +11,7 @@ mod cli_support;
 mod support;
 
 use std::collections::BTreeSet;
+use std::ffi::OsStr;
 use std::fs;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
@@ -42,15 +43,8 @@ fn nothing_stays_of_what_was_killed() {
     }
     // The directory of named namespaces is a mount point wherever one was ever made, by `ip netns` too.
     let host = "mount -t tmpfs none /run && mkdir /run/netns && mount --bind /run/netns /run/netns && \
-                ip link set lo up && exec \"$@\"";
-    let status = Command::new("unshare")
-        .args(["--net", "--mount", "--propagation", "private", "sh", "-c", host, "sh"])
-        .arg(std::env::current_exe().unwrap())
-        .args(["--exact", "rounds", "--ignored", "--nocapture"])
-        .env(INSIDE, "1")
-        .status()
-        .unwrap();
-    assert!(status.success());
+                ip link set lo up";
+    support::run_apart("rounds", &["--net", "--mount"], host, &[(INSIDE, OsStr::new("1"))]);
 }
 
 #[test]

@@ -9,9 +9,10 @@ mod cli_support;
 #[path = "support/mod.rs"]
 mod support;
 
+use std::ffi::OsStr;
 use std::fs::File;
 use std::io::{BufRead, BufReader, ErrorKind, Write};
-use std::process::{Child, ChildStdout, Command, Stdio};
+use std::process::{Child, ChildStdout, Command, ExitStatus, Stdio};
 
 use cli_support::{Bench, disk, have_kvm, refusal, stderr};
 use serde_json::Value;
@@ -30,17 +31,9 @@ fn guest_that_fills_the_disk_is_refused_and_all_else_goes_on() {
         return skip("needs root");
     }
     let dir = tempfile::tempdir().unwrap();
-    let host = "mount -t tmpfs -o \"$1\" none \"$2\" && shift 2 && exec \"$@\"";
-    let status = Command::new("unshare")
-        .args(["--mount", "--propagation", "private", "sh", "-c", host, "sh", SIZE])
-        .arg(dir.path())
-        .arg(std::env::current_exe().unwrap())
-        .args(["--exact", "inside", "--ignored", "--nocapture"])
-        .env(INSIDE, "1")
-        .env("TMPDIR", dir.path())
-        .status()
-        .unwrap();
-    assert!(status.success());
+    let host = format!("mount -t tmpfs -o {SIZE} none \"$TMPDIR\"");
+    let variables = [(INSIDE, OsStr::new("1")), ("TMPDIR", dir.path().as_os_str())];
+    support::run_apart("inside", &["--mount"], &host, &variables);
 }
 
 /// A `kiln run` whose console is read.
@@ -69,14 +62,16 @@ impl Run {
         let mut line = String::new();
         while !line.contains(wanted) {
             line.clear();
-            assert_ne!(self.console.read_line(&mut line).unwrap(), 0, "it ended before {wanted:?}");
+            if self.console.read_line(&mut line).unwrap() == 0 {
+                panic!("{} before {wanted:?}", self.child.wait().unwrap());
+            }
             print!("{line}");
         }
     }
 
-    fn end(mut self) -> Option<i32> {
+    fn end(mut self) -> ExitStatus {
         std::io::copy(&mut self.console, &mut std::io::sink()).unwrap();
-        self.child.wait().unwrap().code()
+        self.child.wait().unwrap()
     }
 }
 
@@ -128,13 +123,13 @@ fn inside() {
 
     // Whoever runs can be ended, which makes room.
     bench.succeed(&["stop", &neighbour_id]);
-    assert_eq!(neighbour.end(), Some(0));
+    assert_eq!(neighbour.end().to_string(), "exit status: 0");
     let glutton_id = listed.iter().find(|id| **id != neighbour_id).unwrap();
     bench.succeed(&["terminate", glutton_id]);
-    assert_ne!(glutton.end(), None);
+    assert_eq!(glutton.end().to_string(), "exit status: 1");
 
     let mut next = Run::new(run("blk-rw"));
     next.expect("PASS blk-rw");
-    assert_eq!(next.end(), Some(0));
+    assert_eq!(next.end().to_string(), "exit status: 0");
     bench.assert_no_instance();
 }

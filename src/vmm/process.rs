@@ -78,6 +78,9 @@ pub fn run(listener: UnixListener, confinement: Confinement) -> Result<ExitReaso
 
     let mut server = ControlServer::new(listener).map_err(host("serving the control socket"))?;
     let starter = server.adopt(stream).map_err(host("serving the control plane"))?;
+    if spec.console.to_starter {
+        server.attach(starter, Vec::new());
+    }
     let mut process = Process::new(server, *spec, confinement)?;
     let reason = process.live(fds, starter, request.id);
     process.forward_console();

@@ -210,4 +210,7 @@ pub struct ConsoleSpec {
     pub log: Option<FdIndex>,
     /// Stop writing to `log` at this many bytes, so that a guest cannot fill the host.
     pub log_limit_bytes: u64,
+    /// Attach the client that starts the machine, before there is any output: one that attaches later may
+    /// come too late for a short life.
+    pub to_starter: bool,
 }

@@ -121,16 +121,23 @@ fn answer(guest: &Guest, command: &Command, fds: usize) -> Reply {
     }
 }
 
+fn attached(guest: &Guest) {
+    guest.print("guest is up\r\n");
+    if guest.part == "poweroff" {
+        guest.end(ExitReason::PowerOff);
+    }
+}
+
 fn after(guest: &Guest, command: Command) {
     match command {
         Command::Start(_) if guest.part == "refuse" => std::process::exit(1),
-        Command::Start(_) => guest.say(&Event::Running { booted: "a fake".into() }),
-        Command::AttachConsole { .. } => {
-            guest.print("guest is up\r\n");
-            if guest.part == "poweroff" {
-                guest.end(ExitReason::PowerOff);
+        Command::Start(spec) => {
+            guest.say(&Event::Running { booted: "a fake".into() });
+            if spec.console.to_starter {
+                attached(guest);
             }
         }
+        Command::AttachConsole { .. } => attached(guest),
         Command::ConsoleInput { bytes } => {
             guest.print(&format!("typed {:?}\r\n", String::from_utf8_lossy(&bytes)));
         }

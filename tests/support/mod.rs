@@ -10,7 +10,9 @@
 pub mod run;
 pub mod vm;
 
+use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 /// Path of a binary of this workspace. Inside the lab the binaries are not where they were built.
@@ -60,6 +62,22 @@ macro_rules! lab_image {
             }
         }
     };
+}
+
+/// Runs an ignored test of this test binary in namespaces of its own, where the shell command `host` ran first. It
+/// must pass. What it prints is printed by the caller too, so that a failure shows it.
+#[track_caller]
+pub fn run_apart(test: &str, namespaces: &[&str], host: &str, variables: &[(&str, &OsStr)]) {
+    let output = Command::new("unshare")
+        .args(namespaces)
+        .args(["--propagation", "private", "sh", "-c", &format!("{host} && exec \"$@\""), "sh"])
+        .arg(std::env::current_exe().unwrap())
+        .args(["--exact", test, "--ignored", "--nocapture"])
+        .envs(variables.iter().copied())
+        .output()
+        .unwrap();
+    print!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    assert!(output.status.success(), "{test} failed: {}", output.status);
 }
 
 /// A point in time to give up at.

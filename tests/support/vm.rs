@@ -185,7 +185,6 @@ impl Setup {
         let mut fds = Fds::default();
         let spec = self.spec(boot, &mut fds, kvm);
         guest.send(Ask::Start(Box::new(spec)), &fds.borrowed());
-        guest.send(Ask::AttachConsole { replay: true }, &[]);
         guest
     }
 
@@ -247,7 +246,7 @@ impl Setup {
                 bios_version: "1.0".into(),
                 bios_date: "10/16/2017".into(),
             },
-            console: ConsoleSpec::default(),
+            console: ConsoleSpec { to_starter: true, ..ConsoleSpec::default() },
             metadata,
         }
     }

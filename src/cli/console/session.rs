@@ -69,7 +69,7 @@ pub enum Outcome {
 /// Where events come from.
 #[derive(Debug)]
 pub enum Events<'a> {
-    /// An instance that this process runs.
+    /// An instance that this process runs, and whose output it gets from the start.
     Own(&'a mut RunningInstance),
     /// One that another process runs.
     Other(mpsc::Receiver<VmmEvent>),
@@ -236,8 +236,9 @@ impl<'a> Session<'a> {
 
     /// Runs until the machine ends or the user leaves.
     pub async fn run(mut self, mut signals: Signals) -> Result<Outcome, Failure> {
-        // Queued behind the spec: the VMM takes it up when it listens.
-        self.send(Command::AttachConsole { replay: true });
+        if matches!(self.events, Events::Other(_)) {
+            self.send(Command::AttachConsole { replay: true });
+        }
         let mut input_open = true;
         let outcome = loop {
             let deadline = self.deadline;

@@ -160,7 +160,12 @@ pub(super) fn build(
         nics,
         spare_nics: u8::try_from(nic_room.min(SPARE_NICS)).unwrap_or(0),
         smbios: smbios::ec2_profile(instance),
-        console: ConsoleSpec { log: Some(log), log_limit_bytes: log_limit(instance) },
+        console: ConsoleSpec {
+            log: Some(log),
+            log_limit_bytes: log_limit(instance),
+            // A daemon takes what is printed from the log.
+            to_starter: !instance.supervised,
+        },
         metadata,
         ending,
     };
