@@ -1,6 +1,7 @@
 //! `kiln-vmm`: runs one virtual machine, told by its control plane what it is made of.
 
 use std::fs::File;
+use std::io::{self, Write};
 use std::os::fd::{AsFd, FromRawFd, OwnedFd};
 use std::os::unix::net::UnixListener;
 use std::process::ExitCode;
@@ -8,7 +9,7 @@ use std::process::ExitCode;
 use clap::Parser;
 use kiln_disk::{Format, Layer, bootable};
 use kiln_sandbox::confine::{Bounds, confine};
-use kiln_sandbox::{jail, seccomp};
+use kiln_sandbox::{jail, last_words, seccomp};
 use kiln_vmm::confined::Confinement;
 use kiln_vmspec::ExitReason;
 
@@ -51,6 +52,8 @@ fn main() -> ExitCode {
         .with_env_filter(tracing_subscriber::EnvFilter::from_default_env())
         .with_writer(std::io::stderr)
         .with_ansi(false)
+        // What is logged while nobody reads is lost; to complain about that on the same pipe would be a panic.
+        .log_internal_errors(false)
         .init();
     if let Some(fd) = options.inspect {
         return inspect(inherited(fd), options.format.as_deref());
@@ -66,7 +69,7 @@ fn main() -> ExitCode {
     let confinement = match plan.map(|plan| close_jail(&plan, &listener)) {
         Some(Ok(())) => Confinement::On,
         Some(Err(e)) => {
-            eprintln!("kiln-vmm: {e:#}");
+            say(&format!("{e:#}"));
             return ExitCode::FAILURE;
         }
         None => Confinement::Off,
@@ -74,16 +77,21 @@ fn main() -> ExitCode {
     let status = match kiln_vmm::process::run(UnixListener::from(listener), confinement) {
         Ok(ExitReason::PowerOff | ExitReason::Killed) => 0,
         Ok(ExitReason::Failed { message }) => {
-            eprintln!("kiln-vmm: {message}");
+            say(&message);
             1
         }
         Err(e) => {
-            eprintln!("kiln-vmm: {:#}", anyhow::Error::from(e));
+            say(&format!("{:#}", anyhow::Error::from(e)));
             1
         }
     };
     // The threads of the machine wait for work that will not come.
-    seccomp::leave(status)
+    last_words::leave(status)
+}
+
+/// One line for whoever reads what this process prints, if anybody does.
+fn say(text: &str) {
+    let _ = writeln!(io::stderr(), "kiln-vmm: {text}");
 }
 
 /// Everything from which nothing that a guest does may free this process.
@@ -92,11 +100,10 @@ fn close_jail(plan: &jail::Plan, listener: &OwnedFd) -> anyhow::Result<()> {
     seccomp::report_violations()?;
     // A panic unwinds and then aborts by calls that no list has: say it and end, whichever thread it is.
     std::panic::set_hook(Box::new(|panic| {
-        eprintln!("kiln-vmm: {}", panic.to_string().replace('\n', " "));
-        seccomp::leave(PANICKED);
+        last_words::say_and_leave(&[&panic.to_string()], PANICKED);
     }));
     for gap in jail::enter(plan, listener.as_fd())? {
-        eprintln!("kiln-vmm: the jail lacks {gap}");
+        say(&format!("the jail lacks {gap}"));
     }
     Ok(())
 }

@@ -13,6 +13,8 @@ pub mod block_device;
 pub mod cgroup;
 pub mod confine;
 pub mod jail;
+#[expect(unsafe_code, reason = "writing from a signal handler, and ending the process from it")]
+pub mod last_words;
 pub mod seccomp;
 #[expect(unsafe_code, reason = "code between fork and exec can only be given as an unsafe hook")]
 pub mod spawn;

@@ -13,14 +13,14 @@
 
 use std::fs::File;
 use std::io::{self, Write};
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::net::UnixListener;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, channel};
 
 use kiln_devices::virtio::WorkerHost;
-use kiln_sandbox::jail;
 use kiln_sandbox::seccomp::ThreadKind;
+use kiln_sandbox::{jail, last_words};
 use kiln_vmspec::frame::{Connection, FrameError};
 use kiln_vmspec::{Command, Event, ExitReason, MetadataSnapshot, Reply, Request, Stats, VmSpec};
 use vmm_sys_util::eventfd::EventFd;
@@ -61,6 +61,9 @@ fn host(action: &'static str) -> impl FnOnce(io::Error) -> ProcessError {
 
 /// Address space of a VMM besides guest memory: program, stacks and heap take a fraction of it.
 const OWN_ADDRESS_SPACE: u64 = 1 << 30;
+
+/// What makes last words an [`ExitReason`].
+const LAST_WORDS: [&str; 2] = [r#"{"reason":"failed","message":""#, r#""}"#];
 
 /// Keys of the control thread's own descriptors.
 const MACHINE: u32 = 0;
@@ -156,6 +159,10 @@ impl Process {
             Err(message) => return self.fail(Some((starter, request)), message),
         };
         self.ending = host.ending.take();
+        if let Some(file) = &self.ending {
+            let [before, after] = LAST_WORDS;
+            last_words::keep_in(file.as_fd(), before, after);
+        }
         self.log =
             host.console_log.take().map(|file| ConsoleLog::new(file, self.spec.console.log_limit_bytes));
         let mut unanswered = Some((starter, request));
@@ -395,7 +402,8 @@ impl Process {
 
     /// Leaves the reason of the end to whoever comes later.
     fn write_down(&mut self, reason: &ExitReason) {
-        let Some(mut file) = self.ending.take() else { return };
+        // Another thread may be writing there why it ends the process.
+        let Some(mut file) = self.ending.take().filter(|_| last_words::claim()) else { return };
         let written =
             serde_json::to_vec(reason).map_err(io::Error::from).and_then(|text| file.write_all(&text));
         if let Err(e) = written {
@@ -455,4 +463,19 @@ pub(crate) fn chain(error: &dyn std::error::Error) -> String {
         cause = error.source();
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn last_words_are_the_reason_of_an_end() {
+        let message = "the disk worker thread made the forbidden system call open and was ended";
+        let text = LAST_WORDS.join(message);
+        assert_eq!(
+            serde_json::from_str::<ExitReason>(&text).unwrap(),
+            ExitReason::Failed { message: message.to_owned() }
+        );
+    }
 }

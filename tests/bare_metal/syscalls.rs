@@ -18,6 +18,7 @@ use crate::support::vm::{Disk, Setup, disk};
 const ELSEWHERE: &[(&str, &str)] = &[
     // Any thread.
     ("clock_gettime", "hosts whose clock is no TSC: the lab's"),
+    ("sched_yield", "a channel whose other end was interrupted half-way; a host without memory"),
     ("brk", "a heap that grows after the start"),
     ("mmap MAP_PRIVATE|MAP_ANONYMOUS", "large blocks: a big kernel, a burst of console output"),
     ("munmap", "the same"),
@@ -38,7 +39,6 @@ const ELSEWHERE: &[(&str, &str)] = &[
     ("writev", "a tap: the lab's networks"),
     ("close", "a device that its driver stops"),
     // Disks.
-    ("sched_yield", "a host without memory for a request"),
     ("preadv", "compressed and partly written clusters; a host without io_uring"),
     ("pwritev", "file systems that take no write without waiting"),
     ("fallocate", "a file system that the ring cannot do it on"),

@@ -49,6 +49,7 @@ fn every_way_out_ends_the_process_by_name_on_every_thread() {
             assert_eq!(outcome.status, Some(STATUS), "{who}");
             let line = format!("{} thread made the forbidden system call {} ", kind.name(), attempt.call);
             assert!(outcome.errors.contains(&line), "{who}");
+            assert_eq!(outcome.left, format!("[the {line}and was ended]"), "{who}");
         }
     }
 }

@@ -1,7 +1,7 @@
 //! The jail around an attempt, closed as around a real VMM.
 
 use std::fs::File;
-use std::io::Read;
+use std::io::{Read, Seek};
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::ExitStatusExt;
@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use kiln_sandbox::cgroup::{Hierarchies, Limits};
 use kiln_sandbox::spawn::{Inherit, spawn};
-use kiln_sandbox::{jail, seccomp};
+use kiln_sandbox::{jail, last_words, seccomp};
 use kiln_vmm::confined::{Confinement, Crew};
 use kiln_vmspec::frame::Connection;
 
@@ -55,6 +55,8 @@ pub struct Outcome {
     pub signal: Option<i32>,
     pub printed: String,
     pub errors: String,
+    /// What it left in the file for last words.
+    pub left: String,
 }
 
 impl Prison {
@@ -88,14 +90,17 @@ impl Prison {
             drop(kept);
             let kvm = File::options().read(true).write(true).open("/dev/kvm");
             let kvm = kvm.unwrap_or_else(|_| File::open("/dev/null").unwrap());
-            let file = tempfile::tempfile().unwrap();
+            let mut file = tempfile::tempfile().unwrap();
             // Some do not live to read it.
             let _ = Connection::new(ours).send(&(), &[file.as_fd(), kvm.as_fd()]);
             let (mut printed, mut errors) = (String::new(), String::new());
             child.stdout.take().unwrap().read_to_string(&mut printed).unwrap();
             child.stderr.take().unwrap().read_to_string(&mut errors).unwrap();
             let status = child.wait().unwrap();
-            Outcome { status: status.code(), signal: status.signal(), printed, errors }
+            // Its offset is that of the attacker too.
+            let mut left = String::new();
+            let _ = file.rewind().and_then(|()| file.take(1 << 10).read_to_string(&mut left));
+            Outcome { status: status.code(), signal: status.signal(), printed, errors, left }
         });
         let outcome = outcome.join().unwrap();
         host.remove(&self.cgroup).unwrap();
@@ -126,6 +131,7 @@ pub fn attack() {
     // As a VMM gets its disks: over the socket.
     let ((), fds) = Connection::new(UnixStream::from(kept)).receive().unwrap();
     let [file, kvm] = fds.try_into().unwrap();
+    last_words::keep_in(file.as_fd(), "[", "]");
     let tools = Tools { file, kvm };
     let confinement = if filter == "Installed" { Confinement::On } else { Confinement::Off };
     let work = move || {
@@ -133,7 +139,7 @@ pub fn attack() {
             Some(attempt) => attempts::report((attempt.run)(&tools)),
             None => bombs::explode(&name, &tools),
         }
-        seccomp::leave(0)
+        last_words::leave(0)
     };
     if kind == ThreadKind::Control {
         confinement.apply(kind).unwrap();

@@ -10,7 +10,7 @@
 //! needs more than the list is done: files, memory, rings and threads exist by then, so no list lets a
 //! thread open a file, make a socket, start a thread or map memory that can be executed.
 
-#[expect(unsafe_code, reason = "a signal handler, and ending the process from it")]
+#[expect(unsafe_code, reason = "a signal handler, and a number of the allocator")]
 mod report;
 pub mod table;
 
@@ -24,7 +24,7 @@ use seccompiler::{
     TargetArch, apply_filter,
 };
 
-pub use report::{STATUS, leave, one_heap, report_violations};
+pub use report::{STATUS, one_heap, report_violations};
 use table::{Arg, Call};
 
 /// The threads of a VMM.

@@ -6,6 +6,8 @@ use std::ptr;
 
 use syscalls::Sysno;
 
+use crate::last_words::say_and_leave;
+
 /// Exit status of a process that made a forbidden system call: as a shell would show SIGSYS.
 pub const STATUS: i32 = 128 + libc::SIGSYS;
 
@@ -19,8 +21,8 @@ pub(super) fn name_thread(name: &'static str) {
     THREAD.with(|slot| slot.set(name));
 }
 
-/// From now on a forbidden system call prints one line on standard error and ends the process with
-/// [`STATUS`]. For the whole process; call before the first filter is installed.
+/// From now on a forbidden system call ends the process with [`STATUS`], its name among the
+/// [last words](crate::last_words). For the whole process; call before the first filter is installed.
 pub fn report_violations() -> io::Result<()> {
     // SAFETY: all zeroes are a valid sigaction: no flags, an empty mask, the default handler.
     let mut action: libc::sigaction = unsafe { std::mem::zeroed() };
@@ -41,53 +43,8 @@ extern "C" fn on_violation(_: i32, info: *mut libc::siginfo_t, _: *mut libc::c_v
     // SAFETY: the member for SIGSYS has an aligned and initialised int at this offset.
     let number = unsafe { number.read() };
     let name = usize::try_from(number).ok().and_then(Sysno::new).map_or("unknown", |call| call.name());
-    let mut line = Line::default();
-    for part in [
-        "kiln-vmm: the ",
-        THREAD.with(Cell::get),
-        " thread made the forbidden system call ",
-        name,
-        " and was ended\n",
-    ] {
-        line.push(part);
-    }
-    line.print();
-    leave(STATUS);
-}
-
-/// A line without allocation.
-struct Line {
-    bytes: [u8; 160],
-    len: usize,
-}
-
-impl Default for Line {
-    fn default() -> Self {
-        Line { bytes: [0; 160], len: 0 }
-    }
-}
-
-impl Line {
-    fn push(&mut self, text: &str) {
-        for byte in text.bytes() {
-            if let Some(slot) = self.bytes.get_mut(self.len) {
-                *slot = byte;
-                self.len += 1;
-            }
-        }
-    }
-
-    fn print(&self) {
-        // SAFETY: the first `len` bytes are initialised; `push` never counts beyond the array.
-        let _ = unsafe { libc::write(libc::STDERR_FILENO, self.bytes.as_ptr().cast(), self.len) };
-    }
-}
-
-/// Ends the process at once with one system call: no exit handlers, no destructors, which a filter
-/// would forbid.
-pub fn leave(status: i32) -> ! {
-    // SAFETY: ends the process; whatever it owned is the kernel's to free.
-    unsafe { libc::_exit(status) }
+    let who = THREAD.with(Cell::get);
+    say_and_leave(&["the ", who, " thread made the forbidden system call ", name, " and was ended"], STATUS);
 }
 
 /// Has all threads share one heap. With heaps of their own, which glibc makes when they wait for each

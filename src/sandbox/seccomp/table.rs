@@ -76,6 +76,10 @@ const NO_EXEC: Arg = Arg::Without(2, "PROT_EXEC", bits(libc::PROT_EXEC));
 /// What the allocator, the standard library and the end of the process need on any thread.
 pub const EVERY: &[Call] = &[
     any(Sysno::futex, "locks, channels, parking"),
+    any(
+        Sysno::sched_yield,
+        "a channel whose other end was interrupted half-way; the kernel lacks memory for a request",
+    ),
     any(Sysno::read, "reset an event descriptor"),
     any(Sysno::write, "signal an event descriptor; the log"),
     any(Sysno::brk, "the heap, which has one arena"),
@@ -141,7 +145,6 @@ pub const DISK: &[Call] = &[
     any(Sysno::pwritev2, "whether the file system takes writes without waiting"),
     any(Sysno::fdatasync, "flush"),
     any(Sysno::fallocate, "discard, zeroes, growth of an image"),
-    any(Sysno::sched_yield, "the kernel is short of memory for requests"),
 ];
 
 /// The life-cycle: builds the machine anew when the guest resets, serves the control socket.
