@@ -79,9 +79,9 @@ pub fn interface(state_dir: &Path, command: &InterfaceCommand) -> Result<(), Fai
         InterfaceCommand::Rm { interfaces } => {
             Ok(interfaces.iter().try_for_each(|id| networks.delete_interface(*id))?)
         }
-        InterfaceCommand::Assign { instance, addresses } => {
+        InterfaceCommand::Assign { instance, addresses, reassign } => {
             let interface = plane.find(instance)?.interface.id;
-            for address in networks.assign_addresses(interface, addresses, 1)? {
+            for address in networks.assign_addresses(interface, addresses, 1, *reassign)? {
                 crate::print(&format!("{address}\n"))?;
             }
             Ok(())

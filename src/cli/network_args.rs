@@ -226,7 +226,10 @@ pub enum AddressCommand {
         address: String,
         /// Id or name of the instance.
         instance: String,
-        /// Even if it leads to another instance now.
+        /// Which private address of its primary interface it leads to; the primary one if not said.
+        #[arg(long, value_name = "ADDRESS")]
+        private: Option<std::net::Ipv4Addr>,
+        /// Even if it leads elsewhere now.
         #[arg(long)]
         reassociate: bool,
     },
@@ -392,6 +395,9 @@ pub enum InterfaceCommand {
         instance: String,
         /// Addresses of its subnet.
         addresses: Vec<std::net::Ipv4Addr>,
+        /// Even if they are secondary addresses of other instances now. Elastic addresses come along.
+        #[arg(long, requires = "addresses")]
+        reassign: bool,
     },
     /// Take secondary private addresses back.
     Unassign {

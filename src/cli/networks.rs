@@ -91,17 +91,19 @@ pub fn address(state_dir: &Path, command: &AddressCommand) -> Result<(), Failure
             if args.json {
                 return print_json(&addresses);
             }
-            let mut table = Table::new(["ADDRESS", "ID", "INSTANCE"]);
+            let mut table = Table::new(["ADDRESS", "ID", "INSTANCE", "SECONDARY"]);
             for row in addresses {
-                let instance = row.association.map_or_else(|| "-".to_owned(), |a| a.target());
-                table.row([row.address.to_string(), row.id.to_string(), instance]);
+                let or_none = |text: Option<String>| text.unwrap_or_else(|| "-".to_owned());
+                let instance = or_none(row.association.map(|there| there.target()));
+                let secondary = or_none(row.association.and_then(|there| Some(there.secondary?.to_string())));
+                table.row([row.address.to_string(), row.id.to_string(), instance, secondary]);
             }
             crate::print(&table.render())
         }
-        AddressCommand::Associate { address, instance, reassociate } => {
+        AddressCommand::Associate { address, instance, private, reassociate } => {
             let address = networks.find_elastic(address)?.address;
             let interface = plane.find(instance)?.interface.id;
-            let (_, moved) = networks.associate_address(address, interface, *reassociate)?;
+            let (_, moved) = networks.associate_address(address, interface, *private, *reassociate)?;
             Ok(plane.note_moved(&moved)?)
         }
         AddressCommand::Disassociate { address } => {

@@ -73,9 +73,12 @@ pub fn attach(dir: &Path, plan: &NicPlan, policy: &PolicySource<'_>) -> Result<N
         mac: plan.mac,
         public: None,
         ports: Vec::new(),
+        more_public: plan.more_public.clone(),
     };
+    let others = records.list()?;
+    publish::settle_more(&plan.more_public, &others)?;
     if let Some(wanted) = &plan.public {
-        let (public, ports) = publish::settle(wanted, &records.list()?, publish::start_of(&record))?;
+        let (public, ports) = publish::settle(wanted, &others, publish::start_of(&record))?;
         (record.public, record.ports) = (Some(public), ports);
     }
     records.put(&record)?;
@@ -98,16 +101,18 @@ pub fn detach(dir: &Path, interface: InterfaceId) -> Result<(), HostNetError> {
     }
 }
 
-/// Gives an attached interface another public address; without one, a free one if ports of the host
-/// lead to it, else none. Answers the address that it has then. Conversations by way of the old one end.
+/// Gives `private`, an address of an attached interface, another public address; without one, the primary gets
+/// a free one if ports of the host lead to it, else none. Answers the address that it has then. Conversations by
+/// way of the old one end.
 pub fn set_public(
     dir: &Path,
     interface: InterfaceId,
+    private: Ipv4Addr,
     address: Option<Ipv4Addr>,
 ) -> Result<Option<Ipv4Addr>, HostNetError> {
     let records = Records::lock(dir)?;
     match records.get(interface)? {
-        Some(record) => publish::replace(&records, &record, address),
+        Some(record) => publish::replace(&records, &record, private, address),
         None => Ok(None),
     }
 }

@@ -36,4 +36,4 @@ pub use error::HostNetError;
 pub use fabric::{PolicySource, apply, attach, detach, set_public, sweep};
 pub use nft::Rate;
 pub use plan::{Ipv6Plan, MAX_QUEUES, MTU_RANGE, Nic, NicPlan, host_address, host_ipv6};
-pub use publish::{ParsePublishedError, Public, Published, Transport};
+pub use publish::{OneToOne, ParsePublishedError, Public, Published, Transport};

@@ -7,7 +7,7 @@ use kiln_model::{InterfaceId, Ipv4Cidr, Ipv6Cidr, MacAddr, VpcId};
 
 use crate::error::HostNetError;
 use crate::nft::Rate;
-use crate::publish::Public;
+use crate::publish::{OneToOne, Public};
 
 /// Most queues of one tap.
 pub const MAX_QUEUES: u16 = 8;
@@ -58,6 +58,8 @@ pub struct NicPlan {
     pub rate: Rate,
     /// A public address, and ports of the host that lead to it.
     pub public: Option<Public>,
+    /// Public addresses of its secondary private addresses.
+    pub more_public: Vec<OneToOne>,
 }
 
 /// The host's own address in a VPC of this range: what instances see when the host connects to them,
@@ -121,6 +123,11 @@ impl NicPlan {
         if self.address == self.router || self.address == host {
             return refuse(format!("address {} belongs to the VPC's router or to the host", self.address));
         }
+        for OneToOne { private, .. } in &self.more_public {
+            if !self.vpc_cidr.contains(*private) || [self.address, self.router, host].contains(private) {
+                return refuse(format!("address {private} is no secondary one of the interface"));
+            }
+        }
         if !(1..=MAX_QUEUES).contains(&self.queue_pairs) {
             return refuse(format!("{} queue pairs are not 1 to {MAX_QUEUES}", self.queue_pairs));
         }
@@ -172,6 +179,7 @@ mod tests {
             mtu: 1500,
             rate: Rate::default(),
             public: None,
+            more_public: Vec::new(),
         }
     }
 
@@ -184,10 +192,13 @@ mod tests {
     #[test]
     fn impossible_plans_are_refused() {
         type Change = fn(&mut NicPlan);
+        fn pair(private: Ipv4Addr) -> OneToOne {
+            OneToOne { private, public: [198, 19, 0, 1].into() }
+        }
         fn ipv6(plan: &mut NicPlan, address: &str) {
             plan.ipv6.as_mut().unwrap().address = address.parse().unwrap();
         }
-        let cases: [(&str, Change); 14] = [
+        let cases: [(&str, Change); 16] = [
             ("IPv6 range", |p| p.ipv6.as_mut().unwrap().vpc_cidr = "fd00:31::/65".parse().unwrap()),
             ("IPv6 range", |p| p.ipv6.as_mut().unwrap().vpc_cidr = "fe80::/56".parse().unwrap()),
             ("outside", |p| ipv6(p, "fd00:32::4")),
@@ -198,6 +209,8 @@ mod tests {
             ("outside", |p| p.address = Ipv4Addr::new(172, 30, 0, 4)),
             ("router", |p| p.address = p.router),
             ("host", |p| p.address = Ipv4Addr::new(172, 31, 0, 3)),
+            ("secondary", |p| p.more_public = vec![pair(p.address)]),
+            ("secondary", |p| p.more_public = vec![pair([10, 0, 0, 4].into())]),
             ("queue", |p| p.queue_pairs = 0),
             ("queue", |p| p.queue_pairs = 9),
             ("MTU", |p| p.mtu = 10_000),

@@ -85,6 +85,15 @@ impl FromStr for Published {
     }
 }
 
+/// A public address of a private one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct OneToOne {
+    /// An address of the interface.
+    pub private: Ipv4Addr,
+    /// The address that leads to it, and that it is seen with.
+    pub public: Ipv4Addr,
+}
+
 /// What an interface shall have besides its private address.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Public {
@@ -108,7 +117,7 @@ pub(crate) fn settle(
             return Err(HostNetError::PortInUse(port.host_port, port.transport.name()));
         }
     }
-    let taken = |address: &Ipv4Addr| others.iter().any(|record| record.public == Some(*address));
+    let taken = |address: &Ipv4Addr| is_taken(*address, others);
     match wanted.address {
         Some(address) if taken(&address) => Err(HostNetError::PublicInUse(address)),
         Some(address) => Ok((address, wanted.ports.clone())),
@@ -127,6 +136,19 @@ pub(crate) fn settle(
     }
 }
 
+/// Whether a public address is one of these interfaces'.
+fn is_taken(address: Ipv4Addr, others: &[Record]) -> bool {
+    others.iter().flat_map(Record::publics).any(|pair| pair.public == address)
+}
+
+/// Refuses public addresses that others have.
+pub(crate) fn settle_more(wanted: &[OneToOne], others: &[Record]) -> Result<(), HostNetError> {
+    match wanted.iter().find(|pair| is_taken(pair.public, others)) {
+        Some(pair) => Err(HostNetError::PublicInUse(pair.public)),
+        None => Ok(()),
+    }
+}
+
 /// Whether a program on the host listens there: it would be cut off.
 fn in_use(port: Published) -> bool {
     let address = SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, port.host_port);
@@ -136,71 +158,97 @@ fn in_use(port: Published) -> bool {
     }
 }
 
-/// Makes the address and the ports of a record work. The VPC and the host's filter are there.
+/// Makes the addresses and the ports of a record work. The VPC and the host's filter are there.
 pub(crate) fn publish(
     records: &Records,
     record: &Record,
     host: Ipv4Addr,
     transit: Transit,
 ) -> Result<(), HostNetError> {
-    let Some(public) = record.public else { return Ok(()) };
+    if record.publics().next().is_none() {
+        return Ok(());
+    }
     let Some(gateway) = NetNs::open(&names::gateway_namespace(record.vpc))? else { return Ok(()) };
     let held = Some(records.held());
-    gateway.run(|| nft::apply(held, &translation(record, public, &["add"]), "the gateway"))?;
+    gateway.run(|| nft::apply(held, &translation(record, &["add"]), "the gateway"))?;
     on_thread(|| {
-        nft::apply(held, &ports(record, public, &["add"]), "the host")?;
+        nft::apply(held, &ports(record, &["add"]), "the host")?;
         let netlink = Netlink::open()?;
         let link = netlink.require(&names::host_link(record.vpc))?;
-        let via = Via::Router { link, router: transit.gateway.into(), source: Some(host.into()) };
-        match netlink.add_route(public, 32, via)? {
-            true => Ok(()),
-            false => Err(HostNetError::PublicInUse(public)),
-        }
+        record.publics().try_for_each(|OneToOne { public, .. }| {
+            let via = Via::Router { link, router: transit.gateway.into(), source: Some(host.into()) };
+            match netlink.add_route(public, 32, via)? {
+                true => Ok(()),
+                false => Err(HostNetError::PublicInUse(public)),
+            }
+        })
     })
 }
 
 /// Undoes [`publish`], whether or not it was done, and ends what came that way.
 pub(crate) fn retract(records: &Records, record: &Record) -> Result<(), HostNetError> {
-    let Some(public) = record.public else { return Ok(()) };
+    if record.publics().next().is_none() {
+        return Ok(());
+    }
     let held = Some(records.held());
+    let forget = || record.publics().for_each(|pair| forget_connections(pair.public));
     on_thread(|| {
         let netlink = Netlink::open()?;
         if let Some(link) = netlink.find(&names::host_link(record.vpc))? {
-            netlink.remove_route(public, 32, link)?;
+            record.publics().try_for_each(|pair| netlink.remove_route(pair.public, 32, link))?;
         }
         // Without a table there is nothing to take out of it.
-        nft::run(held, &ports(record, public, &["add", "delete"]), "the host")?;
-        forget_connections(public);
+        nft::run(held, &ports(record, &["add", "delete"]), "the host")?;
+        forget();
         Ok(())
     })?;
     let Some(gateway) = NetNs::open(&names::gateway_namespace(record.vpc))? else { return Ok(()) };
     gateway.run(|| {
-        nft::run(held, &translation(record, public, &["add", "delete"]), "the gateway")?;
-        forget_connections(public);
+        nft::run(held, &translation(record, &["add", "delete"]), "the gateway")?;
+        forget();
         Ok(())
     })
 }
 
-/// Changes the public address of an attached interface; its ports lead to the new one.
+/// Changes the public address of a private one of an attached interface. Ports lead to that of the primary.
+/// Whatever else the interface has stays as it is, with its conversations.
 pub(crate) fn replace(
     records: &Records,
     record: &Record,
+    private: Ipv4Addr,
     address: Option<Ipv4Addr>,
 ) -> Result<Option<Ipv4Addr>, HostNetError> {
     let mut others = records.list()?;
     others.retain(|other| other.interface != record.interface);
-    let mut after = Record { public: None, ports: record.ports.clone(), ..record.clone() };
-    if address.is_some() || !record.ports.is_empty() {
-        let wanted = Public { address, ports: record.ports.clone() };
-        after.public = Some(settle(&wanted, &others, start_of(record))?.0);
+    // What is taken out, what is put in, and what there is in the end.
+    let (mut before, mut after) = (record.without_publics(), record.without_publics());
+    let mut whole = record.clone();
+    if private == record.address {
+        (before.public, before.ports) = (record.public, record.ports.clone());
+        after.ports.clone_from(&record.ports);
+        if address.is_some() || !record.ports.is_empty() {
+            // Its own other addresses are taken too.
+            others.push(Record { more_public: record.more_public.clone(), ..record.without_publics() });
+            let wanted = Public { address, ports: record.ports.clone() };
+            after.public = Some(settle(&wanted, &others, start_of(record))?.0);
+        }
+        whole.public = after.public;
+    } else {
+        let (old, kept): (Vec<_>, Vec<_>) =
+            record.more_public.iter().partition(|pair| pair.private == private);
+        before.more_public = old;
+        after.more_public = address.map(|public| OneToOne { private, public }).into_iter().collect();
+        others.push(Record { more_public: kept.clone(), public: record.public, ..record.without_publics() });
+        settle_more(&after.more_public, &others)?;
+        whole.more_public = kept.into_iter().chain(after.more_public.iter().copied()).collect();
     }
-    retract(records, record)?;
-    records.put(&after)?;
+    retract(records, &before)?;
+    records.put(&whole)?;
     let host = on_thread(|| host_of(record.vpc))?;
     if let Some((host, transit)) = host {
         publish(records, &after, host, transit)?;
     }
-    Ok(after.public)
+    Ok(after.publics().next().map(|pair| pair.public))
 }
 
 /// Where the search for a free address begins: the same interface gets different ones over time, and
@@ -212,26 +260,29 @@ pub(crate) fn start_of(record: &Record) -> u64 {
 }
 
 /// Elements of the gateway's maps, with each of the verbs.
-fn translation(record: &Record, public: Ipv4Addr, verbs: &[&str]) -> String {
-    let address = record.address;
-    let line = |verb: &&str| {
+fn translation(record: &Record, verbs: &[&str]) -> String {
+    let line = |verb: &str, OneToOne { private, public }: OneToOne| {
         format!(
-            "{verb} element ip {TABLE} public_in {{ {public} : {address} }}
-{verb} element ip {TABLE} public_out {{ {address} : {public} }}
-{verb} element ip {TABLE} public_of {{ {address} }}
+            "{verb} element ip {TABLE} public_in {{ {public} : {private} }}
+{verb} element ip {TABLE} public_out {{ {private} : {public} }}
+{verb} element ip {TABLE} public_of {{ {private} }}
 "
         )
     };
     // In gateways of an older release there is no such set, and nobody asks for it.
     let set = format!("add set ip {TABLE} public_of {{ type ipv4_addr; }}\n");
-    set + &verbs.iter().map(line).collect::<String>()
+    set + &verbs.iter().flat_map(|verb| record.publics().map(|pair| line(verb, pair))).collect::<String>()
 }
 
 /// Elements of the host's sets and maps.
-fn ports(record: &Record, public: Ipv4Addr, verbs: &[&str]) -> String {
+fn ports(record: &Record, verbs: &[&str]) -> String {
     let mut script = String::new();
     for verb in verbs {
-        script += &format!("{verb} element inet {TABLE} public {{ {public} }}\n");
+        for OneToOne { public, .. } in record.publics() {
+            script += &format!("{verb} element inet {TABLE} public {{ {public} }}\n");
+        }
+        // They lead to the address of the primary.
+        let Some(public) = record.public else { continue };
         for Published { transport, host_port, port } in &record.ports {
             let map = format!("publish_{}", transport.name());
             script += &format!("{verb} element inet {TABLE} {map} {{ {host_port} : {public} . {port} }}\n");

@@ -2,11 +2,13 @@
 //!
 //! ```text
 //!  <dir>/lock              held while the host's network is changed
-//!  <dir>/nic/<interface>   "<vpc> <mac> <address>[,<IPv6 address>] [<public address> <port> …]": written before the first effect, removed after the last
+//!  <dir>/nic/<interface>   what was attached, on a line (below): written before the first effect, removed after the last
 //!  <dir>/vpc/<vpc>         policy of a VPC as it is in the kernel (see [`crate::enforce`])
 //!  <dir>/forwarding        there while IPv4 forwarding of the host is on because of us
 //!  <dir>/forwarding6       as above for IPv6; the links whose setting was changed for it, a line each
 //! ```
+//! A line is `<vpc> <mac> <address>[,<IPv6 address>][,<secondary address>=<its public one>…] [<public address> <port> …]`.
+//!
 //! The kernel holds no trace of an interface whose tap has vanished with its VMM; the record does.
 
 use std::fs::{self, File};
@@ -19,7 +21,7 @@ use kiln_model::{InterfaceId, MacAddr, VpcId};
 use nix::fcntl::{Flock, FlockArg};
 
 use crate::error::HostNetError;
-use crate::publish::Published;
+use crate::publish::{OneToOne, Published};
 
 /// The directory, locked.
 pub(crate) struct Records {
@@ -44,6 +46,21 @@ pub(crate) struct Record {
     pub public: Option<Ipv4Addr>,
     /// Ports of the host that lead to it.
     pub ports: Vec<Published>,
+    /// Public addresses of secondary private ones.
+    pub more_public: Vec<OneToOne>,
+}
+
+impl Record {
+    /// The same interface with nothing public.
+    pub fn without_publics(&self) -> Self {
+        Record { public: None, ports: Vec::new(), more_public: Vec::new(), ..self.clone() }
+    }
+
+    /// All its public addresses and what they are of.
+    pub fn publics(&self) -> impl Iterator<Item = OneToOne> {
+        let primary = self.public.map(|public| OneToOne { private: self.address, public });
+        primary.into_iter().chain(self.more_public.iter().copied())
+    }
 }
 
 fn failed(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> HostNetError {
@@ -84,6 +101,9 @@ impl Records {
         let mut text = format!("{} {} {}", record.vpc, record.mac, record.address);
         if let Some(ipv6) = record.ipv6 {
             text += &format!(",{ipv6}");
+        }
+        for OneToOne { private, public } in &record.more_public {
+            text += &format!(",{private}={public}");
         }
         if let Some(public) = record.public {
             text += &format!(" {public}");
@@ -184,13 +204,20 @@ fn parse(interface: InterfaceId, text: &str) -> Option<Record> {
         Some(parsed) => Some(parsed?),
         None => None,
     };
-    let (address, ipv6) = match address.split_once(',') {
-        Some((address, ipv6)) => (address, Some(ipv6.parse().ok()?)),
-        None => (address, None),
-    };
+    let mut addresses = address.split(',');
+    let address = addresses.next()?;
+    let (mut ipv6, mut more_public) = (None, Vec::new());
+    for more in addresses {
+        match more.split_once('=') {
+            Some((private, public)) => {
+                more_public.push(OneToOne { private: private.parse().ok()?, public: public.parse().ok()? });
+            }
+            None => ipv6 = Some(more.parse().ok()?),
+        }
+    }
     let ports = words.map(|word| word.parse().ok()).collect::<Option<_>>()?;
     let (vpc, mac, address) = (vpc.parse().ok()?, mac.parse().ok()?, address.parse().ok()?);
-    Some(Record { interface, vpc, mac, address, ipv6, public, ports })
+    Some(Record { interface, vpc, mac, address, ipv6, public, ports, more_public })
 }
 
 #[cfg(test)]
@@ -209,6 +236,7 @@ mod tests {
             ipv6: Some("fd00::4".parse().unwrap()),
             public: Some(Ipv4Addr::new(198, 18, 0, 4)),
             ports: vec!["8080:80".parse().unwrap(), "53:53/udp".parse().unwrap()],
+            more_public: vec![OneToOne { private: [10, 0, 0, 5].into(), public: [198, 19, 0, 5].into() }],
         };
         assert_eq!(records.get(record.interface).unwrap(), None);
         records.put(&record).unwrap();
@@ -227,6 +255,7 @@ mod tests {
             "vpc-1 02:00:00:00:00:01 10.0.0.4",
             "vpc-00000000000000008 02:00:00:00:00:01 10.0.0.400\n",
             "vpc-00000000000000008 02:00:00:00:00:01 10.0.0.4,fd\n",
+            "vpc-00000000000000008 02:00:00:00:00:01 10.0.0.4,10.0.0.5=\n",
         ] {
             assert_eq!(parse(id, text), None, "{text:?}");
         }

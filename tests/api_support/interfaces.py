@@ -171,6 +171,49 @@ free(hot[0])
 same(own.private_ip_address in kernel("route"), False)
 same(code(ec2.detach_network_interface, AttachmentId=came), "InvalidAttachmentID.NotFound")
 
+# A secondary address with an Elastic one of its own, which goes along to another interface.
+spare = ec2.create_network_interface(SubnetId=front)["NetworkInterface"]["NetworkInterfaceId"]
+floating = ec2.assign_private_ip_addresses(NetworkInterfaceId=first, SecondaryPrivateIpAddressCount=1)
+floating = floating["AssignedPrivateIpAddresses"][0]["PrivateIpAddress"]
+third = ec2.allocate_address(Domain="vpc")
+lead = {"AllocationId": third["AllocationId"], "PrivateIpAddress": floating}
+same(code(ec2.associate_address, NetworkInterfaceId=spare, **lead), "InvalidParameterValue")
+same(code(ec2.associate_address, InstanceId=instance.id, **{**lead, "PrivateIpAddress": "x"}), "InvalidParameterValue")
+association = ec2.associate_address(InstanceId=instance.id, **lead)["AssociationId"]
+
+
+def publics(addresses):
+    return {a["PrivateIpAddress"]: a.get("Association", {}).get("PublicIp") for a in addresses}
+
+
+def leads(address):
+    """The link of the host by which an address is reached."""
+    found = subprocess.run(["ip", "route", "show", address], check=True, capture_output=True, text=True).stdout.split()
+    return found[found.index("dev") + 1] if found else None
+
+
+instance.reload()
+expected = {instance.private_ip_address: elastic["PublicIp"], floating: third["PublicIp"]}
+same(publics(instance.network_interfaces_attribute[0]["PrivateIpAddresses"]), expected)
+same(publics(resource.NetworkInterface(first).private_ip_addresses), expected)
+same(instance.public_ip_address, elastic["PublicIp"])
+shown = ec2.describe_addresses(AllocationIds=[third["AllocationId"]])["Addresses"][0]
+same((shown["PrivateIpAddress"], shown["InstanceId"], shown["AssociationId"]), (floating, instance.id, association))
+same(leads(third["PublicIp"]), f"kg{vpc[-12:]}")
+took = {"NetworkInterfaceId": spare, "PrivateIpAddresses": [floating]}
+same(code(ec2.assign_private_ip_addresses, **took), "InvalidIPAddress.InUse")
+ec2.assign_private_ip_addresses(AllowReassignment=True, **took)
+same(leads(third["PublicIp"]), None)
+same(publics(resource.NetworkInterface(first).private_ip_addresses), {instance.private_ip_address: elastic["PublicIp"]})
+shown = ec2.describe_addresses(AllocationIds=[third["AllocationId"]])["Addresses"][0]
+same((shown["NetworkInterfaceId"], shown.get("InstanceId"), shown["AssociationId"]), (spare, None, association))
+ec2.assign_private_ip_addresses(NetworkInterfaceId=first, PrivateIpAddresses=[floating], AllowReassignment=True)
+same(leads(third["PublicIp"]), f"kg{vpc[-12:]}")
+ec2.unassign_private_ip_addresses(NetworkInterfaceId=first, PrivateIpAddresses=[floating])
+same((leads(third["PublicIp"]), leads(elastic["PublicIp"])), (None, f"kg{vpc[-12:]}"))
+ec2.release_address(AllocationId=third["AllocationId"])
+ec2.delete_network_interface(NetworkInterfaceId=spare)
+
 # One that it was started with too, and not more than there is room for.
 detach(second)
 free(second)

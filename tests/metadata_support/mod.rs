@@ -98,7 +98,12 @@ impl NetworkFabric for NoFabric {
         Ok(())
     }
 
-    fn set_public(&self, _: InterfaceId, _: Option<Ipv4Addr>) -> Result<Option<Ipv4Addr>, FabricError> {
+    fn set_public(
+        &self,
+        _: InterfaceId,
+        _: Ipv4Addr,
+        _: Option<Ipv4Addr>,
+    ) -> Result<Option<Ipv4Addr>, FabricError> {
         Ok(None)
     }
 

@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use super::ids::{self, ALLOCATION, ASSOCIATION};
 use super::listing::{self, Filters, Wish};
 use super::tagging::{self, TagMap, TagSpecification};
-use super::{Answer, Context, done, input};
+use super::{Answer, Context, done, input, launch};
 use crate::error::ApiError;
 
 input!(AllocateAddress { domain: Option<String>, network_border_group: Option<String>,
@@ -71,7 +71,7 @@ fn shown(row: &ElasticAddress, members: &[Membership], nats: &[NatGateway], tags
         answer["NetworkInterfaceOwnerId"] = ACCOUNT.into();
         let member = members.iter().find(|member| member.interface.id == association.interface);
         let nat = nats.iter().find(|nat| nat.interface == association.interface).map(|nat| nat.address);
-        let address = member.map(|member| member.interface.address).or(nat);
+        let address = association.secondary.or_else(|| member.map(|member| member.interface.address)).or(nat);
         answer["PrivateIpAddress"] = address.map(|address| address.to_string()).into();
     }
     answer
@@ -125,17 +125,16 @@ pub(super) fn associate(context: &Context<'_>, request: AssociateAddress) -> Ans
         }
         (None, None) => return Err(ApiError::missing("InstanceId")),
     };
-    let own = member.interface.address.to_string();
-    if request.private_ip_address.is_some_and(|address| address != own) {
-        return Err(ApiError::value("An Elastic address leads to the primary private address"));
-    }
+    let interface = &member.interface;
+    let private =
+        launch::address(request.private_ip_address.as_deref())?.filter(|own| *own != interface.address);
     // As for addresses in a VPC, whoever says nothing may move them.
     let reassociate = request.allow_reassociation.unwrap_or(true);
-    if !reassociate && row.association.is_some_and(|there| there.interface != member.interface.id) {
+    if !reassociate && row.association.is_some_and(|there| !there.leads_to(interface.id, private)) {
         let message = format!("resource {} is already associated with another", row.id);
         return Err(ApiError::new("Resource.AlreadyAssociated", message));
     }
-    let (association, moved) = networks.associate_address(row.address, member.interface.id, reassociate)?;
+    let (association, moved) = networks.associate_address(row.address, interface.id, private, reassociate)?;
     note(context, &moved)?;
     Ok(json!({"AssociationId": association.id.to_string()}))
 }

@@ -177,7 +177,8 @@ impl World {
         let interface = &instance.interface;
         let name = private_host_name(interface.address, Some(REGION));
         let mut association =
-            interfaces::association(interface.id, instance.public_address, &self.elastic).map(without_ids);
+            interfaces::association(interface.id, None, instance.public_address, &self.elastic)
+                .map(without_ids);
         let address = interface.address.to_string();
         let (subnet, vpc) = (interface.subnet.id.to_string(), interface.subnet.vpc.to_string());
         if let Some(public) = association.as_ref().and_then(|a| a["PublicIp"].as_str()?.parse().ok()) {
@@ -202,8 +203,11 @@ impl World {
         let groups =
             groups::identifiers(member.into_iter().flat_map(|member| member.groups.iter()), &self.groups);
         // Of others than the primary one only those of Elastic addresses.
-        let association = association
-            .or_else(|| interfaces::association(interface.id, None, &self.elastic).map(without_ids));
+        let elastic = |secondary| {
+            interfaces::association(interface.id, secondary, None, &self.elastic).map(without_ids)
+        };
+        let association = association.or_else(|| elastic(None));
+        let of_secondary = |address| elastic(Some(address));
         json!({
             "NetworkInterfaceId": interface.id.to_string(), "SubnetId": interface.subnet.id.to_string(),
             "VpcId": interface.subnet.vpc.to_string(), "OwnerId": ACCOUNT, "Status": "in-use",
@@ -213,7 +217,7 @@ impl World {
             "PrivateDnsName": name, "Association": association, "Groups": groups,
             "Ipv6Addresses": interfaces::ipv6_addresses(interface),
             "PrivateIpAddresses":
-                member.map(|member| interfaces::private_addresses(member, association.as_ref())),
+                member.map(|member| interfaces::private_addresses(member, association.as_ref(), of_secondary)),
             "Attachment": member.map(|member| interfaces::attachment(member, instance)),
         })
     }

@@ -72,13 +72,15 @@ const FILTERS: &Filters = &[
     ("status", "Status"),
 ];
 
-/// The public address of an interface, as both the interface and its instance show it.
+/// The public address of a private one of an interface, the primary if no secondary is said, as both the
+/// interface and its instance show it.
 pub(super) fn association(
     interface: InterfaceId,
+    secondary: Option<Ipv4Addr>,
     public: Option<Ipv4Addr>,
     elastic: &[ElasticAddress],
 ) -> Option<Value> {
-    let own = elastic.iter().find(|row| row.association.is_some_and(|a| a.interface == interface));
+    let own = elastic.iter().find(|row| row.association.is_some_and(|a| a.leads_to(interface, secondary)));
     let address = own.map(|row| row.address).or(public)?;
     let mut shown = json!({
         "PublicIp": address.to_string(), "PublicDnsName": public_host_name(address, REGION),
@@ -101,14 +103,20 @@ pub(super) fn ipv6_addresses(interface: &Interface) -> Vec<Value> {
     interface.ipv6.iter().map(|address| json!({"Ipv6Address": address.to_string()})).collect()
 }
 
-/// All private addresses of an interface, the primary first. A public one leads to the primary.
-pub(super) fn private_addresses(member: &Membership, public: Option<&Value>) -> Vec<Value> {
+/// All private addresses of an interface, the primary first, with the association of each: that of the primary,
+/// and what `of_secondary` tells of the others.
+pub(super) fn private_addresses(
+    member: &Membership,
+    of_primary: Option<&Value>,
+    of_secondary: impl Fn(Ipv4Addr) -> Option<Value>,
+) -> Vec<Value> {
     let one = |(address, primary): (Ipv4Addr, bool)| {
         let name = private_host_name(address, Some(REGION));
         let mut shown =
             json!({"PrivateIpAddress": address.to_string(), "Primary": primary, "PrivateDnsName": name});
-        if let Some(public) = public.filter(|_| primary) {
-            shown["Association"] = public.clone();
+        let public = if primary { of_primary.cloned() } else { of_secondary(address) };
+        if let Some(public) = public {
+            shown["Association"] = public;
         }
         shown
     };
@@ -135,7 +143,8 @@ fn shown(
     let interface = &member.interface;
     let id = interface.id.to_string();
     let public = instance.filter(|_| member.device == 0).and_then(|i| i.public_address);
-    let public = association(interface.id, public, elastic);
+    let public = association(interface.id, None, public, elastic);
+    let of_secondary = |address| association(interface.id, Some(address), None, elastic);
     let mut shown = json!({
         "NetworkInterfaceId": id, "SubnetId": interface.subnet.id.to_string(),
         "VpcId": interface.subnet.vpc.to_string(), "AvailabilityZone": ZONE, "AvailabilityZoneId": ZONE_ID,
@@ -145,7 +154,7 @@ fn shown(
         "Status": if instance.is_some() { "in-use" } else { "available" },
         "SourceDestCheck": !member.forwards, "RequesterManaged": false, "Association": public,
         "Groups": groups::identifiers(member.groups.iter(), all), "Ipv6Addresses": ipv6_addresses(interface),
-        "PrivateIpAddresses": private_addresses(member, public.as_ref()),
+        "PrivateIpAddresses": private_addresses(member, public.as_ref(), of_secondary),
         "TagSet": tagging::shown_with_name(tags, &id, None),
     });
     if let Some(instance) = instance {
@@ -281,13 +290,11 @@ pub(super) fn assign(context: &Context<'_>, request: AssignPrivateIpAddresses) -
     let interface = find(context, &request.network_interface_id)?.interface.id;
     let (wanted, more) =
         (addresses(&request.private_ip_addresses)?, count(request.secondary_private_ip_address_count)?);
-    if request.allow_reassignment {
-        return Err(ApiError::unsupported("An address is unassigned before another interface gets it"));
-    }
     if wanted.is_empty() == (more == 0) {
         return Err(ApiError::combination("Name secondary addresses or a number of them"));
     }
-    let new = context.plane.networks().assign_addresses(interface, &wanted, more)?;
+    let networks = context.plane.networks();
+    let new = networks.assign_addresses(interface, &wanted, more, request.allow_reassignment)?;
     let new: Vec<_> = new.iter().map(|address| json!({"PrivateIpAddress": address.to_string()})).collect();
     Ok(json!({"NetworkInterfaceId": interface.to_string(), "AssignedPrivateIpAddresses": new}))
 }

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr};
 
+use kiln_hostnet::OneToOne;
 use kiln_model::InterfaceId;
 use kiln_vmspec::{LeafValue, MetadataSnapshot};
 
@@ -12,7 +13,7 @@ use crate::metadata::{
     PublicAddress, REGION, SecurityGroupName, ZONE, ZONE_ID, private_domain, private_host_name,
     public_host_name,
 };
-use crate::network::{ElasticAddress, Interface, Membership, SecurityGroup};
+use crate::network::{ElasticAddress, Interface, Membership, OwnElastic, SecurityGroup};
 use crate::state::{Store, StoreError, transact};
 use crate::volumes::attached;
 
@@ -49,7 +50,7 @@ struct AroundInterface {
     security_groups: Vec<SecurityGroupName>,
     secondary: Vec<Ipv4Addr>,
     forwards: bool,
-    elastic: Option<Ipv4Addr>,
+    elastic: OwnElastic,
 }
 
 impl Around {
@@ -76,11 +77,7 @@ impl Around {
                 own.device = Some(member.device);
                 own.secondary.clone_from(&member.secondary);
                 own.forwards = member.forwards;
-                let leads_here = |row: &ElasticAddress| {
-                    row.association.is_some_and(|there| there.interface == member.interface.id)
-                };
-                let elastic = tx.list::<ElasticAddress>()?.into_iter().find(leads_here);
-                own.elastic = elastic.map(|row| row.address);
+                own.elastic = OwnElastic::among(&tx.list::<ElasticAddress>()?, member.interface.id);
                 for id in &member.groups {
                     let group = tx.get::<SecurityGroup>(id)?;
                     own.security_groups.extend(
@@ -118,9 +115,11 @@ fn described(
     public: Option<Ipv4Addr>,
 ) -> InterfaceDescription {
     let subnet = &interface.subnet;
-    let public = public.map(|public| PublicAddress {
+    let primary = public.map(|public| OneToOne { private: interface.address, public });
+    let pairs = primary.into_iter().chain(around.elastic.secondary);
+    let public = pairs.map(|OneToOne { private, public }| PublicAddress {
         public,
-        private: interface.address,
+        private,
         hostname: Some(public_host_name(public, REGION)),
     });
     InterfaceDescription {
@@ -129,7 +128,7 @@ fn described(
         device_number,
         private_ipv4: [interface.address].into_iter().chain(around.secondary).collect(),
         ipv6: interface.ipv6.into_iter().collect(),
-        public_ipv4: public.into_iter().collect(),
+        public_ipv4: public.collect(),
         local_hostname: private_host_name(interface.address, Some(REGION)),
         subnet_id: subnet.id,
         subnet_cidr: subnet.cidr,
@@ -146,7 +145,7 @@ fn facts(instance: &Instance, mut live: Live) -> InstanceFacts {
     let interfaces = (0..).zip(instance.interfaces()).map(|(number, interface)| {
         let around = live.around.interfaces.remove(&interface.id).unwrap_or_default();
         let number = around.device.unwrap_or(number);
-        let public = if number == 0 { instance.public_address } else { around.elastic };
+        let public = if number == 0 { instance.public_address } else { around.elastic.primary };
         described(number, interface, around, public)
     });
     let interfaces = interfaces.collect();

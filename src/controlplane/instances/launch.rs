@@ -9,6 +9,7 @@
 use std::fs::{self, File};
 use std::path::Path;
 
+use kiln_hostnet::OneToOne;
 use kiln_model::{ByteSize, InstanceId, InstanceState, ReservationId, VolumeId};
 use kiln_sandbox::jail;
 use kiln_vmspec::DiskFormat;
@@ -490,9 +491,10 @@ impl Plan<'_> {
             self.done.push(Effect::Network);
             let policy = policy_source(self.parts.store.as_ref(), instance.interface.subnet.vpc);
             let elastic = elastic_of(self.parts.store.as_ref(), &instance.interface)?;
-            let public = (instance.public_ip || elastic.is_some() || !instance.publish.is_empty())
-                .then(|| Public { address: elastic, ports: instance.publish.clone() });
-            let request = nic_request(&instance, &instance.interface, public);
+            let address = elastic.primary;
+            let public = (instance.public_ip || address.is_some() || !instance.publish.is_empty())
+                .then(|| Public { address, ports: instance.publish.clone() });
+            let request = nic_request(&instance, &instance.interface, public, elastic.secondary);
             let attached = self.parts.fabric.attach(&request, &policy)?;
             opened.taps.push(attached.taps);
             instance.public_address = attached.public;
@@ -535,11 +537,16 @@ pub(super) fn connect<E: From<StoreError> + From<FabricError>>(
 ) -> Result<Attached, E> {
     let policy = policy_source(parts.store.as_ref(), interface.subnet.vpc);
     let elastic = elastic_of(parts.store.as_ref(), interface)?;
-    let public = elastic.map(|address| Public { address: Some(address), ports: Vec::new() });
-    Ok(parts.fabric.attach(&nic_request(instance, interface, public), &policy)?)
+    let public = elastic.primary.map(|address| Public { address: Some(address), ports: Vec::new() });
+    Ok(parts.fabric.attach(&nic_request(instance, interface, public, elastic.secondary), &policy)?)
 }
 
-fn nic_request(instance: &Instance, interface: &Interface, public: Option<Public>) -> NicRequest {
+fn nic_request(
+    instance: &Instance,
+    interface: &Interface,
+    public: Option<Public>,
+    more_public: Vec<OneToOne>,
+) -> NicRequest {
     let subnet = &interface.subnet;
     let ipv6 = || {
         let router = subnet.ipv6?.router()?;
@@ -557,6 +564,7 @@ fn nic_request(instance: &Instance, interface: &Interface, public: Option<Public
         queue_pairs: spec::queues(instance),
         mtu: spec::MTU,
         public,
+        more_public,
     }
 }
 

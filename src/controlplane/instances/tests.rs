@@ -101,6 +101,7 @@ impl NetworkFabric for Fake {
     fn set_public(
         &self,
         _: InterfaceId,
+        _: std::net::Ipv4Addr,
         address: Option<std::net::Ipv4Addr>,
     ) -> Result<Option<std::net::Ipv4Addr>, FabricError> {
         Ok(address)

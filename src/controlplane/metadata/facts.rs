@@ -105,6 +105,13 @@ pub struct InterfaceDescription {
     pub source_dest_check: bool,
 }
 
+impl InterfaceDescription {
+    /// The public address of the primary private one.
+    pub fn primary_public(&self) -> Option<&PublicAddress> {
+        self.public_ipv4.iter().find(|address| self.private_ipv4.first() == Some(&address.private))
+    }
+}
+
 /// A public address mapped to a private one.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PublicAddress {

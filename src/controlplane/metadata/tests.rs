@@ -228,6 +228,15 @@ fn several_interfaces_and_addresses() {
     assert_eq!(at(1, "security-groups"), Some("default\nweb"));
     assert_eq!((at(2, "local-ipv4s"), at(2, "subnet-ipv4-cidr-block")), (None, None));
     assert_eq!(text(&snapshot, "meta-data/public-ipv4"), None);
+    // That of a secondary address is not that of the instance.
+    let private = [10, 0, 1, 100].into();
+    facts.interfaces[0].private_ipv4.push(private);
+    facts.interfaces[0].public_ipv4 =
+        vec![PublicAddress { public: [198, 51, 100, 8].into(), private, hostname: None }];
+    let snapshot = build(&facts).unwrap();
+    assert_eq!(text(&snapshot, "meta-data/public-ipv4"), None);
+    let of = "meta-data/network/interfaces/macs/02:00:0a:00:01:0a/ipv4-associations/198.51.100.8";
+    assert_eq!(text(&snapshot, of), Some("10.0.1.100"));
     assert_eq!(text(&snapshot, "meta-data/mac"), Some("02:00:0a:00:01:0a"));
     let third = &snapshot.interfaces[&facts.interfaces[2].mac];
     assert!(!third.source_dest_check);

@@ -135,8 +135,8 @@ fn addresses(tree: &mut Tree, primary: &InterfaceDescription) {
     tree.leaf("meta-data/mac", primary.mac);
     tree.lines("meta-data/local-ipv4", primary.private_ipv4.first());
     tree.lines("meta-data/ipv6", primary.ipv6.first());
-    tree.lines("meta-data/public-ipv4", primary.public_ipv4.first().map(|address| address.public));
-    tree.lines("meta-data/public-hostname", primary.public_ipv4.first().and_then(|a| a.hostname.as_ref()));
+    tree.lines("meta-data/public-ipv4", primary.primary_public().map(|address| address.public));
+    tree.lines("meta-data/public-hostname", primary.primary_public().and_then(|a| a.hostname.as_ref()));
     tree.lines("meta-data/security-groups", primary.security_groups.iter().map(|group| &group.name));
 }
 
@@ -155,7 +155,7 @@ fn network(tree: &mut Tree, account_id: &str, interface: &InterfaceDescription) 
     tree.lines(path("local-ipv4s"), &interface.private_ipv4);
     tree.leaf(path("mac"), interface.mac);
     tree.leaf(path("owner-id"), account_id);
-    tree.lines(path("public-hostname"), interface.public_ipv4.first().and_then(|a| a.hostname.as_ref()));
+    tree.lines(path("public-hostname"), interface.primary_public().and_then(|a| a.hostname.as_ref()));
     tree.lines(path("public-ipv4s"), interface.public_ipv4.iter().map(|address| address.public));
     tree.lines(path("security-group-ids"), interface.security_groups.iter().map(|group| &group.id));
     tree.lines(path("security-groups"), interface.security_groups.iter().map(|group| &group.name));

@@ -3,6 +3,7 @@
 
 use std::net::Ipv4Addr;
 
+use kiln_hostnet::OneToOne;
 use kiln_model::{AllocationId, AssociationId, InstanceId, InterfaceId};
 use serde::{Deserialize, Serialize};
 
@@ -40,9 +41,17 @@ pub struct Association {
     /// Its instance, if it has one.
     #[serde(default)]
     pub instance: Option<InstanceId>,
+    /// Which secondary private address of the interface; the primary one if none is said.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub secondary: Option<Ipv4Addr>,
 }
 
 impl Association {
+    /// Whether it leads to this private address of an interface.
+    pub fn leads_to(&self, interface: InterfaceId, secondary: Option<Ipv4Addr>) -> bool {
+        (self.interface, self.secondary) == (interface, secondary)
+    }
+
     /// What it leads to, for people.
     pub fn target(&self) -> String {
         self.instance.map_or_else(|| self.interface.to_string(), |instance| instance.to_string())
@@ -106,12 +115,14 @@ impl Networks<'_> {
         })
     }
 
-    /// Lets an Elastic address lead to an interface, in place of its other public address. One that
-    /// leads elsewhere is only moved with `reassociate`. What went by way of it ends.
+    /// Lets an Elastic address lead to a private address of an interface, the primary if none is said, in place
+    /// of its other public address. One that leads elsewhere is only moved with `reassociate`. What went by way
+    /// of it ends.
     pub fn associate_address(
         &self,
         address: Ipv4Addr,
         interface: InterfaceId,
+        private: Option<Ipv4Addr>,
         reassociate: bool,
     ) -> Result<(Association, Moved), NetworkError> {
         self.ensure_routing()?;
@@ -120,20 +131,24 @@ impl Networks<'_> {
             let member = tx.get::<Membership>(&interface)?.ok_or(NetworkError::NoInterface(interface))?;
             let vpc = member.interface.subnet.vpc;
             touch(tx, &vpc)?;
+            let secondary = private.filter(|private| *private != member.interface.address);
+            if let Some(address) = secondary.filter(|address| !member.secondary.contains(address)) {
+                return Err(NetworkError::NotAssigned { address, interface });
+            }
             if gateway_of(tx, vpc)?.is_none() {
                 let gateway = "an internet gateway".to_owned();
                 return Err(RoutingError::GatewayNotAttached { gateway, vpc }.into());
             }
-            let before = row.association.filter(|other| other.interface != interface);
+            let before = row.association.filter(|other| !other.leads_to(interface, secondary));
             if let Some(other) = before
                 && (!reassociate || is_nat(tx, other.interface)?)
             {
                 let (what, by) = (format!("Elastic address {address}"), other.target());
                 return Err(NetworkError::AddressAssociated { what, by });
             }
-            forget(tx, interface)?;
+            end(tx, |there| there.leads_to(interface, secondary))?;
             let id = AssociationId::from_bits(rand::random());
-            let association = Association { id, interface, instance: member.instance };
+            let association = Association { id, interface, instance: member.instance, secondary };
             row.association = Some(association);
             tx.put(&row)?;
             // The interface cannot go without noticing.
@@ -148,17 +163,21 @@ impl Networks<'_> {
         Ok((association, moved))
     }
 
-    /// Gives the interface of an association this public address, or its own again.
-    fn lead(
+    /// Gives what an association leads to this public address, or its own again.
+    pub(super) fn lead(
         &self,
         association: Association,
         address: Option<Ipv4Addr>,
     ) -> Result<Option<(InstanceId, Option<Ipv4Addr>)>, NetworkError> {
-        let Association { interface, instance, .. } = association;
-        let public = self.fabric.set_public(interface, address)?;
-        let member = transact(self.store, |tx| tx.get::<Membership>(&interface))?;
+        let Association { interface, instance, secondary, .. } = association;
+        let Some(member) = transact(self.store, |tx| tx.get::<Membership>(&interface))? else {
+            // Gone meanwhile, with what the host had of it.
+            return Ok(None);
+        };
+        let private = secondary.unwrap_or(member.interface.address);
+        let public = self.fabric.set_public(interface, private, address)?;
         // The row of an instance has the public address of its primary interface.
-        let primary = member.is_none_or(|member| member.device == 0);
+        let primary = member.device == 0 && secondary.is_none();
         Ok(instance.filter(|_| primary).map(|instance| (instance, public)))
     }
 
@@ -192,11 +211,35 @@ pub(super) fn get(tx: &mut Transaction<'_>, address: Ipv4Addr) -> Result<Elastic
     tx.get::<ElasticAddress>(&address)?.ok_or_else(|| NetworkError::NoElastic(address.to_string()))
 }
 
-/// The Elastic address that leads to an interface.
-pub(crate) fn elastic_of(store: &dyn Store, interface: &Interface) -> Result<Option<Ipv4Addr>, StoreError> {
+/// The Elastic addresses that lead to an interface: that of its primary private address, and those of secondary
+/// ones.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub(crate) struct OwnElastic {
+    pub primary: Option<Ipv4Addr>,
+    pub secondary: Vec<OneToOne>,
+}
+
+impl OwnElastic {
+    /// Those of this interface among all.
+    pub(crate) fn among(all: &[ElasticAddress], interface: InterfaceId) -> Self {
+        let mut own = OwnElastic::default();
+        for row in all {
+            match row.association.filter(|there| there.interface == interface) {
+                Some(Association { secondary: Some(private), .. }) => {
+                    own.secondary.push(OneToOne { private, public: row.address });
+                }
+                Some(_) => own.primary = Some(row.address),
+                None => {}
+            }
+        }
+        own
+    }
+}
+
+/// The Elastic addresses that lead to an interface.
+pub(crate) fn elastic_of(store: &dyn Store, interface: &Interface) -> Result<OwnElastic, StoreError> {
     let all = transact(store, |tx| tx.list::<ElasticAddress>())?;
-    let mut own = all.into_iter().filter(|row| row.association.is_some_and(|a| a.interface == interface.id));
-    Ok(own.next().map(|row| row.address))
+    Ok(OwnElastic::among(&all, interface.id))
 }
 
 /// Notes whose interface it is now, as part of `tx`.
@@ -214,13 +257,55 @@ pub(super) fn follow(
     Ok(())
 }
 
+/// An Elastic address on its way with the private address that it leads to.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Moving {
+    pub address: Ipv4Addr,
+    pub from: Association,
+    pub to: Association,
+}
+
+/// Lets the Elastic address of a secondary private one follow it to another interface, as part of `tx`.
+pub(super) fn hand_over(
+    tx: &mut Transaction<'_>,
+    (interface, private): (InterfaceId, Ipv4Addr),
+    heir: &Membership,
+) -> Result<Option<Moving>, StoreError> {
+    for mut row in tx.list::<ElasticAddress>()? {
+        if let Some(from) = row.association.filter(|there| there.leads_to(interface, Some(private))) {
+            let to = Association { interface: heir.interface.id, instance: heir.instance, ..from };
+            row.association = Some(to);
+            tx.put(&row)?;
+            return Ok(Some(Moving { address: row.address, from, to }));
+        }
+    }
+    Ok(None)
+}
+
 /// Ends the associations of an interface, as part of `tx`.
 pub(super) fn forget(tx: &mut Transaction<'_>, interface: InterfaceId) -> Result<(), StoreError> {
+    end(tx, |association| association.interface == interface).map(drop)
+}
+
+/// Ends the associations with secondary addresses of an interface, as part of `tx`; answers them.
+pub(super) fn forget_secondary(
+    tx: &mut Transaction<'_>,
+    interface: InterfaceId,
+    addresses: &[Ipv4Addr],
+) -> Result<Vec<Association>, StoreError> {
+    end(tx, |there| addresses.iter().any(|address| there.leads_to(interface, Some(*address))))
+}
+
+fn end(
+    tx: &mut Transaction<'_>,
+    which: impl Fn(&Association) -> bool,
+) -> Result<Vec<Association>, StoreError> {
+    let mut ended = Vec::new();
     for mut row in tx.list::<ElasticAddress>()? {
-        if row.association.is_some_and(|association| association.interface == interface) {
-            row.association = None;
+        if let Some(association) = row.association.take_if(|there| which(there)) {
+            ended.push(association);
             tx.put(&row)?;
         }
     }
-    Ok(())
+    Ok(ended)
 }

@@ -3,7 +3,7 @@
 use std::net::Ipv4Addr;
 use std::os::fd::OwnedFd;
 
-use kiln_hostnet::{Counters, Ipv6Plan, PolicySource, Public};
+use kiln_hostnet::{Counters, Ipv6Plan, OneToOne, PolicySource, Public};
 use kiln_model::{InterfaceId, Ipv4Cidr, MacAddr, VpcId};
 
 /// What an interface needs from the host.
@@ -31,6 +31,8 @@ pub struct NicRequest {
     pub mtu: u16,
     /// A public address, and ports of the host that lead to it.
     pub public: Option<Public>,
+    /// Public addresses of its secondary private addresses.
+    pub more_public: Vec<OneToOne>,
 }
 
 /// The host's side of a connected interface.
@@ -59,11 +61,13 @@ pub trait NetworkFabric: Send + Sync {
     /// Makes the policy of a VPC hold for what is attached of it.
     fn apply(&self, vpc: VpcId, policy: &PolicySource<'_>) -> Result<(), FabricError>;
 
-    /// Gives an attached interface another public address; without one, its own again if ports lead to
-    /// it. Answers the address that it has then; none where it is not attached.
+    /// Gives `private`, an address of an attached interface, another public address; without one, the primary
+    /// gets its own again if ports lead to it. Answers the address that it has then; none where the interface is
+    /// not attached.
     fn set_public(
         &self,
         interface: InterfaceId,
+        private: Ipv4Addr,
         address: Option<Ipv4Addr>,
     ) -> Result<Option<Ipv4Addr>, FabricError>;
 

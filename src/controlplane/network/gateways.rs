@@ -198,7 +198,8 @@ impl Networks<'_> {
             }
             let own = reserve(tx, &subnet, address, Ipv6Wish::None)?;
             let association = AssociationId::from_bits(rand::random());
-            row.association = Some(Association { id: association, interface: own.id, instance: None });
+            row.association =
+                Some(Association { id: association, interface: own.id, instance: None, secondary: None });
             tx.put(&row)?;
             let nat = NatGateway {
                 id,

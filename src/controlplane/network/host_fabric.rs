@@ -47,6 +47,7 @@ impl NetworkFabric for HostFabric {
             mtu: nic.mtu,
             rate: Rate::default(),
             public: nic.public.clone(),
+            more_public: nic.more_public.clone(),
         };
         let nic = kiln_hostnet::attach(&self.records, &plan, policy).map_err(|e| FabricError(e.into()))?;
         Ok(Attached { taps: nic.queues, public: nic.public })
@@ -62,9 +63,10 @@ impl NetworkFabric for HostFabric {
     fn set_public(
         &self,
         interface: InterfaceId,
+        private: Ipv4Addr,
         address: Option<Ipv4Addr>,
     ) -> Result<Option<Ipv4Addr>, FabricError> {
-        match kiln_hostnet::set_public(&self.records, interface, address) {
+        match kiln_hostnet::set_public(&self.records, interface, private, address) {
             Err(e) if means_nothing_there(&e) => Ok(None),
             result => result.map_err(|e| FabricError(e.into())),
         }

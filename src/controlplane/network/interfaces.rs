@@ -5,7 +5,7 @@ use std::net::Ipv4Addr;
 
 use kiln_model::{AttachmentState, InstanceId, InterfaceId, VpcId};
 
-use super::addresses::{self, release, reserve};
+use super::addresses::{self, reserve};
 use super::groups::{self, touch};
 use super::service::find_subnet;
 use super::{Also, Interface, Membership, NetworkError, Networks, Placement};
@@ -149,46 +149,6 @@ impl Networks<'_> {
         })
     }
 
-    /// Gives an interface more private addresses of its subnet: those that are wanted, or `count` that
-    /// are free. Answers the new ones.
-    pub fn assign_addresses(
-        &self,
-        interface: InterfaceId,
-        wanted: &[Ipv4Addr],
-        count: usize,
-    ) -> Result<Vec<Ipv4Addr>, NetworkError> {
-        let number = if wanted.is_empty() { count } else { wanted.len() };
-        self.change_interface(interface, |tx, row| {
-            if 1 + row.secondary.len() + number > MAX_ADDRESSES {
-                let what = "private addresses of a network interface";
-                return Err(NetworkError::Limit { what, limit: MAX_ADDRESSES });
-            }
-            let mut new = Vec::new();
-            for n in 0..number {
-                new.push(addresses::take(tx, &row.interface.subnet, interface, wanted.get(n).copied())?);
-            }
-            row.secondary.extend(&new);
-            Ok(new)
-        })
-    }
-
-    /// Takes secondary addresses back, with the conversations that go by them. All of them, or none if
-    /// one is not a secondary address of the interface.
-    pub fn unassign_addresses(
-        &self,
-        interface: InterfaceId,
-        addresses: &[Ipv4Addr],
-    ) -> Result<(), NetworkError> {
-        self.change_interface(interface, |tx, row| {
-            for address in addresses {
-                let at = row.secondary.iter().position(|own| own == address);
-                row.secondary.remove(at.ok_or(NetworkError::NotAssigned { address: *address, interface })?);
-                release(tx, row.interface.subnet.id, *address);
-            }
-            Ok(())
-        })
-    }
-
     /// Whether an interface may send only what comes from its own addresses (the default), or also
     /// what it forwards for others.
     pub fn set_source_dest_check(&self, interface: InterfaceId, check: bool) -> Result<(), NetworkError> {
@@ -198,7 +158,7 @@ impl Networks<'_> {
         })
     }
 
-    fn change_interface<T>(
+    pub(super) fn change_interface<T>(
         &self,
         interface: InterfaceId,
         change: impl Fn(&mut Transaction<'_>, &mut Membership) -> Result<T, NetworkError>,

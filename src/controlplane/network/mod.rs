@@ -18,12 +18,13 @@ mod prefix_lists;
 mod route_tables;
 mod routing_error;
 mod rule_spec;
+mod secondary;
 mod service;
 
 pub use acls::{AclAssociation, MAX_ACL_ENTRIES, MAX_ACLS, NetworkAcl};
 pub use addresses::{Interface, Subnet, Vpc, choose_range, ensure_default_subnet};
-pub(crate) use elastic::elastic_of;
 pub use elastic::{Association, ElasticAddress, Moved};
+pub(crate) use elastic::{OwnElastic, elastic_of};
 pub use error::NetworkError;
 pub use fabric::{Attached, FabricError, NetworkFabric, NicRequest};
 pub use gateways::{InternetGateway, NatGateway};

@@ -7,6 +7,8 @@ use std::sync::Mutex;
 use kiln_model::security::{AclEntry, Direction, NetworkPolicy, Peer};
 use kiln_model::{InstanceId, InterfaceId, VpcId};
 
+use kiln_hostnet::OneToOne;
+
 use super::*;
 use crate::state::{SqliteStore, Store, StoreError, transact};
 
@@ -27,6 +29,7 @@ impl NetworkFabric for Fake {
     fn set_public(
         &self,
         _: InterfaceId,
+        _: std::net::Ipv4Addr,
         address: Option<std::net::Ipv4Addr>,
     ) -> Result<Option<std::net::Ipv4Addr>, FabricError> {
         Ok(address)
@@ -294,9 +297,9 @@ fn interfaces_of_one_instance_are_in_one_vpc_each_with_its_own_groups() {
     assert!(rows.iter().all(|row| !row.host_access));
     assert_eq!((row.device, rows.iter().map(|row| row.device).sum::<u32>()), (2, 3));
     let elastic = networks.allocate_address().unwrap().address;
-    let (_, moved) = networks.associate_address(elastic, others[1].id, false).unwrap();
+    let (_, moved) = networks.associate_address(elastic, others[1].id, None, false).unwrap();
     assert_eq!(moved, [], "the instance shows the public address of its primary interface");
-    let (association, moved) = networks.associate_address(elastic, first.id, true).unwrap();
+    let (association, moved) = networks.associate_address(elastic, first.id, None, true).unwrap();
     assert_eq!(moved, [(association.instance.unwrap(), Some(elastic))]);
     assert_eq!(code(place(&[there])), "InvalidIPAddress.InUse");
     assert_eq!(code(place(&vec![Placement::default(); 8])), "AttachmentLimitExceeded");
@@ -433,27 +436,71 @@ fn elastic_address_moves_and_stays_when_its_instance_is_gone() {
     let elastic = networks.allocate_address().unwrap();
     let address = elastic.address;
     let id = |n| InstanceId::from_bits(n);
-    let (_, moved) = networks.associate_address(address, one.id, false).unwrap();
+    let (_, moved) = networks.associate_address(address, one.id, None, false).unwrap();
     assert_eq!(moved, [(id(1), Some(address))]);
-    assert_eq!(elastic_of(&bench.store, &one).unwrap(), Some(address));
-    assert_eq!(code(networks.associate_address(address, two.id, false)), "InvalidIPAddress.InUse");
+    assert_eq!(elastic_of(&bench.store, &one).unwrap().primary, Some(address));
+    assert_eq!(code(networks.associate_address(address, two.id, None, false)), "InvalidIPAddress.InUse");
     assert_eq!(code(networks.release_address(address)), "InvalidIPAddress.InUse");
-    let (_, moved) = networks.associate_address(address, two.id, true).unwrap();
+    let (_, moved) = networks.associate_address(address, two.id, None, true).unwrap();
     assert_eq!(moved, [(id(1), None), (id(2), Some(address))]);
 
     // One interface has one: the other leads to nobody from then on.
     let other = networks.allocate_address().unwrap().address;
-    networks.associate_address(other, two.id, false).unwrap();
+    networks.associate_address(other, two.id, None, false).unwrap();
     assert_eq!(networks.find_elastic(&elastic.id.to_string()).unwrap().association, None);
     transact(&bench.store, |tx| Networks::give_back(tx, &two)).unwrap();
     assert_eq!(networks.find_elastic(&other.to_string()).unwrap().association, None);
-    assert_eq!(code(networks.associate_address(other, two.id, false)), "InvalidNetworkInterfaceID.NotFound");
+    assert_eq!(
+        code(networks.associate_address(other, two.id, None, false)),
+        "InvalidNetworkInterfaceID.NotFound"
+    );
     networks.release_address(other).unwrap();
     assert_eq!(code(networks.find_elastic(&other.to_string())), "InvalidAllocationID.NotFound");
     for _ in 0..4 {
         networks.allocate_address().unwrap();
     }
     assert_eq!(code(networks.allocate_address()), "AddressLimitExceeded");
+}
+
+#[test]
+fn elastic_address_of_a_secondary_address_goes_where_that_goes() {
+    let bench = Bench::new();
+    let networks = bench.networks();
+    let (one, two) = (bench.place(1, &[], &[]).unwrap(), bench.place(2, &[], &[]).unwrap());
+    let [first, second] = [(); 2].map(|()| networks.allocate_address().unwrap().address);
+    let private = networks.assign_addresses(one.id, &[], 1, false).unwrap()[0];
+    let of = |interface| elastic_of(&bench.store, interface).unwrap();
+    let pair = |private, public| vec![OneToOne { private, public }];
+    networks.associate_address(first, one.id, None, false).unwrap();
+    let (association, moved) = networks.associate_address(second, one.id, Some(private), false).unwrap();
+    assert_eq!(moved, [], "the instance's own public address is that of the primary");
+    assert_eq!(association.secondary, Some(private));
+    assert_eq!(of(&one), OwnElastic { primary: Some(first), secondary: pair(private, second) });
+
+    // The primary address is none of them, and another's is refused.
+    networks.associate_address(first, one.id, Some(one.address), false).unwrap();
+    assert_eq!(of(&one).primary, Some(first));
+    let foreign = networks.associate_address(second, two.id, Some(private), true);
+    assert_eq!(code(foreign), "InvalidParameterValue");
+    // Elsewhere on the same interface is elsewhere.
+    let to_primary = |reassociate| networks.associate_address(second, one.id, None, reassociate);
+    assert_eq!(code(to_primary(false)), "InvalidIPAddress.InUse");
+
+    let assign = |reassign| networks.assign_addresses(two.id, &[private], 0, reassign);
+    assert_eq!(code(assign(false)), "InvalidIPAddress.InUse");
+    assert_eq!(assign(true).unwrap(), [private]);
+    assert_eq!(of(&one), OwnElastic { primary: Some(first), secondary: Vec::new() });
+    assert_eq!(of(&two), OwnElastic { primary: None, secondary: pair(private, second) });
+    let now = networks.find_elastic(&second.to_string()).unwrap().association.unwrap();
+    assert_eq!((now.id, now.instance), (association.id, Some(InstanceId::from_bits(2))));
+    assert_eq!(bench.policy().interfaces[&one.id].addresses, [one.address]);
+    // A primary address stays where it is.
+    let steal = networks.assign_addresses(two.id, &[one.address], 0, true);
+    assert_eq!(code(steal), "InvalidIPAddress.InUse");
+
+    networks.unassign_addresses(two.id, &[private]).unwrap();
+    assert_eq!(networks.find_elastic(&second.to_string()).unwrap().association, None);
+    assert_eq!(of(&two), OwnElastic::default());
 }
 
 fn acl_entry(number: u16, allow: bool, rule: &str) -> AclEntry {
@@ -532,16 +579,17 @@ fn secondary_addresses_are_taken_and_given_back() {
     let networks = bench.networks();
     let interface = bench.place(1, &[], &[]).unwrap();
     let wanted = std::net::Ipv4Addr::new(10, 50, 0, 77);
-    assert_eq!(networks.assign_addresses(interface.id, &[wanted], 0).unwrap(), [wanted]);
-    let free = networks.assign_addresses(interface.id, &[], 2).unwrap();
+    assert_eq!(networks.assign_addresses(interface.id, &[wanted], 0, false).unwrap(), [wanted]);
+    let free = networks.assign_addresses(interface.id, &[], 2, false).unwrap();
     let all = [vec![interface.address, wanted], free.clone()].concat();
     assert_eq!(bench.policy().interfaces[&interface.id].addresses, all);
-    let assign = |address: [u8; 4]| code(networks.assign_addresses(interface.id, &[address.into()], 0));
+    let assign =
+        |address: [u8; 4]| code(networks.assign_addresses(interface.id, &[address.into()], 0, false));
     assert_eq!(assign([10, 50, 0, 77]), "InvalidIPAddress.InUse");
     assert_eq!(assign([10, 50, 0, 2]), "InvalidParameterValue");
     assert_eq!(assign([10, 51, 0, 9]), "InvalidParameterValue");
     assert_eq!(
-        code(networks.assign_addresses(interface.id, &[], MAX_ADDRESSES)),
+        code(networks.assign_addresses(interface.id, &[], MAX_ADDRESSES, false)),
         "PrivateIpAddressLimitExceeded"
     );
     let unassign = |address| networks.unassign_addresses(interface.id, &[address]);
@@ -551,7 +599,7 @@ fn secondary_addresses_are_taken_and_given_back() {
     // What is left goes with the interface.
     transact(&bench.store, |tx| Networks::give_back(tx, &interface)).unwrap();
     let next = bench.place(2, &[], &[]).unwrap();
-    assert_eq!(networks.assign_addresses(next.id, &free, 0).unwrap(), free);
+    assert_eq!(networks.assign_addresses(next.id, &free, 0, false).unwrap(), free);
 }
 
 #[test]

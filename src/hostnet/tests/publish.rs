@@ -8,7 +8,7 @@ use std::io::{Read, Write};
 use std::net::{Ipv4Addr, Shutdown, SocketAddrV4, TcpListener, TcpStream};
 use std::path::Path;
 
-use kiln_hostnet::{HostNetError, Nic, NicPlan, Public, detach, set_public};
+use kiln_hostnet::{HostNetError, Nic, NicPlan, OneToOne, Public, detach, set_public};
 use kiln_model::security::{NetworkPolicy, Rule};
 use support::packets::{all_out, group, ingress};
 use support::{DEADLINE, Guest, QUIET, host_state, inside, member, on_own_host, plan, sh};
@@ -153,7 +153,8 @@ fn address_that_moves_takes_its_traffic_along_and_ends_what_was_there() {
             Guest::new(plan, nic.queues.remove(0)).serve(80)
         });
         let address = Ipv4Addr::new(198, 18, 7, 7);
-        let give = |plan: &NicPlan, to: Option<Ipv4Addr>| set_public(dir.path(), plan.interface, to).unwrap();
+        let try_to_give = |plan: &NicPlan, to| set_public(dir.path(), plan.interface, plan.address, to);
+        let give = |plan: &NicPlan, to: Option<Ipv4Addr>| try_to_give(plan, to).unwrap();
         assert_eq!(give(&first, Some(address)), Some(address));
         let server = SocketAddrV4::new(address, 80);
         let mut held = inside("outside", || TcpStream::connect_timeout(&server.into(), DEADLINE)).unwrap();
@@ -163,11 +164,8 @@ fn address_that_moves_takes_its_traffic_along_and_ends_what_was_there() {
         held.read_exact(&mut byte).unwrap();
 
         assert_eq!(give(&first, None), None);
-        assert!(set_public(dir.path(), first.interface, Some(address)).is_ok());
-        assert!(matches!(
-            set_public(dir.path(), second.interface, Some(address)),
-            Err(HostNetError::PublicInUse(_))
-        ));
+        assert!(try_to_give(&first, Some(address)).is_ok());
+        assert!(matches!(try_to_give(&second, Some(address)), Err(HostNetError::PublicInUse(_))));
         assert_eq!(give(&first, None), None);
         assert_eq!(give(&second, Some(address)), Some(address));
         let _ = held.write_all(b"b");
@@ -178,6 +176,60 @@ fn address_that_moves_takes_its_traffic_along_and_ends_what_was_there() {
         for plan in [&first, &second] {
             detach(dir.path(), plan.interface).unwrap();
         }
+    });
+}
+
+#[test]
+fn secondary_address_has_a_public_one_of_its_own() {
+    on_own_host(|| {
+        let dir = tempfile::tempdir().unwrap();
+        outside();
+        let before = host_state();
+        let second = Ipv4Addr::new(172, 31, 0, 77);
+        let public = [[198, 18, 7, 7], [198, 19, 7, 7], [198, 19, 8, 8]].map(Ipv4Addr::from);
+        let mut plan = plan(1, 4);
+        plan.public = Some(Public { address: Some(public[0]), ports: vec!["8080:80".parse().unwrap()] });
+        plan.more_public = vec![OneToOne { private: second, public: public[1] }];
+        let mut policy = NetworkPolicy::default();
+        policy.groups.insert(group(1), vec![ingress("tcp 80-80 0.0.0.0/0"), all_out()]);
+        let mut own = member(&plan, &[group(1)]);
+        own.addresses.push(second);
+        policy.interfaces.insert(plan.interface, own);
+        let mut nic = kiln_hostnet::attach(dir.path(), &plan, &|| Ok(policy.clone())).unwrap();
+        // A guest that has the second address alone.
+        let mut guest = Guest::new(&NicPlan { address: second, ..plan.clone() }, nic.queues.remove(0));
+
+        // What it sends out comes from there. Beyond the host it would come from the host's own.
+        let listener = TcpListener::bind((HOST, 80)).unwrap();
+        let server = std::thread::spawn(move || {
+            let (mut stream, from) = listener.accept().unwrap();
+            let mut byte = [0; 1];
+            let _ = stream.read_exact(&mut byte).and_then(|()| stream.write_all(&byte));
+            from.ip()
+        });
+        assert_eq!(guest.ask(SocketAddrV4::new(HOST, 80), "x", DEADLINE).as_deref(), Some("x"));
+        assert_eq!(server.join().unwrap(), public[1]);
+
+        let guest = guest.serve(80);
+        let reached = |address| inside("outside", || say(SocketAddrV4::new(address, 80), "hi")).is_some();
+        let give = |private, to| set_public(dir.path(), plan.interface, private, to).unwrap();
+        assert!(reached(public[1]));
+        assert_eq!(give(second, Some(public[2])), Some(public[2]));
+        assert!(reached(public[2]) && !reached(public[1]), "it has another one");
+        assert!(give(plan.address, None).is_some(), "its port still leads to it");
+        assert!(reached(public[2]), "the second address is none the wiser");
+        let taken = set_public(dir.path(), plan.interface, plan.address, Some(public[2]));
+        assert!(matches!(taken, Err(HostNetError::PublicInUse(_))));
+        let record = first_public(dir.path(), &plan);
+        assert_eq!(give(second, None), None);
+        assert!(!reached(public[2]));
+        assert_eq!(first_public(dir.path(), &plan), record);
+        assert_eq!(give(second, Some(public[1])), Some(public[1]));
+        assert!(reached(public[1]));
+        drop(guest);
+        detach(dir.path(), plan.interface).unwrap();
+        sh("ip neigh flush dev eth0");
+        assert_eq!(host_state(), before, "nothing stays of either");
     });
 }
 

@@ -335,12 +335,18 @@ fn secondary_addresses_and_the_check_are_seen_while_it_runs() {
     let interface = kept.run.instance().interface.clone();
     let path = format!("meta-data/network/interfaces/macs/{}/local-ipv4s", interface.mac);
     assert_eq!(leaf(&kept.metadata(), &path), Some(interface.address.to_string()));
-    let second = f.plane.networks().assign_addresses(interface.id, &[], 1).unwrap().remove(0);
+    let second = f.plane.networks().assign_addresses(interface.id, &[], 1, false).unwrap().remove(0);
     let both = format!("{}\n{second}", interface.address);
     let seen = kept.until("both addresses", |m| leaf(m, &path).as_ref() == Some(&both));
     assert!(seen.interfaces[&interface.mac].addresses.contains(&second.into()));
+    let networks = f.plane.networks();
+    let elastic = networks.allocate_address().unwrap().address;
+    networks.associate_address(elastic, interface.id, Some(second), false).unwrap();
+    let of = format!("meta-data/network/interfaces/macs/{}/ipv4-associations/{elastic}", interface.mac);
+    kept.until("its public address", |m| leaf(m, &of) == Some(second.to_string()));
     f.plane.networks().set_source_dest_check(interface.id, false).unwrap();
     kept.until("no check", |m| !m.interfaces[&interface.mac].source_dest_check);
     f.plane.networks().unassign_addresses(interface.id, &[second]).unwrap();
-    kept.until("one address", |m| leaf(m, &path) == Some(interface.address.to_string()));
+    let seen = kept.until("one address", |m| leaf(m, &path) == Some(interface.address.to_string()));
+    assert_eq!(leaf(&seen, &of), None);
 }

@@ -206,7 +206,7 @@ fn elastic_address_needs_a_gateway() {
     let placement = Placement { subnet: Some(subnet.to_string()), ..Placement::default() };
     let own = networks.create_interface(&placement, &[], 0, &mut { NOTHING }).unwrap().interface;
     let address = networks.allocate_address().unwrap();
-    let associate = || networks.associate_address(address.address, own.id, true).map(|_| ());
+    let associate = || networks.associate_address(address.address, own.id, None, true).map(|_| ());
     assert_eq!(code(associate()), "Gateway.NotAttached");
     let nat = networks.create_nat_gateway(subnet, address.id, None, 7, &mut { NOTHING });
     assert_eq!(code(nat), "Gateway.NotAttached");

@@ -125,6 +125,7 @@ pub fn plan(vpc: u64, last: u8) -> NicPlan {
         mtu: 1500,
         rate: Rate::default(),
         public: None,
+        more_public: Vec::new(),
     }
 }
 
