@@ -42,6 +42,9 @@ fn ansible_packer_and_terraform_work_as_with_ec2() {
         ("terraform_storage.py", terraform),
         ("terraform_service.py", terraform),
         ("terraform_template.py", terraform),
+        ("terraform_network.py", terraform),
+        ("terraform_identity.py", terraform),
+        ("terraform_machines.py", terraform),
     ];
     std::thread::scope(|scope| {
         for (what, _) in all.into_iter().filter(|(_, lacking)| !lacking) {

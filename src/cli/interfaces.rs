@@ -6,7 +6,7 @@
 use std::collections::BTreeSet;
 use std::path::Path;
 
-use kiln_controlplane::network::{Membership, PrefixList};
+use kiln_controlplane::network::{Membership, PrefixList, Secondary};
 use kiln_model::{InstanceId, InterfaceId};
 
 use crate::daemon::{Daemon, Parameters};
@@ -41,7 +41,7 @@ pub fn interface(state_dir: &Path, command: &InterfaceCommand) -> Result<(), Fai
         }
         InterfaceCommand::Create { placement } => {
             let placement = placement.clone().unwrap_or_default().0;
-            let made = networks.create_interface(&placement, &[], 0, &mut |_, _| Ok(()))?;
+            let made = networks.create_interface(&placement, &mut |_, _| Ok(()))?;
             crate::print(&format!("{}\n", made.interface.id))
         }
         InterfaceCommand::Attach { interface, instance, device_index } => {
@@ -81,7 +81,11 @@ pub fn interface(state_dir: &Path, command: &InterfaceCommand) -> Result<(), Fai
         }
         InterfaceCommand::Assign { instance, addresses, reassign } => {
             let interface = plane.find(instance)?.interface.id;
-            for address in networks.assign_addresses(interface, addresses, 1, *reassign)? {
+            let wanted = match addresses.as_slice() {
+                [] => Secondary::Any(1),
+                these => Secondary::These(these.to_vec()),
+            };
+            for address in networks.assign_addresses(interface, &wanted, *reassign)? {
                 crate::print(&format!("{address}\n"))?;
             }
             Ok(())

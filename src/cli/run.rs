@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use kiln_controlplane::host::host_memory;
 use kiln_controlplane::instances::{
-    BootOverride, ControlPlane, Ending, Instance, LaunchRequest, NetworkMode, RunningInstance,
+    BootOverride, ControlPlane, Ending, Instance, LaunchRequest, NetworkMode, Remembered, RunningInstance,
     ShutdownBehavior,
 };
 use kiln_controlplane::metadata::parse_options;
@@ -111,7 +111,7 @@ pub fn request(args: &RunArgs) -> Result<LaunchRequest, Failure> {
         protected: false,
         key_name: None,
         launch_template: None,
-        monitoring: false,
+        remembered: Remembered::default(),
         keep_root: None,
         root_kind: None,
         volumes: with_devices(&args.volume),

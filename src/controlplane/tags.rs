@@ -89,7 +89,15 @@ pub fn remove(
 
 /// Forgets a resource that is gone.
 pub fn forget(store: &dyn Store, resource: &str) -> Result<(), StoreError> {
-    remove(store, &[resource.to_owned()], |_| true)
+    transact(store, |tx| {
+        forget_in(tx, resource);
+        Ok(())
+    })
+}
+
+/// The same as part of the transaction in which it goes: for what goes with something else.
+pub(crate) fn forget_in(tx: &mut Transaction<'_>, resource: &str) {
+    tx.remove::<ResourceTags>(&resource.to_owned());
 }
 
 fn get(tx: &mut Transaction<'_>, resource: &str) -> Result<ResourceTags, StoreError> {

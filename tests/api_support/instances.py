@@ -115,6 +115,24 @@ ec2.modify_instance_attribute(InstanceId=one, Attribute="disableApiTermination",
 ec2.modify_instance_attribute(InstanceId=one, InstanceInitiatedShutdownBehavior={"Value": "terminate"})
 same(attribute("instanceInitiatedShutdownBehavior"), "terminate")
 ec2.modify_instance_attribute(InstanceId=one, InstanceInitiatedShutdownBehavior={"Value": "stop"})
+ec2.modify_instance_attribute(InstanceId=one, SourceDestCheck={"Value": False})
+ec2.modify_instance_attribute(InstanceId=one, DisableApiStop={"Value": False})
+same(attribute("sourceDestCheck"), False)
+ec2.modify_instance_attribute(InstanceId=one, SourceDestCheck={"Value": True})
+same((attribute("sourceDestCheck"), attribute("ebsOptimized")), (True, False))
+same(code(ec2.modify_instance_attribute, InstanceId=one, EbsOptimized={"Value": True}), "IncorrectInstanceState")
+
+
+def credits():
+    return ec2.describe_instance_credit_specifications(InstanceIds=[one])["InstanceCreditSpecifications"][0]["CpuCredits"]
+
+
+same(credits(), "unlimited")
+changed = ec2.modify_instance_credit_specification(InstanceCreditSpecifications=[
+    {"InstanceId": one, "CpuCredits": "standard"}, {"InstanceId": "i-00000000000000001", "CpuCredits": "standard"}])
+same([i["InstanceId"] for i in changed["SuccessfulInstanceCreditSpecifications"]], [one])
+same([i["Error"]["Code"] for i in changed["UnsuccessfulInstanceCreditSpecifications"]], ["InvalidInstanceID.NotFound"])
+same(credits(), "standard")
 options = ec2.modify_instance_metadata_options(InstanceId=one, HttpTokens="optional")["InstanceMetadataOptions"]
 same((options["HttpTokens"], options["HttpPutResponseHopLimit"]), ("optional", 2))
 default = ec2.describe_security_groups(GroupNames=["default"])["SecurityGroups"][0]["GroupId"]

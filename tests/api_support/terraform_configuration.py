@@ -5,7 +5,7 @@ import pathlib
 import shutil
 import subprocess
 
-from client import DIRECTORY
+from client import DIRECTORY, client, same
 
 
 class Configuration:
@@ -45,3 +45,27 @@ class Configuration:
 
 def options(wanted):
     return [part for name, value in wanted.items() for part in ("-var", f"{name}={value}")]
+
+
+def all_there():
+    """What a user can have made, but for instances, which are shown for a while when they are gone."""
+    ec2, iam = client("ec2"), client("iam")
+    lists = [
+        (ec2.describe_volumes, "Volumes"), (ec2.describe_security_groups, "SecurityGroups"), (ec2.describe_vpcs, "Vpcs"),
+        (ec2.describe_subnets, "Subnets"), (ec2.describe_addresses, "Addresses"), (ec2.describe_key_pairs, "KeyPairs"),
+        (ec2.describe_internet_gateways, "InternetGateways"), (ec2.describe_route_tables, "RouteTables"),
+        (ec2.describe_network_interfaces, "NetworkInterfaces"), (ec2.describe_network_acls, "NetworkAcls"),
+        (ec2.describe_managed_prefix_lists, "PrefixLists"), (ec2.describe_tags, "Tags"),
+        (iam.list_roles, "Roles"), (iam.list_instance_profiles, "InstanceProfiles"), (iam.list_users, "Users"),
+        (iam.list_groups, "Groups"), (iam.list_policies, "Policies"),
+    ]
+    found = {name: call()[name] for call, name in lists}
+    found["Tags"] = [tag for tag in found["Tags"] if tag["ResourceType"] != "instance"]
+    return found
+
+
+def nothing_left(before):
+    """All is there that was, and nothing else."""
+    after = all_there()
+    for name, items in before.items():
+        same((name, after[name]), (name, items))

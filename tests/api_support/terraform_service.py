@@ -4,21 +4,9 @@ import os
 import subprocess
 
 from client import DIRECTORY, client, same
-from terraform_configuration import Configuration
+from terraform_configuration import Configuration, all_there, nothing_left
 
-ec2, iam = client("ec2"), client("iam")
-
-
-def all_there():
-    """What a user can have made, but for instances, which are shown for a while when they are gone."""
-    lists = [
-        (ec2.describe_volumes, "Volumes"), (ec2.describe_security_groups, "SecurityGroups"), (ec2.describe_vpcs, "Vpcs"),
-        (ec2.describe_subnets, "Subnets"), (ec2.describe_addresses, "Addresses"), (ec2.describe_key_pairs, "KeyPairs"),
-        (ec2.describe_internet_gateways, "InternetGateways"), (ec2.describe_route_tables, "RouteTables"),
-        (ec2.describe_network_interfaces, "NetworkInterfaces"), (iam.list_roles, "Roles"), (iam.list_instance_profiles, "InstanceProfiles"),
-    ]
-    return {name: call()[name] for call, name in lists}
-
+ec2 = client("ec2")
 
 base = ec2.register_image(Name="guest", ImageLocation=os.environ["KILN_TEST_IMAGE"])["ImageId"]
 ec2.get_waiter("image_available").wait(ImageIds=[base], WaiterConfig={"Delay": 1, "MaxAttempts": 60})
@@ -51,6 +39,6 @@ same(sorted(permission["FromPort"] for permission in group["IpPermissions"]), [2
 same(volume["Size"], 2)
 
 service.destroy(**changed)
-same(all_there(), before)
+nothing_left(before)
 same(instance()["State"]["Name"], "terminated")
 print("done")

@@ -41,6 +41,9 @@ same(iam.list_user_tags(UserName="bob")["Tags"], [{"Key": "b", "Value": "2"}])
 
 # Keys: the secret once, two of them, switched off and on.
 key = iam.create_access_key(UserName="ann")["AccessKey"]
+unused = iam.get_access_key_last_used(AccessKeyId=key["AccessKeyId"])
+same((unused["UserName"], unused["AccessKeyLastUsed"]), ("ann", {"ServiceName": "N/A", "Region": "N/A"}))
+same(code(iam.get_access_key_last_used, AccessKeyId="AKIA0000000000000000"), "NoSuchEntity")
 second = iam.create_access_key(UserName="ann")["AccessKey"]
 same(code(iam.create_access_key, UserName="ann"), "LimitExceeded")
 keys = iam.list_access_keys(UserName="ann")["AccessKeyMetadata"]
@@ -63,6 +66,14 @@ same(code(limited.describe_vpcs), "UnauthorizedOperation")
 for refused in [self.get_user, self.list_users, self.create_access_key, self.list_access_keys]:
     same(code(refused), "AccessDenied")
 same(code(self.put_user_policy, UserName="ann", PolicyName="x", PolicyDocument=policy(("Allow", "*", "*"))), "AccessDenied")
+
+used = iam.get_access_key_last_used(AccessKeyId=key["AccessKeyId"])["AccessKeyLastUsed"]
+same((used["ServiceName"], used["Region"], "LastUsedDate" in used), ("iam", "us-east-1", True))
+for none in [iam.list_mfa_devices, iam.list_ssh_public_keys, iam.list_signing_certificates, iam.list_service_specific_credentials]:
+    same(list(none(UserName="ann").values())[0], [])
+    same(code(none, UserName="nobody"), "NoSuchEntity")
+same(iam.list_virtual_mfa_devices()["VirtualMFADevices"], [])
+same([code(call, UserName="ann") for call in [iam.get_login_profile, iam.delete_login_profile]], ["NoSuchEntity"] * 2)
 
 # Its own policy; what it does to itself it need not name.
 iam.put_user_policy(UserName="ann", PolicyName="self", PolicyDocument=policy(

@@ -19,6 +19,9 @@ input!(ModifyInstanceAttribute { instance_id: String, attribute: Option<String>,
     instance_type: Option<Text>, user_data: Option<Text>, groups: Vec<String>, disable_api_termination: Option<Switch>,
     disable_api_stop: Option<Switch>, source_dest_check: Option<Switch>, ebs_optimized: Option<Switch>,
     instance_initiated_shutdown_behavior: Option<Text>, block_device_mappings: Vec<DeviceChange> });
+input!(CreditChange { instance_id: String, cpu_credits: Option<String> });
+input!(ModifyInstanceCreditSpecification { instance_credit_specifications: Vec<CreditChange>,
+    client_token: Option<String> });
 input!(EbsChange { delete_on_termination: Option<bool>, volume_id: Option<String> });
 input!(DeviceChange { device_name: Option<String>, ebs: Option<EbsChange> });
 input!(GetInstanceUefiData { instance_id: String });
@@ -47,9 +50,13 @@ pub(super) fn describe(context: &Context<'_>, request: DescribeInstanceAttribute
             ("InstanceInitiatedShutdownBehavior", json!({ "Value": word }))
         }
         "rootDeviceName" => ("RootDeviceName", json!({"Value": instance.root.device})),
-        "sourceDestCheck" => ("SourceDestCheck", json!({"Value": true})),
+        "sourceDestCheck" => {
+            let members = context.plane.networks().memberships()?;
+            let own = members.iter().find(|member| member.interface.id == instance.interface.id);
+            ("SourceDestCheck", json!({"Value": own.is_none_or(|member| !member.forwards)}))
+        }
         "groupSet" => ("Groups", World::read(context)?.groups_of(&instance).into()),
-        "ebsOptimized" => ("EbsOptimized", json!({"Value": false})),
+        "ebsOptimized" => ("EbsOptimized", json!({"Value": instance.remembered.ebs_optimized})),
         "enaSupport" => ("EnaSupport", json!({"Value": false})),
         "enclaveOptions" => ("EnclaveOptions", json!({"Enabled": false})),
         "productCodes" => ("ProductCodes", json!([])),
@@ -93,15 +100,13 @@ impl ModifyInstanceAttribute {
         if !self.groups.is_empty() {
             all.push(Attribute::Groups(self.groups));
         }
-        for (switch, what) in
-            [(self.disable_api_stop, "Stop protection"), (self.ebs_optimized, "EBS optimization")]
-        {
-            match switch.and_then(|switch| switch.value) {
-                Some(true) => return Err(ApiError::unsupported(format!("{what} is not supported"))),
-                // As it is. Any attribute that stays as it is will do.
-                Some(false) => all.push(Attribute::SourceDestCheck(true)),
-                None => {}
-            }
+        if let Some(Switch { value: Some(on) }) = self.ebs_optimized {
+            all.push(Attribute::EbsOptimized(on));
+        }
+        match self.disable_api_stop.and_then(|switch| switch.value) {
+            Some(true) => return Err(ApiError::unsupported("Stop protection is not supported")),
+            Some(false) => all.push(Attribute::AsItIs),
+            None => {}
         }
         if !self.block_device_mappings.is_empty() {
             all.push(volumes_go(self.block_device_mappings)?);
@@ -112,6 +117,7 @@ impl ModifyInstanceAttribute {
             Some("instanceType") => all.push(kind(value.unwrap_or_default())?),
             Some("userData") => all.push(user_data(value)?),
             Some("disableApiTermination") => all.push(Attribute::Protected(boolean(value)?)),
+            Some("ebsOptimized") => all.push(Attribute::EbsOptimized(boolean(value)?)),
             Some("sourceDestCheck") => all.push(Attribute::SourceDestCheck(boolean(value)?)),
             Some("instanceInitiatedShutdownBehavior") => all.push(shutdown(value.unwrap_or_default())?),
             Some(other) => {
@@ -172,7 +178,7 @@ pub(super) fn modify(context: &Context<'_>, request: ModifyInstanceAttribute) ->
 
 /// Whether an instance is monitored in detail, as it is shown.
 pub(super) fn shown_monitoring(instance: &Instance) -> Value {
-    json!({"State": if instance.monitoring { "enabled" } else { "disabled" }})
+    json!({"State": if instance.remembered.monitoring { "enabled" } else { "disabled" }})
 }
 
 fn set_monitoring(context: &Context<'_>, wanted: &[String], on: bool) -> Answer {
@@ -193,6 +199,56 @@ pub(super) fn monitor(context: &Context<'_>, request: Instances) -> Answer {
 /// `UnmonitorInstances`.
 pub(super) fn unmonitor(context: &Context<'_>, request: Instances) -> Answer {
     set_monitoring(context, &request.instance_ids, false)
+}
+
+/// Whether the processor credits of an instance are unlimited: those of the first burstable types are not, if
+/// nothing was said.
+pub(super) fn shown_credits(instance: &Instance) -> &'static str {
+    let unlimited = !instance.instance_type.starts_with("t2.");
+    if instance.remembered.unlimited_credits.unwrap_or(unlimited) { "unlimited" } else { "standard" }
+}
+
+/// Whether there are unlimited credits for an instance of this type, in the words of EC2.
+pub(super) fn credits(kind: &str, word: &str) -> Result<bool, ApiError> {
+    if !is_burstable(kind) {
+        return Err(ApiError::combination(format!("Instances of the type {kind} have no processor credits")));
+    }
+    match word {
+        "unlimited" => Ok(true),
+        "standard" => Ok(false),
+        other => {
+            Err(ApiError::value(format!("Invalid value '{other}' for cpuCredits: standard or unlimited")))
+        }
+    }
+}
+
+/// Whether a type has processor credits.
+pub(super) fn is_burstable(kind: &str) -> bool {
+    kind.starts_with('t')
+}
+
+/// `ModifyInstanceCreditSpecification`: remembered and shown; nothing is metered.
+pub(super) fn modify_credits(context: &Context<'_>, request: ModifyInstanceCreditSpecification) -> Answer {
+    let (mut done, mut refused) = (Vec::new(), Vec::new());
+    for change in request.instance_credit_specifications {
+        let modify = || {
+            let instance = find(context, &change.instance_id)?;
+            let word = change.cpu_credits.as_deref().unwrap_or_default();
+            let unlimited = credits(&instance.instance_type, word)?;
+            Ok::<_, ApiError>(
+                context.supervisor.modify(instance.id, &Attribute::UnlimitedCredits(unlimited))?,
+            )
+        };
+        match modify() {
+            Ok(_) => done.push(json!({"InstanceId": change.instance_id})),
+            Err(e) => refused.push(json!({
+                "InstanceId": change.instance_id, "Error": {"Code": e.code, "Message": e.message},
+            })),
+        }
+    }
+    Ok(json!({
+        "SuccessfulInstanceCreditSpecifications": done, "UnsuccessfulInstanceCreditSpecifications": refused,
+    }))
 }
 
 /// `GetInstanceUefiData`: there is no firmware, so it has stored nothing.

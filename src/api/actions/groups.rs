@@ -129,9 +129,6 @@ pub(super) fn create(context: &Context<'_>, request: CreateSecurityGroup) -> Ans
 pub(super) fn delete(context: &Context<'_>, request: GroupReference) -> Answer {
     let group = find(context, request.group_id.as_deref(), request.group_name.as_deref())?;
     context.plane.networks().delete_group(group.id)?;
-    for id in group.rules.iter().map(|rule| rule.id.to_string()).chain([group.id.to_string()]) {
-        tags::forget(context.plane.store(), &id)?;
-    }
     Ok(json!({"Return": true, "GroupId": group.id.to_string()}))
 }
 

@@ -151,7 +151,8 @@ impl World {
             "State": lifecycle::state(instance.state), "AmiLaunchIndex": instance.launch_index,
             "LaunchTime": instance.launched, "Architecture": "x86_64", "Hypervisor": "xen",
             "VirtualizationType": "hvm", "RootDeviceName": instance.root.device, "RootDeviceType": "ebs",
-            "Monitoring": attributes::shown_monitoring(instance), "EbsOptimized": false, "EnaSupport": false,
+            "Monitoring": attributes::shown_monitoring(instance), "EnaSupport": false,
+            "EbsOptimized": instance.remembered.ebs_optimized,
             "Placement": {"AvailabilityZone": ZONE, "AvailabilityZoneId": ZONE_ID, "GroupName": "", "Tenancy": "default"},
             "CpuOptions": {"CoreCount": instance.vcpus, "ThreadsPerCore": 1}, "KeyName": instance.key_name,
             "StateTransitionReason": instance.reason.as_ref().map(|r| r.transition()).unwrap_or_default(),
@@ -161,6 +162,14 @@ impl World {
             "PrivateDnsName": "", "PublicDnsName": "", "SecurityGroups": self.groups_of(instance),
             "BlockDeviceMappings": [], "NetworkInterfaces": [], "ProductCodes": [],
             "EnclaveOptions": {"Enabled": false}, "HibernationOptions": {"Configured": false},
+            "PrivateDnsNameOptions": {
+                "HostnameType": "ip-name", "EnableResourceNameDnsARecord": false,
+                "EnableResourceNameDnsAAAARecord": false,
+            },
+            "MaintenanceOptions": {"AutoRecovery": if instance.remembered.no_recovery { "disabled" } else { "default" }},
+            "CapacityReservationSpecification": {
+                "CapacityReservationPreference": if instance.remembered.no_reservation { "none" } else { "open" },
+            },
             "PlatformDetails": "Linux/UNIX", "UsageOperation": "RunInstances", "ClientToken": "",
         });
         if let BaseImage::Imported { image } = instance.root.base {
@@ -345,8 +354,8 @@ pub(super) fn describe_credits(
     mut request: DescribeInstanceCreditSpecifications,
 ) -> Answer {
     let mut meant = named(&*context.plane.instance_rows()?, &request.instance_ids)?;
-    meant.retain(|i| i.instance_type.starts_with('t') && !i.is_gone());
-    let one = |i: &Arc<Instance>| json!({"InstanceId": i.id.to_string(), "CpuCredits": "unlimited"});
+    meant.retain(|i| attributes::is_burstable(&i.instance_type) && !i.is_gone());
+    let one = |i: &Arc<Instance>| json!({"InstanceId": i.id.to_string(), "CpuCredits": attributes::shown_credits(i)});
     let items = meant.iter().map(one).collect();
     listing::answer(
         items,

@@ -6,10 +6,9 @@ use std::net::Ipv4Addr;
 use kiln_controlplane::instances::Instance;
 use kiln_controlplane::metadata::{ACCOUNT, REGION, ZONE, ZONE_ID, private_host_name, public_host_name};
 use kiln_controlplane::network::{
-    ElasticAddress, Interface, MAX_ADDRESSES, Membership, Placement, SecurityGroup,
+    ElasticAddress, Interface, MAX_ADDRESSES, Membership, Placement, Secondary, SecurityGroup,
 };
 use kiln_controlplane::state::{Rows, rows};
-use kiln_controlplane::tags;
 use kiln_model::{InstanceId, InterfaceId, SubnetId};
 use serde_json::{Value, json};
 
@@ -207,6 +206,32 @@ fn addresses(texts: &[String]) -> Result<Vec<Ipv4Addr>, ApiError> {
     Ok(all)
 }
 
+/// The primary address of a new interface, if it is said, and the secondary ones: in a list, or by their number.
+pub(super) fn private(
+    primary: Option<String>,
+    listed: &[Address],
+    more: Option<i64>,
+) -> Result<(Option<Ipv4Addr>, Secondary), ApiError> {
+    let marked: Vec<_> = listed.iter().filter(|one| one.primary).collect();
+    let primary = match (primary, marked.as_slice()) {
+        (address, []) => address,
+        (None, [one]) => one.private_ip_address.clone(),
+        _ => return Err(ApiError::combination("An interface has one primary private address")),
+    };
+    let others = listed.iter().filter(|one| !one.primary);
+    let others: Vec<_> = others.filter_map(|one| one.private_ip_address.clone()).collect();
+    Ok((launch::address(primary.as_deref())?, secondary(&others, more)?))
+}
+
+/// Secondary addresses in the words of EC2.
+fn secondary(these: &[String], more: Option<i64>) -> Result<Secondary, ApiError> {
+    match (addresses(these)?, count(more)?) {
+        (these, 0) if !these.is_empty() => Ok(Secondary::These(these)),
+        (these, more) if these.is_empty() => Ok(Secondary::Any(more)),
+        _ => Err(ApiError::combination("Name secondary addresses or a number of them, not both")),
+    }
+}
+
 /// `CreateNetworkInterface`.
 pub(super) fn create(context: &Context<'_>, mut input: Value) -> Answer {
     let token = Token::take(context, "CreateNetworkInterface", &mut input)?;
@@ -214,22 +239,16 @@ pub(super) fn create(context: &Context<'_>, mut input: Value) -> Answer {
     let subnet: SubnetId = SUBNET.parse(&request.subnet_id)?;
     request.groups.iter().try_for_each(|id| GROUP.check(id))?;
     let tags = tagging::specified(std::mem::take(&mut request.tag_specifications), "network-interface")?;
-    let primary: Vec<_> = request.private_ip_addresses.iter().filter(|one| one.primary).collect();
-    let primary = match (request.private_ip_address.take(), primary.as_slice()) {
-        (address, []) => address,
-        (None, [one]) => one.private_ip_address.clone(),
-        _ => return Err(ApiError::combination("An interface has one primary private address")),
-    };
-    let others = request.private_ip_addresses.iter().filter(|one| !one.primary);
-    let others: Vec<_> = others.filter_map(|one| one.private_ip_address.clone()).collect();
-    let (secondary, more) = (addresses(&others)?, count(request.secondary_private_ip_address_count)?);
-    if !secondary.is_empty() && more > 0 {
-        return Err(ApiError::combination("Name secondary addresses or a number of them, not both"));
-    }
+    let (address, secondary) = private(
+        request.private_ip_address.take(),
+        &request.private_ip_addresses,
+        request.secondary_private_ip_address_count,
+    )?;
     let ipv6: Vec<_> = request.ipv6_addresses.into_iter().map(|one| one.ipv6_address).collect();
     let placement = Placement {
         subnet: Some(subnet.to_string()),
-        address: launch::address(primary.as_deref())?,
+        address,
+        secondary,
         ipv6: launch::ipv6(request.ipv6_address_count, &ipv6)?,
         groups: request.groups,
         description: request.description.unwrap_or_default(),
@@ -238,7 +257,7 @@ pub(super) fn create(context: &Context<'_>, mut input: Value) -> Answer {
     check_text(&placement.description)?;
     let id = tokens::once(context, &token, |token| {
         let networks = context.plane.networks();
-        let made = networks.create_interface(&placement, &secondary, more, &mut token.making(&tags))?;
+        let made = networks.create_interface(&placement, &mut token.making(&tags))?;
         Ok(made.interface.id.to_string())
     })?;
     let made = all(context)?.into_iter().find(|own| own["NetworkInterfaceId"] == id.as_str());
@@ -257,7 +276,6 @@ fn check_text(text: &str) -> Result<(), ApiError> {
 /// `DeleteNetworkInterface`.
 pub(super) fn delete(context: &Context<'_>, request: DeleteNetworkInterface) -> Answer {
     context.plane.networks().delete_interface(INTERFACE.parse(&request.network_interface_id)?)?;
-    tags::forget(context.plane.store(), &request.network_interface_id)?;
     done()
 }
 
@@ -288,13 +306,12 @@ pub(super) fn detach(context: &Context<'_>, request: DetachNetworkInterface) -> 
 /// `AssignPrivateIpAddresses`.
 pub(super) fn assign(context: &Context<'_>, request: AssignPrivateIpAddresses) -> Answer {
     let interface = find(context, &request.network_interface_id)?.interface.id;
-    let (wanted, more) =
-        (addresses(&request.private_ip_addresses)?, count(request.secondary_private_ip_address_count)?);
-    if wanted.is_empty() == (more == 0) {
+    let wanted = secondary(&request.private_ip_addresses, request.secondary_private_ip_address_count)?;
+    if wanted == Secondary::default() {
         return Err(ApiError::combination("Name secondary addresses or a number of them"));
     }
     let networks = context.plane.networks();
-    let new = networks.assign_addresses(interface, &wanted, more, request.allow_reassignment)?;
+    let new = networks.assign_addresses(interface, &wanted, request.allow_reassignment)?;
     let new: Vec<_> = new.iter().map(|address| json!({"PrivateIpAddress": address.to_string()})).collect();
     Ok(json!({"NetworkInterfaceId": interface.to_string(), "AssignedPrivateIpAddresses": new}))
 }

@@ -6,20 +6,21 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use kiln_controlplane::images::ImageError;
 use kiln_controlplane::instances::{
-    Instance, LaunchError, LaunchRequest, RequestError, ShutdownBehavior, SupervisorError,
+    Instance, LaunchError, LaunchRequest, Remembered, RequestError, ShutdownBehavior, SupervisorError,
 };
-use kiln_controlplane::network::{DEFAULT_GROUP, Ipv6Wish, Placement};
+use kiln_controlplane::network::{DEFAULT_GROUP, Ipv6Wish, Placement, Secondary};
 use kiln_model::{ImageId, InstanceType, InterfaceId, SubnetId, UserData, VpcId};
 use serde_json::Value;
 
 use super::devices::{self, Mapping};
 use super::ids::{GROUP, IMAGE, INTERFACE, SUBNET};
 use super::instances::World;
+use super::interfaces::{self, Address};
 use super::launch_templates::{self, Specification};
 use super::metadata_options::{self, MetadataOptionsRequest};
 use super::tagging::{self, TagSpecification};
 use super::tokens::Token;
-use super::{Answer, Context, input, key_pairs, parse, profiles, subnets};
+use super::{Answer, Context, attributes, input, key_pairs, parse, profiles, subnets};
 use crate::error::ApiError;
 
 /// Instances of one request.
@@ -28,11 +29,19 @@ const MAX_COUNT: u32 = 100;
 input!(PlacementRequest { availability_zone: Option<String>, availability_zone_id: Option<String>,
     tenancy: Option<String> });
 input!(Enabled { enabled: bool });
+input!(Credits { cpu_credits: Option<String> });
+input!(Maintenance { auto_recovery: Option<String> });
+input!(HostNames { hostname_type: Option<String>, enable_resource_name_dns_a_record: bool,
+    #[serde(rename = "EnableResourceNameDnsAAAARecord")]
+    enable_resource_name_dns_aaaa_record: bool });
+input!(Reservation { capacity_reservation_preference: Option<String>,
+    capacity_reservation_target: Option<Value> });
 input!(Configured { configured: bool });
 input!(Interface { device_index: i64, subnet_id: Option<String>, groups: Vec<String>,
     associate_public_ip_address: Option<bool>, delete_on_termination: Option<bool>, private_ip_address: Option<String>,
     description: Option<String>, network_card_index: Option<i64>, interface_type: Option<String>,
-    ipv6_address_count: Option<i64>, ipv6_addresses: Vec<Ipv6Address>, network_interface_id: Option<String> });
+    ipv6_address_count: Option<i64>, ipv6_addresses: Vec<Ipv6Address>, network_interface_id: Option<String>,
+    private_ip_addresses: Vec<Address>, secondary_private_ip_address_count: Option<i64> });
 input!(Ipv6Address { ipv6_address: String });
 input!(RunInstances { image_id: Option<String>, instance_type: Option<String>, min_count: i64, max_count: i64,
     key_name: Option<String>, security_group_ids: Vec<String>, security_groups: Vec<String>,
@@ -43,14 +52,15 @@ input!(RunInstances { image_id: Option<String>, instance_type: Option<String>, m
     network_interfaces: Vec<Interface>, tag_specifications: Vec<TagSpecification>,
     block_device_mappings: Vec<Mapping>, disable_api_termination: bool, disable_api_stop: bool,
     monitoring: Enabled, enclave_options: Enabled, hibernation_options: Configured,
-    credit_specification: Option<Value>, maintenance_options: Option<Value>,
-    private_dns_name_options: Option<Value>, additional_info: Option<String>,
-    launch_template: Option<Specification> });
+    credit_specification: Credits, maintenance_options: Maintenance,
+    private_dns_name_options: HostNames, additional_info: Option<String>,
+    capacity_reservation_specification: Reservation, launch_template: Option<Specification> });
 
 /// Where an interface shall be, from either of the two forms.
 struct Where {
     subnet: Option<String>,
-    address: Option<String>,
+    address: Option<Ipv4Addr>,
+    secondary: Secondary,
     groups: Vec<String>,
     ipv6: Ipv6Wish,
     /// As the subnet says where this does not.
@@ -65,6 +75,22 @@ fn texts(addresses: &[Ipv6Address]) -> Vec<String> {
     addresses.iter().map(|one| one.ipv6_address.clone()).collect()
 }
 
+impl HostNames {
+    fn are_other(&self) -> bool {
+        self.hostname_type.as_ref().is_some_and(|kind| kind != "ip-name")
+            || self.enable_resource_name_dns_a_record
+            || self.enable_resource_name_dns_aaaa_record
+    }
+}
+
+impl Reservation {
+    fn wants_one(&self) -> bool {
+        let preference = self.capacity_reservation_preference.as_deref();
+        self.capacity_reservation_target.is_some()
+            || preference.is_some_and(|preference| !["open", "none"].contains(&preference))
+    }
+}
+
 impl Interface {
     /// Whether it says what only a new interface can be told.
     fn says_more(&self) -> bool {
@@ -72,6 +98,8 @@ impl Interface {
             || !self.groups.is_empty()
             || self.associate_public_ip_address.is_some()
             || self.private_ip_address.is_some()
+            || !self.private_ip_addresses.is_empty()
+            || self.secondary_private_ip_address_count.is_some()
             || self.description.is_some()
             || self.ipv6_address_count.is_some()
             || !self.ipv6_addresses.is_empty()
@@ -96,7 +124,8 @@ impl RunInstances {
     fn place(&mut self) -> Result<(Where, Vec<Where>), ApiError> {
         let top = Where {
             subnet: self.subnet_id.take(),
-            address: self.private_ip_address.take(),
+            address: address(self.private_ip_address.as_deref())?,
+            secondary: Secondary::default(),
             groups: std::mem::take(&mut self.security_group_ids),
             ipv6: ipv6(self.ipv6_address_count, &texts(&self.ipv6_addresses))?,
             public: None,
@@ -145,6 +174,11 @@ impl RunInstances {
         }
         let place = |own: Interface| {
             let interface = own.network_interface_id.as_deref().map(|id| INTERFACE.parse(id)).transpose()?;
+            let (address, secondary) = interfaces::private(
+                own.private_ip_address,
+                &own.private_ip_addresses,
+                own.secondary_private_ip_address_count,
+            )?;
             Ok(Where {
                 // One that was there before stays, unless somebody says else.
                 stays: own.delete_on_termination.map_or(interface.is_some(), |goes| !goes),
@@ -152,7 +186,8 @@ impl RunInstances {
                 description: own.description.unwrap_or_default(),
                 ipv6: ipv6(own.ipv6_address_count, &texts(&own.ipv6_addresses))?,
                 subnet: own.subnet_id,
-                address: own.private_ip_address,
+                address,
+                secondary,
                 groups: own.groups,
                 public: own.associate_public_ip_address,
             })
@@ -168,6 +203,9 @@ impl RunInstances {
             (self.enclave_options.enabled, "An enclave"),
             (self.hibernation_options.configured, "Hibernation"),
             (self.disable_api_stop, "Stop protection"),
+            (self.private_dns_name_options.are_other(), "A host name that is not made of the address"),
+            // There are none, so an instance runs without one.
+            (self.capacity_reservation_specification.wants_one(), "A capacity reservation"),
             (self.placement.tenancy.as_ref().is_some_and(|t| t != "default"), "Tenancy other than default"),
         ];
         match refused.iter().find(|(wanted, _)| *wanted) {
@@ -279,7 +317,8 @@ pub(super) fn run(context: &Context<'_>, mut input: Value) -> Answer {
             continue;
         }
         request.more_interfaces.push(Placement {
-            address: address(other.address.as_deref())?,
+            address: other.address,
+            secondary: other.secondary,
             subnet: other
                 .subnet
                 .map(|id| SUBNET.parse(&id).map(|id: SubnetId| id.to_string()))
@@ -292,7 +331,8 @@ pub(super) fn run(context: &Context<'_>, mut input: Value) -> Answer {
         });
     }
     request.placement = Placement {
-        address: address(place.address.as_deref())?,
+        address: place.address,
+        secondary: place.secondary,
         subnet: place.subnet,
         ipv6: place.ipv6,
         groups: groups(context, subnet.vpc, place.groups, std::mem::take(&mut wish.security_groups))?,
@@ -315,7 +355,15 @@ pub(super) fn run(context: &Context<'_>, mut input: Value) -> Answer {
         request.root_kind = root.kind;
     }
     request.volumes = devices.others;
-    request.monitoring = wish.monitoring.enabled;
+    let credits = wish.credit_specification.cpu_credits.as_deref();
+    request.remembered = Remembered {
+        monitoring: wish.monitoring.enabled,
+        ebs_optimized: wish.ebs_optimized,
+        unlimited_credits: credits.map(|word| attributes::credits(&kind, word)).transpose()?,
+        no_recovery: wish.maintenance_options.auto_recovery.as_deref() == Some("disabled"),
+        no_reservation: wish.capacity_reservation_specification.capacity_reservation_preference.as_deref()
+            == Some("none"),
+    };
     request.launch_template = wish.launch_template.as_ref().and_then(launch_templates::used);
     request.user_data = wish.user_data.as_deref().map(user_data).transpose()?;
     if let Some(name) = &wish.key_name {

@@ -322,7 +322,7 @@ fn data_of(shown: &Value, instance: &Instance, volumes: &[Volume]) -> Value {
         "UserData": instance.user_data.as_ref().map(|data| STANDARD.encode(data.as_bytes())),
         "IamInstanceProfile": shown["IamInstanceProfile"].get("Arn").map(|arn| json!({"Arn": arn})),
         "DisableApiTermination": instance.protected, "InstanceInitiatedShutdownBehavior": behavior,
-        "Monitoring": {"Enabled": instance.monitoring}, "MetadataOptions": metadata_options::shown(instance),
+        "Monitoring": {"Enabled": instance.remembered.monitoring}, "MetadataOptions": metadata_options::shown(instance),
         "BlockDeviceMappings": volumes.iter().filter(own).filter_map(device).collect::<Vec<_>>(),
         "NetworkInterfaces": interfaces.collect::<Vec<_>>(),
         "TagSpecifications": (!instance.tags.is_empty()).then(|| json!([{"ResourceType": "instance", "Tags": tags}])),

@@ -1,6 +1,6 @@
 //! Managed policies, their versions, and who has them.
 
-use kiln_controlplane::credentials::{ManagedPolicy, PolicyVersion, RoleError};
+use kiln_controlplane::credentials::{Holders, ManagedPolicy, PolicyVersion, RoleError};
 use kiln_controlplane::tags;
 use serde_json::{Value, json};
 
@@ -19,6 +19,8 @@ input!(UntagPolicy { policy_arn: String, tag_keys: Vec<String> });
 input!(PolicyPage { policy_arn: String, marker: Option<String>, max_items: Option<i64> });
 input!(ListPolicies { scope: Option<String>, only_attached: bool, path_prefix: Option<String>,
     marker: Option<String>, max_items: Option<i64> });
+input!(ListEntitiesForPolicy { policy_arn: String, entity_filter: Option<String>, path_prefix: Option<String>,
+    policy_usage_filter: Option<String>, marker: Option<String>, max_items: Option<i64> });
 input!(OfRole { role_name: String, policy_arn: String });
 input!(OfUser { user_name: String, policy_arn: String });
 input!(RolePage { role_name: String, path_prefix: Option<String>, marker: Option<String>, max_items: Option<i64> });
@@ -211,4 +213,38 @@ pub(super) fn detach_from_user(context: &Context<'_>, request: OfUser) -> Answer
 pub(super) fn of_user(context: &Context<'_>, request: UserPage) -> Answer {
     let all = context.plane.roles().managed_of_user(&request.user_name)?;
     attached(&all, request.path_prefix.as_deref(), request.marker, request.max_items)
+}
+
+/// `ListEntitiesForPolicy`: roles, users and groups in one list of pages.
+pub(super) fn holders(context: &Context<'_>, request: ListEntitiesForPolicy) -> Answer {
+    let mut holders = context.plane.roles().holders(&request.policy_arn)?;
+    let boundary = request.policy_usage_filter.is_some_and(|usage| usage == "PermissionsBoundary");
+    if boundary || outside(request.path_prefix.as_deref()) {
+        holders = Holders::default();
+    }
+    let roles = holders.roles.iter().map(|role| json!({"RoleName": role.name.as_str(), "RoleId": role.id}));
+    let users = holders.users.iter().map(|user| json!({"UserName": user.name.as_str(), "UserId": user.id}));
+    let groups = holders.groups.iter().map(|g| json!({"GroupName": g.name.as_str(), "GroupId": g.id}));
+    let kinds = [
+        ("Role", "RoleId", roles.collect()),
+        ("User", "UserId", users.collect()),
+        ("Group", "GroupId", groups.collect::<Vec<_>>()),
+    ];
+    // The id, which is unique among all of them, is what a page ends with.
+    let of_kind = |(kind, id, items): (&str, &str, Vec<Value>)| {
+        let wanted = request.entity_filter.as_deref().is_none_or(|filter| filter == kind);
+        let one = |item: Value| json!({"Key": item[id], "Kind": kind, "Item": item});
+        if wanted { items.into_iter().map(one).collect() } else { Vec::new() }
+    };
+    let all = kinds.into_iter().flat_map(of_kind).collect();
+    let mut answer = paged(all, "All", "Key", request.marker, request.max_items)?;
+    let page = answer["All"].take();
+    let of_page = |kind: &str| -> Vec<&Value> {
+        let items = page.as_array().into_iter().flatten();
+        items.filter(|item| item["Kind"] == kind).map(|item| &item["Item"]).collect()
+    };
+    Ok(json!({
+        "PolicyRoles": of_page("Role"), "PolicyUsers": of_page("User"), "PolicyGroups": of_page("Group"),
+        "IsTruncated": answer["IsTruncated"], "Marker": answer["Marker"],
+    }))
 }

@@ -32,6 +32,7 @@ mod profiles;
 mod resources;
 mod routes;
 mod rules;
+mod sign_in;
 mod sts;
 mod subnets;
 mod tagging;
@@ -217,6 +218,7 @@ static EC2: &[(&str, Action)] = actions! { ec2:
     ImportKeyPair => key_pairs::import,
     ModifyImageAttribute => image_attributes::modify,
     ModifyInstanceAttribute => attributes::modify,
+    ModifyInstanceCreditSpecification => attributes::modify_credits,
     ModifyInstanceMetadataOptions => metadata_options::modify,
     ModifyLaunchTemplate => launch_templates::modify,
     ModifyManagedPrefixList => prefix_lists::modify,
@@ -264,6 +266,7 @@ static IAM: &[(&str, Action)] = actions! { iam:
     DeleteGroup => user_groups::delete,
     DeleteGroupPolicy => user_groups::delete_policy,
     DeleteInstanceProfile => iam::delete_profile,
+    DeleteLoginProfile => sign_in::login_profile,
     DeletePolicy => managed_policies::delete,
     DeletePolicyVersion => managed_policies::delete_version,
     DeleteRole => iam::delete_role,
@@ -273,9 +276,11 @@ static IAM: &[(&str, Action)] = actions! { iam:
     DetachGroupPolicy => user_groups::detach,
     DetachRolePolicy => managed_policies::detach_from_role,
     DetachUserPolicy => managed_policies::detach_from_user,
+    GetAccessKeyLastUsed => users::key_last_used,
     GetGroup => user_groups::get,
     GetGroupPolicy => user_groups::get_policy,
     GetInstanceProfile => iam::get_profile,
+    GetLoginProfile => sign_in::login_profile,
     GetPolicy => managed_policies::get,
     GetPolicyVersion => managed_policies::get_version,
     GetRole => iam::get_role,
@@ -286,21 +291,27 @@ static IAM: &[(&str, Action)] = actions! { iam:
     ListAttachedGroupPolicies => user_groups::list_attached,
     ListAttachedRolePolicies => managed_policies::of_role,
     ListAttachedUserPolicies => managed_policies::of_user,
+    ListEntitiesForPolicy => managed_policies::holders,
     ListGroupPolicies => user_groups::list_policies,
     ListGroups => user_groups::list,
     ListGroupsForUser => user_groups::of_user,
     ListInstanceProfileTags => iam::list_profile_tags,
     ListInstanceProfiles => iam::list_profiles,
     ListInstanceProfilesForRole => iam::list_profiles_for_role,
+    ListMFADevices => sign_in::list_devices,
     ListPolicies => managed_policies::list,
     ListPolicyTags => managed_policies::list_tags,
     ListPolicyVersions => managed_policies::list_versions,
     ListRolePolicies => iam::list_policies,
     ListRoleTags => iam::list_role_tags,
     ListRoles => iam::list_roles,
+    ListSSHPublicKeys => sign_in::list_ssh_keys,
+    ListServiceSpecificCredentials => sign_in::list_service_credentials,
+    ListSigningCertificates => sign_in::list_certificates,
     ListUserPolicies => users::list_policies,
     ListUserTags => users::list_tags,
     ListUsers => users::list,
+    ListVirtualMFADevices => sign_in::list_virtual_devices,
     PutGroupPolicy => user_groups::put_policy,
     PutRolePolicy => iam::put_policy,
     PutUserPolicy => users::put_policy,

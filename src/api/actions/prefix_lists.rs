@@ -31,9 +31,11 @@ const MAX_TEXT: usize = 255;
 
 fn shown(list: &PrefixList, tags: &TagMap) -> Value {
     let id = list.id.to_string();
+    // Whoever changed it waits for this word.
+    let state = if list.modified { "modify-complete" } else { "create-complete" };
     json!({
         "PrefixListId": id, "PrefixListName": list.name, "PrefixListArn": arn("prefix-list", &id),
-        "AddressFamily": "IPv4", "State": "create-complete", "MaxEntries": list.max_entries,
+        "AddressFamily": "IPv4", "State": state, "MaxEntries": list.max_entries,
         "Version": list.version, "OwnerId": ACCOUNT, "Tags": tagging::shown_with_name(tags, &id, None),
     })
 }

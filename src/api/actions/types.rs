@@ -5,6 +5,7 @@ use kiln_controlplane::network::{MAX_ADDRESSES, MAX_INTERFACES};
 use kiln_model::InstanceType;
 use serde_json::{Value, json};
 
+use super::attributes::is_burstable;
 use super::listing::{self, Filters, listing};
 use super::{Answer, Context};
 use crate::error::ApiError;
@@ -29,6 +30,7 @@ const FILTERS: &Filters = &[
 
 fn shown(of: &InstanceType) -> Value {
     let speed = of.performance();
+    let network = format!("Up to {} Gigabit", speed.network_bits / 1_000_000_000);
     json!({
         "InstanceType": of.name, "CurrentGeneration": !of.name.starts_with("t2."), "FreeTierEligible": false,
         "SupportedUsageClasses": ["on-demand"], "SupportedRootDeviceTypes": ["ebs"],
@@ -46,12 +48,17 @@ fn shown(of: &InstanceType) -> Value {
             },
         },
         "NetworkInfo": {
-            "NetworkPerformance": format!("Up to {} Gigabit", speed.network_bits / 1_000_000_000),
-            "MaximumNetworkInterfaces": MAX_INTERFACES, "MaximumNetworkCards": 1,
-            "Ipv4AddressesPerInterface": MAX_ADDRESSES, "Ipv6AddressesPerInterface": 1, "Ipv6Supported": true, "EnaSupport": "unsupported",
-            "EfaSupported": false,
+            "NetworkPerformance": network, "MaximumNetworkInterfaces": MAX_INTERFACES,
+            "MaximumNetworkCards": 1, "DefaultNetworkCardIndex": 0,
+            "NetworkCards": [{
+                "NetworkCardIndex": 0, "NetworkPerformance": network, "MaximumNetworkInterfaces": MAX_INTERFACES,
+            }],
+            "Ipv4AddressesPerInterface": MAX_ADDRESSES, "Ipv6AddressesPerInterface": 1, "Ipv6Supported": true,
+            "EnaSupport": "unsupported", "EfaSupported": false,
         },
-        "HibernationSupported": false, "BurstablePerformanceSupported": of.name.starts_with('t'),
+        // Without it Terraform takes the type for missing.
+        "PlacementGroupInfo": {"SupportedStrategies": []},
+        "HibernationSupported": false, "BurstablePerformanceSupported": is_burstable(of.name),
         "DedicatedHostsSupported": false, "AutoRecoverySupported": false, "SupportedBootModes": ["legacy-bios"],
     })
 }

@@ -20,6 +20,7 @@ input!(OwnReference { user_name: Option<String> });
 input!(UserPage { user_name: String, path_prefix: Option<String>, marker: Option<String>, max_items: Option<i64> });
 input!(OwnPage { user_name: Option<String>, marker: Option<String>, max_items: Option<i64> });
 input!(KeyReference { user_name: Option<String>, access_key_id: String });
+input!(KeyId { access_key_id: String });
 input!(UpdateAccessKey { user_name: Option<String>, access_key_id: String, status: String });
 input!(PolicyReference { user_name: String, policy_name: String });
 input!(PutUserPolicy { user_name: String, policy_name: String, policy_document: String });
@@ -39,7 +40,7 @@ pub(super) fn shown_in_list(user: &User) -> Value {
 }
 
 /// The user that is named, or the one that asks.
-fn meant(context: &Context<'_>, name: Option<String>) -> Result<String, ApiError> {
+pub(super) fn meant(context: &Context<'_>, name: Option<String>) -> Result<String, ApiError> {
     match (name, &context.caller.kind) {
         (Some(name), _) => Ok(name),
         (None, Kind::User { name, .. }) => Ok(name.clone()),
@@ -110,6 +111,16 @@ pub(super) fn list_keys(context: &Context<'_>, request: OwnPage) -> Answer {
     };
     let items = user.keys.iter().map(one).collect();
     paged(items, "AccessKeyMetadata", "AccessKeyId", request.marker, request.max_items)
+}
+
+/// `GetAccessKeyLastUsed`.
+pub(super) fn key_last_used(context: &Context<'_>, request: KeyId) -> Answer {
+    let (user, used) = context.plane.roles().key_use(&request.access_key_id)?;
+    let shown = match used {
+        Some(used) => json!({"LastUsedDate": used.at, "ServiceName": used.service, "Region": used.region}),
+        None => json!({"ServiceName": "N/A", "Region": "N/A"}),
+    };
+    Ok(json!({"UserName": user.as_str(), "AccessKeyLastUsed": shown}))
 }
 
 /// `UpdateAccessKey`.

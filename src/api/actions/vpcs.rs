@@ -102,17 +102,7 @@ pub(super) fn create(context: &Context<'_>, request: CreateVpc) -> Answer {
 /// `DeleteVpc`.
 pub(super) fn delete(context: &Context<'_>, request: DeleteVpc) -> Answer {
     let id: VpcId = VPC.parse(&request.vpc_id)?;
-    let networks = context.plane.networks();
-    // What goes with it.
-    let main = networks.route_tables()?.main.into_iter().filter(|main| main.vpc == id);
-    let acls = networks.network_acls()?.into_iter().filter(|acl| acl.vpc == id);
-    let gateways = networks.internet_gateways()?.into_iter().filter(|gateway| gateway.vpc == Some(id));
-    let mut gone = vec![request.vpc_id];
-    gone.extend(main.map(|main| main.table.to_string()));
-    gone.extend(acls.map(|acl| acl.id.to_string()));
-    gone.extend(gateways.map(|gateway| gateway.id.to_string()));
-    networks.delete_vpc(id)?;
-    gone.iter().try_for_each(|id| tags::forget(context.plane.store(), id))?;
+    context.plane.networks().delete_vpc(id)?;
     done()
 }
 

@@ -2,7 +2,9 @@
 
 use std::net::IpAddr;
 
-use kiln_controlplane::credentials::{AccessKey, Issuer, RequestContext, VerifyError, signer};
+use kiln_controlplane::credentials::{
+    AccessKey, Issuer, KeyUse, RequestContext, VerifyError, note_use, signer,
+};
 use kiln_controlplane::instances::ControlPlane;
 use kiln_controlplane::metadata::{ACCOUNT, REGION};
 use kiln_model::Utc;
@@ -111,6 +113,11 @@ impl Authenticator {
                 let found = found.map_err(|e| ApiError::internal(&e))?;
                 let (user, secret) = found.ok_or_else(|| unknown_key(service))?;
                 signed.verify(secret.expose(), now).map_err(refused)?;
+                let (service, region) = (signed.service.to_owned(), signed.region.to_owned());
+                let used = KeyUse { at: now, service, region };
+                if let Err(e) = note_use(plane.store(), signed.access_key_id, &used) {
+                    tracing::warn!("the use of an access key is not noted: {e}");
+                }
                 let kind = Kind::User { name: user.name.to_string(), temporary: false };
                 Ok(Caller { arn: user.arn, id: user.id, kind })
             }

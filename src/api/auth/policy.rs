@@ -158,8 +158,19 @@ fn allowed(policies: &[Policy], action: &str, resource: &str, context: &RequestC
 }
 
 /// Actions of IAM that are on the caller's own user when they name none.
-const OWN_USER: [&str; 5] =
-    ["GetUser", "CreateAccessKey", "ListAccessKeys", "UpdateAccessKey", "DeleteAccessKey"];
+const OWN_USER: &[&str] = &[
+    "CreateAccessKey",
+    "DeleteAccessKey",
+    "DeleteLoginProfile",
+    "GetLoginProfile",
+    "GetUser",
+    "ListAccessKeys",
+    "ListMFADevices",
+    "ListSSHPublicKeys",
+    "ListServiceSpecificCredentials",
+    "ListSigningCertificates",
+    "UpdateAccessKey",
+];
 
 fn resources(caller: &Caller, request: &Request<'_>) -> Vec<String> {
     let mut found = Vec::new();

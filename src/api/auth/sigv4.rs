@@ -64,7 +64,7 @@ pub(crate) struct Signed<'a> {
     /// Service in the scope.
     pub service: &'a str,
     date: &'a str,
-    region: &'a str,
+    pub region: &'a str,
     /// `20260131T235959Z`.
     time: &'a str,
     expires: Option<u64>,

@@ -5,7 +5,7 @@ use super::{Bounds, EMPTY, List, Operation, Service, Shape, member, required};
 pub(super) static SERVICE: Service =
     Service { name: "ec2", version: "2016-11-15", namespace: "http://ec2.amazonaws.com/doc/2016-11-15", operations: &OPERATIONS };
 
-static OPERATIONS: [Operation; 124] = [
+static OPERATIONS: [Operation; 125] = [
     Operation { name: "AllocateAddress", input: &ALLOCATE_ADDRESS_REQUEST, output: &ALLOCATE_ADDRESS_RESULT, wrapper: None },
     Operation { name: "AssignPrivateIpAddresses", input: &ASSIGN_PRIVATE_IP_ADDRESSES_REQUEST, output: &ASSIGN_PRIVATE_IP_ADDRESSES_RESULT, wrapper: None },
     Operation { name: "AssociateAddress", input: &ASSOCIATE_ADDRESS_REQUEST, output: &ASSOCIATE_ADDRESS_RESULT, wrapper: None },
@@ -103,6 +103,7 @@ static OPERATIONS: [Operation; 124] = [
     Operation { name: "ImportKeyPair", input: &IMPORT_KEY_PAIR_REQUEST, output: &IMPORT_KEY_PAIR_RESULT, wrapper: None },
     Operation { name: "ModifyImageAttribute", input: &MODIFY_IMAGE_ATTRIBUTE_REQUEST, output: &EMPTY, wrapper: None },
     Operation { name: "ModifyInstanceAttribute", input: &MODIFY_INSTANCE_ATTRIBUTE_REQUEST, output: &EMPTY, wrapper: None },
+    Operation { name: "ModifyInstanceCreditSpecification", input: &MODIFY_INSTANCE_CREDIT_SPECIFICATION_REQUEST, output: &MODIFY_INSTANCE_CREDIT_SPECIFICATION_RESULT, wrapper: None },
     Operation { name: "ModifyInstanceMetadataOptions", input: &MODIFY_INSTANCE_METADATA_OPTIONS_REQUEST, output: &MODIFY_INSTANCE_METADATA_OPTIONS_RESULT, wrapper: None },
     Operation { name: "ModifyLaunchTemplate", input: &MODIFY_LAUNCH_TEMPLATE_REQUEST, output: &MODIFY_LAUNCH_TEMPLATE_RESULT, wrapper: None },
     Operation { name: "ModifyManagedPrefixList", input: &MODIFY_MANAGED_PREFIX_LIST_REQUEST, output: &MODIFY_MANAGED_PREFIX_LIST_RESULT, wrapper: None },
@@ -1890,6 +1891,11 @@ static INSTANCE_CREDIT_SPECIFICATION: Shape = Shape::Structure(&[
     member("CpuCredits", "CpuCredits", "cpuCredits", &STRING),
 ]);
 static INSTANCE_CREDIT_SPECIFICATION_LIST: Shape = Shape::List(List { element: "item", flat: true, bounds: Bounds { min: None, max: None }, shape: &INSTANCE_CREDIT_SPECIFICATION });
+static INSTANCE_CREDIT_SPECIFICATION_LIST_REQUEST: Shape = Shape::List(List { element: "item", flat: true, bounds: Bounds { min: None, max: None }, shape: &INSTANCE_CREDIT_SPECIFICATION_REQUEST });
+static INSTANCE_CREDIT_SPECIFICATION_REQUEST: Shape = Shape::Structure(&[
+    required("InstanceId", "InstanceId", "InstanceId", &INSTANCE_ID),
+    member("CpuCredits", "CpuCredits", "CpuCredits", &STRING),
+]);
 static INSTANCE_EVENT_ID: Shape = Shape::Text(Bounds { min: None, max: None });
 static INSTANCE_GENERATION: Shape = Shape::Choice(&["current", "previous"]);
 static INSTANCE_GENERATION_SET: Shape = Shape::List(List { element: "item", flat: true, bounds: Bounds { min: None, max: None }, shape: &INSTANCE_GENERATION });
@@ -2772,6 +2778,15 @@ static MODIFY_INSTANCE_ATTRIBUTE_REQUEST: Shape = Shape::Structure(&[
     member("EnaSupport", "EnaSupport", "enaSupport", &ATTRIBUTE_BOOLEAN_VALUE),
 ]);
 static MODIFY_INSTANCE_ATTRIBUTE_VALUE: Shape = Shape::Text(Bounds { min: None, max: None });
+static MODIFY_INSTANCE_CREDIT_SPECIFICATION_REQUEST: Shape = Shape::Structure(&[
+    member("DryRun", "DryRun", "DryRun", &BOOLEAN),
+    member("ClientToken", "ClientToken", "ClientToken", &STRING),
+    required("InstanceCreditSpecifications", "InstanceCreditSpecification", "InstanceCreditSpecification", &INSTANCE_CREDIT_SPECIFICATION_LIST_REQUEST),
+]);
+static MODIFY_INSTANCE_CREDIT_SPECIFICATION_RESULT: Shape = Shape::Structure(&[
+    member("SuccessfulInstanceCreditSpecifications", "SuccessfulInstanceCreditSpecificationSet", "successfulInstanceCreditSpecificationSet", &SUCCESSFUL_INSTANCE_CREDIT_SPECIFICATION_SET),
+    member("UnsuccessfulInstanceCreditSpecifications", "UnsuccessfulInstanceCreditSpecificationSet", "unsuccessfulInstanceCreditSpecificationSet", &UNSUCCESSFUL_INSTANCE_CREDIT_SPECIFICATION_SET),
+]);
 static MODIFY_INSTANCE_METADATA_OPTIONS_REQUEST: Shape = Shape::Structure(&[
     required("InstanceId", "InstanceId", "InstanceId", &INSTANCE_ID),
     member("HttpTokens", "HttpTokens", "HttpTokens", &HTTP_TOKENS_STATE),
@@ -3808,6 +3823,10 @@ static SUBNET_IPV6_CIDR_BLOCK_ASSOCIATION: Shape = Shape::Structure(&[
 static SUBNET_IPV6_CIDR_BLOCK_ASSOCIATION_SET: Shape = Shape::List(List { element: "item", flat: true, bounds: Bounds { min: None, max: None }, shape: &SUBNET_IPV6_CIDR_BLOCK_ASSOCIATION });
 static SUBNET_LIST: Shape = Shape::List(List { element: "item", flat: true, bounds: Bounds { min: None, max: None }, shape: &SUBNET });
 static SUBNET_STATE: Shape = Shape::Choice(&["pending", "available", "unavailable", "failed", "failed-insufficient-capacity"]);
+static SUCCESSFUL_INSTANCE_CREDIT_SPECIFICATION_ITEM: Shape = Shape::Structure(&[
+    member("InstanceId", "InstanceId", "instanceId", &STRING),
+]);
+static SUCCESSFUL_INSTANCE_CREDIT_SPECIFICATION_SET: Shape = Shape::List(List { element: "item", flat: true, bounds: Bounds { min: None, max: None }, shape: &SUCCESSFUL_INSTANCE_CREDIT_SPECIFICATION_ITEM });
 static SUMMARY_STATUS: Shape = Shape::Choice(&["ok", "impaired", "insufficient-data", "not-applicable", "initializing"]);
 static SUPPORTED_ADDITIONAL_PROCESSOR_FEATURE: Shape = Shape::Choice(&["amd-sev-snp", "nested-virtualization"]);
 static SUPPORTED_ADDITIONAL_PROCESSOR_FEATURE_LIST: Shape = Shape::List(List { element: "item", flat: true, bounds: Bounds { min: None, max: None }, shape: &SUPPORTED_ADDITIONAL_PROCESSOR_FEATURE });
@@ -3872,6 +3891,16 @@ static UNMONITOR_INSTANCES_REQUEST: Shape = Shape::Structure(&[
 static UNMONITOR_INSTANCES_RESULT: Shape = Shape::Structure(&[
     member("InstanceMonitorings", "InstancesSet", "instancesSet", &INSTANCE_MONITORING_LIST),
 ]);
+static UNSUCCESSFUL_INSTANCE_CREDIT_SPECIFICATION_ERROR_CODE: Shape = Shape::Choice(&["InvalidInstanceID.Malformed", "InvalidInstanceID.NotFound", "IncorrectInstanceState", "InstanceCreditSpecification.NotSupported"]);
+static UNSUCCESSFUL_INSTANCE_CREDIT_SPECIFICATION_ITEM: Shape = Shape::Structure(&[
+    member("InstanceId", "InstanceId", "instanceId", &STRING),
+    member("Error", "Error", "error", &UNSUCCESSFUL_INSTANCE_CREDIT_SPECIFICATION_ITEM_ERROR),
+]);
+static UNSUCCESSFUL_INSTANCE_CREDIT_SPECIFICATION_ITEM_ERROR: Shape = Shape::Structure(&[
+    member("Code", "Code", "code", &UNSUCCESSFUL_INSTANCE_CREDIT_SPECIFICATION_ERROR_CODE),
+    member("Message", "Message", "message", &STRING),
+]);
+static UNSUCCESSFUL_INSTANCE_CREDIT_SPECIFICATION_SET: Shape = Shape::List(List { element: "item", flat: true, bounds: Bounds { min: None, max: None }, shape: &UNSUCCESSFUL_INSTANCE_CREDIT_SPECIFICATION_ITEM });
 static UNSUPPORTED_INSTANCE_TYPE_SET: Shape = Shape::List(List { element: "item", flat: true, bounds: Bounds { min: None, max: None }, shape: &INSTANCE_TYPE_ITEM });
 static UPDATE_SECURITY_GROUP_RULE_DESCRIPTIONS_EGRESS_REQUEST: Shape = Shape::Structure(&[
     member("DryRun", "DryRun", "DryRun", &BOOLEAN),

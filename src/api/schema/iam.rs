@@ -5,7 +5,7 @@ use super::{Bounds, EMPTY, List, Operation, Service, Shape, member, required};
 pub(super) static SERVICE: Service =
     Service { name: "iam", version: "2010-05-08", namespace: "https://iam.amazonaws.com/doc/2010-05-08/", operations: &OPERATIONS };
 
-static OPERATIONS: [Operation; 70] = [
+static OPERATIONS: [Operation; 79] = [
     Operation { name: "AddRoleToInstanceProfile", input: &ADD_ROLE_TO_INSTANCE_PROFILE_REQUEST, output: &EMPTY, wrapper: None },
     Operation { name: "AddUserToGroup", input: &ADD_USER_TO_GROUP_REQUEST, output: &EMPTY, wrapper: None },
     Operation { name: "AttachGroupPolicy", input: &ATTACH_GROUP_POLICY_REQUEST, output: &EMPTY, wrapper: None },
@@ -22,6 +22,7 @@ static OPERATIONS: [Operation; 70] = [
     Operation { name: "DeleteGroup", input: &DELETE_GROUP_REQUEST, output: &EMPTY, wrapper: None },
     Operation { name: "DeleteGroupPolicy", input: &DELETE_GROUP_POLICY_REQUEST, output: &EMPTY, wrapper: None },
     Operation { name: "DeleteInstanceProfile", input: &DELETE_INSTANCE_PROFILE_REQUEST, output: &EMPTY, wrapper: None },
+    Operation { name: "DeleteLoginProfile", input: &DELETE_LOGIN_PROFILE_REQUEST, output: &EMPTY, wrapper: None },
     Operation { name: "DeletePolicy", input: &DELETE_POLICY_REQUEST, output: &EMPTY, wrapper: None },
     Operation { name: "DeletePolicyVersion", input: &DELETE_POLICY_VERSION_REQUEST, output: &EMPTY, wrapper: None },
     Operation { name: "DeleteRole", input: &DELETE_ROLE_REQUEST, output: &EMPTY, wrapper: None },
@@ -31,9 +32,11 @@ static OPERATIONS: [Operation; 70] = [
     Operation { name: "DetachGroupPolicy", input: &DETACH_GROUP_POLICY_REQUEST, output: &EMPTY, wrapper: None },
     Operation { name: "DetachRolePolicy", input: &DETACH_ROLE_POLICY_REQUEST, output: &EMPTY, wrapper: None },
     Operation { name: "DetachUserPolicy", input: &DETACH_USER_POLICY_REQUEST, output: &EMPTY, wrapper: None },
+    Operation { name: "GetAccessKeyLastUsed", input: &GET_ACCESS_KEY_LAST_USED_REQUEST, output: &GET_ACCESS_KEY_LAST_USED_RESPONSE, wrapper: Some("GetAccessKeyLastUsedResult") },
     Operation { name: "GetGroup", input: &GET_GROUP_REQUEST, output: &GET_GROUP_RESPONSE, wrapper: Some("GetGroupResult") },
     Operation { name: "GetGroupPolicy", input: &GET_GROUP_POLICY_REQUEST, output: &GET_GROUP_POLICY_RESPONSE, wrapper: Some("GetGroupPolicyResult") },
     Operation { name: "GetInstanceProfile", input: &GET_INSTANCE_PROFILE_REQUEST, output: &GET_INSTANCE_PROFILE_RESPONSE, wrapper: Some("GetInstanceProfileResult") },
+    Operation { name: "GetLoginProfile", input: &GET_LOGIN_PROFILE_REQUEST, output: &GET_LOGIN_PROFILE_RESPONSE, wrapper: Some("GetLoginProfileResult") },
     Operation { name: "GetPolicy", input: &GET_POLICY_REQUEST, output: &GET_POLICY_RESPONSE, wrapper: Some("GetPolicyResult") },
     Operation { name: "GetPolicyVersion", input: &GET_POLICY_VERSION_REQUEST, output: &GET_POLICY_VERSION_RESPONSE, wrapper: Some("GetPolicyVersionResult") },
     Operation { name: "GetRole", input: &GET_ROLE_REQUEST, output: &GET_ROLE_RESPONSE, wrapper: Some("GetRoleResult") },
@@ -44,21 +47,27 @@ static OPERATIONS: [Operation; 70] = [
     Operation { name: "ListAttachedGroupPolicies", input: &LIST_ATTACHED_GROUP_POLICIES_REQUEST, output: &LIST_ATTACHED_GROUP_POLICIES_RESPONSE, wrapper: Some("ListAttachedGroupPoliciesResult") },
     Operation { name: "ListAttachedRolePolicies", input: &LIST_ATTACHED_ROLE_POLICIES_REQUEST, output: &LIST_ATTACHED_ROLE_POLICIES_RESPONSE, wrapper: Some("ListAttachedRolePoliciesResult") },
     Operation { name: "ListAttachedUserPolicies", input: &LIST_ATTACHED_USER_POLICIES_REQUEST, output: &LIST_ATTACHED_USER_POLICIES_RESPONSE, wrapper: Some("ListAttachedUserPoliciesResult") },
+    Operation { name: "ListEntitiesForPolicy", input: &LIST_ENTITIES_FOR_POLICY_REQUEST, output: &LIST_ENTITIES_FOR_POLICY_RESPONSE, wrapper: Some("ListEntitiesForPolicyResult") },
     Operation { name: "ListGroupPolicies", input: &LIST_GROUP_POLICIES_REQUEST, output: &LIST_GROUP_POLICIES_RESPONSE, wrapper: Some("ListGroupPoliciesResult") },
     Operation { name: "ListGroups", input: &LIST_GROUPS_REQUEST, output: &LIST_GROUPS_RESPONSE, wrapper: Some("ListGroupsResult") },
     Operation { name: "ListGroupsForUser", input: &LIST_GROUPS_FOR_USER_REQUEST, output: &LIST_GROUPS_FOR_USER_RESPONSE, wrapper: Some("ListGroupsForUserResult") },
     Operation { name: "ListInstanceProfileTags", input: &LIST_INSTANCE_PROFILE_TAGS_REQUEST, output: &LIST_INSTANCE_PROFILE_TAGS_RESPONSE, wrapper: Some("ListInstanceProfileTagsResult") },
     Operation { name: "ListInstanceProfiles", input: &LIST_INSTANCE_PROFILES_REQUEST, output: &LIST_INSTANCE_PROFILES_RESPONSE, wrapper: Some("ListInstanceProfilesResult") },
     Operation { name: "ListInstanceProfilesForRole", input: &LIST_INSTANCE_PROFILES_FOR_ROLE_REQUEST, output: &LIST_INSTANCE_PROFILES_FOR_ROLE_RESPONSE, wrapper: Some("ListInstanceProfilesForRoleResult") },
+    Operation { name: "ListMFADevices", input: &LIST_MFA_DEVICES_REQUEST, output: &LIST_MFA_DEVICES_RESPONSE, wrapper: Some("ListMFADevicesResult") },
     Operation { name: "ListPolicies", input: &LIST_POLICIES_REQUEST, output: &LIST_POLICIES_RESPONSE, wrapper: Some("ListPoliciesResult") },
     Operation { name: "ListPolicyTags", input: &LIST_POLICY_TAGS_REQUEST, output: &LIST_POLICY_TAGS_RESPONSE, wrapper: Some("ListPolicyTagsResult") },
     Operation { name: "ListPolicyVersions", input: &LIST_POLICY_VERSIONS_REQUEST, output: &LIST_POLICY_VERSIONS_RESPONSE, wrapper: Some("ListPolicyVersionsResult") },
     Operation { name: "ListRolePolicies", input: &LIST_ROLE_POLICIES_REQUEST, output: &LIST_ROLE_POLICIES_RESPONSE, wrapper: Some("ListRolePoliciesResult") },
     Operation { name: "ListRoleTags", input: &LIST_ROLE_TAGS_REQUEST, output: &LIST_ROLE_TAGS_RESPONSE, wrapper: Some("ListRoleTagsResult") },
     Operation { name: "ListRoles", input: &LIST_ROLES_REQUEST, output: &LIST_ROLES_RESPONSE, wrapper: Some("ListRolesResult") },
+    Operation { name: "ListSSHPublicKeys", input: &LIST_SSH_PUBLIC_KEYS_REQUEST, output: &LIST_SSH_PUBLIC_KEYS_RESPONSE, wrapper: Some("ListSSHPublicKeysResult") },
+    Operation { name: "ListServiceSpecificCredentials", input: &LIST_SERVICE_SPECIFIC_CREDENTIALS_REQUEST, output: &LIST_SERVICE_SPECIFIC_CREDENTIALS_RESPONSE, wrapper: Some("ListServiceSpecificCredentialsResult") },
+    Operation { name: "ListSigningCertificates", input: &LIST_SIGNING_CERTIFICATES_REQUEST, output: &LIST_SIGNING_CERTIFICATES_RESPONSE, wrapper: Some("ListSigningCertificatesResult") },
     Operation { name: "ListUserPolicies", input: &LIST_USER_POLICIES_REQUEST, output: &LIST_USER_POLICIES_RESPONSE, wrapper: Some("ListUserPoliciesResult") },
     Operation { name: "ListUserTags", input: &LIST_USER_TAGS_REQUEST, output: &LIST_USER_TAGS_RESPONSE, wrapper: Some("ListUserTagsResult") },
     Operation { name: "ListUsers", input: &LIST_USERS_REQUEST, output: &LIST_USERS_RESPONSE, wrapper: Some("ListUsersResult") },
+    Operation { name: "ListVirtualMFADevices", input: &LIST_VIRTUAL_MFA_DEVICES_REQUEST, output: &LIST_VIRTUAL_MFA_DEVICES_RESPONSE, wrapper: Some("ListVirtualMFADevicesResult") },
     Operation { name: "PutGroupPolicy", input: &PUT_GROUP_POLICY_REQUEST, output: &EMPTY, wrapper: None },
     Operation { name: "PutRolePolicy", input: &PUT_ROLE_POLICY_REQUEST, output: &EMPTY, wrapper: None },
     Operation { name: "PutUserPolicy", input: &PUT_USER_POLICY_REQUEST, output: &EMPTY, wrapper: None },
@@ -86,6 +95,11 @@ static ACCESS_KEY: Shape = Shape::Structure(&[
     member("CreateDate", "CreateDate", "CreateDate", &DATE_TYPE),
 ]);
 static ACCESS_KEY_ID_TYPE: Shape = Shape::Text(Bounds { min: Some(16), max: Some(128) });
+static ACCESS_KEY_LAST_USED: Shape = Shape::Structure(&[
+    member("LastUsedDate", "LastUsedDate", "LastUsedDate", &DATE_TYPE),
+    required("ServiceName", "ServiceName", "ServiceName", &STRING_TYPE),
+    required("Region", "Region", "Region", &STRING_TYPE),
+]);
 static ACCESS_KEY_METADATA: Shape = Shape::Structure(&[
     member("UserName", "UserName", "UserName", &USER_NAME_TYPE),
     member("AccessKeyId", "AccessKeyId", "AccessKeyId", &ACCESS_KEY_ID_TYPE),
@@ -102,7 +116,9 @@ static ADD_USER_TO_GROUP_REQUEST: Shape = Shape::Structure(&[
     required("GroupName", "GroupName", "GroupName", &GROUP_NAME_TYPE),
     required("UserName", "UserName", "UserName", &EXISTING_USER_NAME_TYPE),
 ]);
+static ALL_USERS: Shape = Shape::Boolean;
 static ARN_TYPE: Shape = Shape::Text(Bounds { min: Some(20), max: Some(2048) });
+static ASSIGNMENT_STATUS_TYPE: Shape = Shape::Choice(&["Assigned", "Unassigned", "Any"]);
 static ATTACHED_PERMISSIONS_BOUNDARY: Shape = Shape::Structure(&[
     member("PermissionsBoundaryType", "PermissionsBoundaryType", "PermissionsBoundaryType", &PERMISSIONS_BOUNDARY_ATTACHMENT_TYPE),
     member("PermissionsBoundaryArn", "PermissionsBoundaryArn", "PermissionsBoundaryArn", &ARN_TYPE),
@@ -126,6 +142,10 @@ static ATTACH_USER_POLICY_REQUEST: Shape = Shape::Structure(&[
     required("PolicyArn", "PolicyArn", "PolicyArn", &ARN_TYPE),
 ]);
 static BOOLEAN_TYPE: Shape = Shape::Boolean;
+static BOOTSTRAP_DATUM: Shape = Shape::Blob;
+static CERTIFICATE_BODY_TYPE: Shape = Shape::Text(Bounds { min: Some(1), max: Some(16384) });
+static CERTIFICATE_ID_TYPE: Shape = Shape::Text(Bounds { min: Some(24), max: Some(128) });
+static CERTIFICATE_LIST_TYPE: Shape = Shape::List(List { element: "member", flat: false, bounds: Bounds { min: None, max: None }, shape: &SIGNING_CERTIFICATE });
 static CREATE_ACCESS_KEY_REQUEST: Shape = Shape::Structure(&[
     member("UserName", "UserName", "UserName", &EXISTING_USER_NAME_TYPE),
 ]);
@@ -201,6 +221,9 @@ static DELETE_GROUP_REQUEST: Shape = Shape::Structure(&[
 static DELETE_INSTANCE_PROFILE_REQUEST: Shape = Shape::Structure(&[
     required("InstanceProfileName", "InstanceProfileName", "InstanceProfileName", &INSTANCE_PROFILE_NAME_TYPE),
 ]);
+static DELETE_LOGIN_PROFILE_REQUEST: Shape = Shape::Structure(&[
+    member("UserName", "UserName", "UserName", &USER_NAME_TYPE),
+]);
 static DELETE_POLICY_REQUEST: Shape = Shape::Structure(&[
     required("PolicyArn", "PolicyArn", "PolicyArn", &ARN_TYPE),
 ]);
@@ -234,7 +257,15 @@ static DETACH_USER_POLICY_REQUEST: Shape = Shape::Structure(&[
     required("UserName", "UserName", "UserName", &USER_NAME_TYPE),
     required("PolicyArn", "PolicyArn", "PolicyArn", &ARN_TYPE),
 ]);
+static ENTITY_TYPE: Shape = Shape::Choice(&["User", "Role", "Group", "LocalManagedPolicy", "AWSManagedPolicy"]);
 static EXISTING_USER_NAME_TYPE: Shape = Shape::Text(Bounds { min: Some(1), max: Some(128) });
+static GET_ACCESS_KEY_LAST_USED_REQUEST: Shape = Shape::Structure(&[
+    required("AccessKeyId", "AccessKeyId", "AccessKeyId", &ACCESS_KEY_ID_TYPE),
+]);
+static GET_ACCESS_KEY_LAST_USED_RESPONSE: Shape = Shape::Structure(&[
+    member("UserName", "UserName", "UserName", &EXISTING_USER_NAME_TYPE),
+    member("AccessKeyLastUsed", "AccessKeyLastUsed", "AccessKeyLastUsed", &ACCESS_KEY_LAST_USED),
+]);
 static GET_GROUP_POLICY_REQUEST: Shape = Shape::Structure(&[
     required("GroupName", "GroupName", "GroupName", &GROUP_NAME_TYPE),
     required("PolicyName", "PolicyName", "PolicyName", &POLICY_NAME_TYPE),
@@ -260,6 +291,12 @@ static GET_INSTANCE_PROFILE_REQUEST: Shape = Shape::Structure(&[
 ]);
 static GET_INSTANCE_PROFILE_RESPONSE: Shape = Shape::Structure(&[
     required("InstanceProfile", "InstanceProfile", "InstanceProfile", &INSTANCE_PROFILE),
+]);
+static GET_LOGIN_PROFILE_REQUEST: Shape = Shape::Structure(&[
+    member("UserName", "UserName", "UserName", &USER_NAME_TYPE),
+]);
+static GET_LOGIN_PROFILE_RESPONSE: Shape = Shape::Structure(&[
+    required("LoginProfile", "LoginProfile", "LoginProfile", &LOGIN_PROFILE),
 ]);
 static GET_POLICY_REQUEST: Shape = Shape::Structure(&[
     required("PolicyArn", "PolicyArn", "PolicyArn", &ARN_TYPE),
@@ -369,6 +406,21 @@ static LIST_ATTACHED_USER_POLICIES_RESPONSE: Shape = Shape::Structure(&[
     member("IsTruncated", "IsTruncated", "IsTruncated", &BOOLEAN_TYPE),
     member("Marker", "Marker", "Marker", &RESPONSE_MARKER_TYPE),
 ]);
+static LIST_ENTITIES_FOR_POLICY_REQUEST: Shape = Shape::Structure(&[
+    required("PolicyArn", "PolicyArn", "PolicyArn", &ARN_TYPE),
+    member("EntityFilter", "EntityFilter", "EntityFilter", &ENTITY_TYPE),
+    member("PathPrefix", "PathPrefix", "PathPrefix", &PATH_TYPE),
+    member("PolicyUsageFilter", "PolicyUsageFilter", "PolicyUsageFilter", &POLICY_USAGE_TYPE),
+    member("Marker", "Marker", "Marker", &MARKER_TYPE),
+    member("MaxItems", "MaxItems", "MaxItems", &MAX_ITEMS_TYPE),
+]);
+static LIST_ENTITIES_FOR_POLICY_RESPONSE: Shape = Shape::Structure(&[
+    member("PolicyGroups", "PolicyGroups", "PolicyGroups", &POLICY_GROUP_LIST_TYPE),
+    member("PolicyUsers", "PolicyUsers", "PolicyUsers", &POLICY_USER_LIST_TYPE),
+    member("PolicyRoles", "PolicyRoles", "PolicyRoles", &POLICY_ROLE_LIST_TYPE),
+    member("IsTruncated", "IsTruncated", "IsTruncated", &BOOLEAN_TYPE),
+    member("Marker", "Marker", "Marker", &RESPONSE_MARKER_TYPE),
+]);
 static LIST_GROUPS_FOR_USER_REQUEST: Shape = Shape::Structure(&[
     required("UserName", "UserName", "UserName", &EXISTING_USER_NAME_TYPE),
     member("Marker", "Marker", "Marker", &MARKER_TYPE),
@@ -426,6 +478,16 @@ static LIST_INSTANCE_PROFILE_TAGS_REQUEST: Shape = Shape::Structure(&[
 ]);
 static LIST_INSTANCE_PROFILE_TAGS_RESPONSE: Shape = Shape::Structure(&[
     required("Tags", "Tags", "Tags", &TAG_LIST_TYPE),
+    member("IsTruncated", "IsTruncated", "IsTruncated", &BOOLEAN_TYPE),
+    member("Marker", "Marker", "Marker", &RESPONSE_MARKER_TYPE),
+]);
+static LIST_MFA_DEVICES_REQUEST: Shape = Shape::Structure(&[
+    member("UserName", "UserName", "UserName", &EXISTING_USER_NAME_TYPE),
+    member("Marker", "Marker", "Marker", &MARKER_TYPE),
+    member("MaxItems", "MaxItems", "MaxItems", &MAX_ITEMS_TYPE),
+]);
+static LIST_MFA_DEVICES_RESPONSE: Shape = Shape::Structure(&[
+    required("MFADevices", "MFADevices", "MFADevices", &MFA_DEVICE_LIST_TYPE),
     member("IsTruncated", "IsTruncated", "IsTruncated", &BOOLEAN_TYPE),
     member("Marker", "Marker", "Marker", &RESPONSE_MARKER_TYPE),
 ]);
@@ -492,6 +554,38 @@ static LIST_ROLE_TAGS_RESPONSE: Shape = Shape::Structure(&[
     member("IsTruncated", "IsTruncated", "IsTruncated", &BOOLEAN_TYPE),
     member("Marker", "Marker", "Marker", &RESPONSE_MARKER_TYPE),
 ]);
+static LIST_SERVICE_SPECIFIC_CREDENTIALS_REQUEST: Shape = Shape::Structure(&[
+    member("UserName", "UserName", "UserName", &USER_NAME_TYPE),
+    member("ServiceName", "ServiceName", "ServiceName", &SERVICE_NAME),
+    member("AllUsers", "AllUsers", "AllUsers", &ALL_USERS),
+    member("Marker", "Marker", "Marker", &MARKER_TYPE),
+    member("MaxItems", "MaxItems", "MaxItems", &MAX_ITEMS_TYPE),
+]);
+static LIST_SERVICE_SPECIFIC_CREDENTIALS_RESPONSE: Shape = Shape::Structure(&[
+    member("ServiceSpecificCredentials", "ServiceSpecificCredentials", "ServiceSpecificCredentials", &SERVICE_SPECIFIC_CREDENTIALS_LIST_TYPE),
+    member("Marker", "Marker", "Marker", &RESPONSE_MARKER_TYPE),
+    member("IsTruncated", "IsTruncated", "IsTruncated", &BOOLEAN_TYPE),
+]);
+static LIST_SIGNING_CERTIFICATES_REQUEST: Shape = Shape::Structure(&[
+    member("UserName", "UserName", "UserName", &EXISTING_USER_NAME_TYPE),
+    member("Marker", "Marker", "Marker", &MARKER_TYPE),
+    member("MaxItems", "MaxItems", "MaxItems", &MAX_ITEMS_TYPE),
+]);
+static LIST_SIGNING_CERTIFICATES_RESPONSE: Shape = Shape::Structure(&[
+    required("Certificates", "Certificates", "Certificates", &CERTIFICATE_LIST_TYPE),
+    member("IsTruncated", "IsTruncated", "IsTruncated", &BOOLEAN_TYPE),
+    member("Marker", "Marker", "Marker", &RESPONSE_MARKER_TYPE),
+]);
+static LIST_SSH_PUBLIC_KEYS_REQUEST: Shape = Shape::Structure(&[
+    member("UserName", "UserName", "UserName", &USER_NAME_TYPE),
+    member("Marker", "Marker", "Marker", &MARKER_TYPE),
+    member("MaxItems", "MaxItems", "MaxItems", &MAX_ITEMS_TYPE),
+]);
+static LIST_SSH_PUBLIC_KEYS_RESPONSE: Shape = Shape::Structure(&[
+    member("SSHPublicKeys", "SSHPublicKeys", "SSHPublicKeys", &SSH_PUBLIC_KEY_LIST_TYPE),
+    member("IsTruncated", "IsTruncated", "IsTruncated", &BOOLEAN_TYPE),
+    member("Marker", "Marker", "Marker", &RESPONSE_MARKER_TYPE),
+]);
 static LIST_USERS_REQUEST: Shape = Shape::Structure(&[
     member("PathPrefix", "PathPrefix", "PathPrefix", &PATH_PREFIX_TYPE),
     member("Marker", "Marker", "Marker", &MARKER_TYPE),
@@ -522,8 +616,29 @@ static LIST_USER_TAGS_RESPONSE: Shape = Shape::Structure(&[
     member("IsTruncated", "IsTruncated", "IsTruncated", &BOOLEAN_TYPE),
     member("Marker", "Marker", "Marker", &RESPONSE_MARKER_TYPE),
 ]);
+static LIST_VIRTUAL_MFA_DEVICES_REQUEST: Shape = Shape::Structure(&[
+    member("AssignmentStatus", "AssignmentStatus", "AssignmentStatus", &ASSIGNMENT_STATUS_TYPE),
+    member("Marker", "Marker", "Marker", &MARKER_TYPE),
+    member("MaxItems", "MaxItems", "MaxItems", &MAX_ITEMS_TYPE),
+]);
+static LIST_VIRTUAL_MFA_DEVICES_RESPONSE: Shape = Shape::Structure(&[
+    required("VirtualMFADevices", "VirtualMFADevices", "VirtualMFADevices", &VIRTUAL_MFA_DEVICE_LIST_TYPE),
+    member("IsTruncated", "IsTruncated", "IsTruncated", &BOOLEAN_TYPE),
+    member("Marker", "Marker", "Marker", &RESPONSE_MARKER_TYPE),
+]);
+static LOGIN_PROFILE: Shape = Shape::Structure(&[
+    required("UserName", "UserName", "UserName", &USER_NAME_TYPE),
+    required("CreateDate", "CreateDate", "CreateDate", &DATE_TYPE),
+    member("PasswordResetRequired", "PasswordResetRequired", "PasswordResetRequired", &BOOLEAN_TYPE),
+]);
 static MARKER_TYPE: Shape = Shape::Text(Bounds { min: Some(1), max: Some(320) });
 static MAX_ITEMS_TYPE: Shape = Shape::Integer(Bounds { min: Some(1), max: Some(1000) });
+static MFA_DEVICE: Shape = Shape::Structure(&[
+    required("UserName", "UserName", "UserName", &USER_NAME_TYPE),
+    required("SerialNumber", "SerialNumber", "SerialNumber", &SERIAL_NUMBER_TYPE),
+    required("EnableDate", "EnableDate", "EnableDate", &DATE_TYPE),
+]);
+static MFA_DEVICE_LIST_TYPE: Shape = Shape::List(List { element: "member", flat: false, bounds: Bounds { min: None, max: None }, shape: &MFA_DEVICE });
 static PATH_PREFIX_TYPE: Shape = Shape::Text(Bounds { min: Some(1), max: Some(512) });
 static PATH_TYPE: Shape = Shape::Text(Bounds { min: Some(1), max: Some(512) });
 static PERMISSIONS_BOUNDARY_ATTACHMENT_TYPE: Shape = Shape::Choice(&["PermissionsBoundaryPolicy"]);
@@ -544,12 +659,27 @@ static POLICY: Shape = Shape::Structure(&[
 static POLICY_DESCRIPTION_TYPE: Shape = Shape::Text(Bounds { min: None, max: Some(1000) });
 static POLICY_DOCUMENT_TYPE: Shape = Shape::Text(Bounds { min: Some(1), max: Some(131072) });
 static POLICY_DOCUMENT_VERSION_LIST_TYPE: Shape = Shape::List(List { element: "member", flat: false, bounds: Bounds { min: None, max: None }, shape: &POLICY_VERSION });
+static POLICY_GROUP: Shape = Shape::Structure(&[
+    member("GroupName", "GroupName", "GroupName", &GROUP_NAME_TYPE),
+    member("GroupId", "GroupId", "GroupId", &ID_TYPE),
+]);
+static POLICY_GROUP_LIST_TYPE: Shape = Shape::List(List { element: "member", flat: false, bounds: Bounds { min: None, max: None }, shape: &POLICY_GROUP });
 static POLICY_LIST_TYPE: Shape = Shape::List(List { element: "member", flat: false, bounds: Bounds { min: None, max: None }, shape: &POLICY });
 static POLICY_NAME_LIST_TYPE: Shape = Shape::List(List { element: "member", flat: false, bounds: Bounds { min: None, max: None }, shape: &POLICY_NAME_TYPE });
 static POLICY_NAME_TYPE: Shape = Shape::Text(Bounds { min: Some(1), max: Some(128) });
 static POLICY_PATH_TYPE: Shape = Shape::Text(Bounds { min: Some(1), max: Some(512) });
+static POLICY_ROLE: Shape = Shape::Structure(&[
+    member("RoleName", "RoleName", "RoleName", &ROLE_NAME_TYPE),
+    member("RoleId", "RoleId", "RoleId", &ID_TYPE),
+]);
+static POLICY_ROLE_LIST_TYPE: Shape = Shape::List(List { element: "member", flat: false, bounds: Bounds { min: None, max: None }, shape: &POLICY_ROLE });
 static POLICY_SCOPE_TYPE: Shape = Shape::Choice(&["All", "AWS", "Local"]);
 static POLICY_USAGE_TYPE: Shape = Shape::Choice(&["PermissionsPolicy", "PermissionsBoundary"]);
+static POLICY_USER: Shape = Shape::Structure(&[
+    member("UserName", "UserName", "UserName", &USER_NAME_TYPE),
+    member("UserId", "UserId", "UserId", &ID_TYPE),
+]);
+static POLICY_USER_LIST_TYPE: Shape = Shape::List(List { element: "member", flat: false, bounds: Bounds { min: None, max: None }, shape: &POLICY_USER });
 static POLICY_VERSION: Shape = Shape::Structure(&[
     member("Document", "Document", "Document", &POLICY_DOCUMENT_TYPE),
     member("VersionId", "VersionId", "VersionId", &POLICY_VERSION_ID_TYPE),
@@ -557,6 +687,7 @@ static POLICY_VERSION: Shape = Shape::Structure(&[
     member("CreateDate", "CreateDate", "CreateDate", &DATE_TYPE),
 ]);
 static POLICY_VERSION_ID_TYPE: Shape = Shape::Text(Bounds { min: None, max: None });
+static PUBLIC_KEY_ID_TYPE: Shape = Shape::Text(Bounds { min: Some(20), max: Some(128) });
 static PUT_GROUP_POLICY_REQUEST: Shape = Shape::Structure(&[
     required("GroupName", "GroupName", "GroupName", &GROUP_NAME_TYPE),
     required("PolicyName", "PolicyName", "PolicyName", &POLICY_NAME_TYPE),
@@ -603,13 +734,43 @@ static ROLE_LAST_USED: Shape = Shape::Structure(&[
 static ROLE_LIST_TYPE: Shape = Shape::List(List { element: "member", flat: false, bounds: Bounds { min: None, max: None }, shape: &ROLE });
 static ROLE_MAX_SESSION_DURATION_TYPE: Shape = Shape::Integer(Bounds { min: Some(3600), max: Some(43200) });
 static ROLE_NAME_TYPE: Shape = Shape::Text(Bounds { min: Some(1), max: Some(64) });
+static SERIAL_NUMBER_TYPE: Shape = Shape::Text(Bounds { min: Some(9), max: Some(256) });
+static SERVICE_CREDENTIAL_ALIAS: Shape = Shape::Text(Bounds { min: Some(0), max: Some(200) });
+static SERVICE_NAME: Shape = Shape::Text(Bounds { min: None, max: None });
+static SERVICE_SPECIFIC_CREDENTIALS_LIST_TYPE: Shape = Shape::List(List { element: "member", flat: false, bounds: Bounds { min: None, max: None }, shape: &SERVICE_SPECIFIC_CREDENTIAL_METADATA });
+static SERVICE_SPECIFIC_CREDENTIAL_ID: Shape = Shape::Text(Bounds { min: Some(20), max: Some(128) });
+static SERVICE_SPECIFIC_CREDENTIAL_METADATA: Shape = Shape::Structure(&[
+    required("UserName", "UserName", "UserName", &USER_NAME_TYPE),
+    required("Status", "Status", "Status", &STATUS_TYPE),
+    member("ServiceUserName", "ServiceUserName", "ServiceUserName", &SERVICE_USER_NAME),
+    member("ServiceCredentialAlias", "ServiceCredentialAlias", "ServiceCredentialAlias", &SERVICE_CREDENTIAL_ALIAS),
+    required("CreateDate", "CreateDate", "CreateDate", &DATE_TYPE),
+    member("ExpirationDate", "ExpirationDate", "ExpirationDate", &DATE_TYPE),
+    required("ServiceSpecificCredentialId", "ServiceSpecificCredentialId", "ServiceSpecificCredentialId", &SERVICE_SPECIFIC_CREDENTIAL_ID),
+    required("ServiceName", "ServiceName", "ServiceName", &SERVICE_NAME),
+]);
+static SERVICE_USER_NAME: Shape = Shape::Text(Bounds { min: Some(0), max: Some(200) });
 static SET_DEFAULT_POLICY_VERSION_REQUEST: Shape = Shape::Structure(&[
     required("PolicyArn", "PolicyArn", "PolicyArn", &ARN_TYPE),
     required("VersionId", "VersionId", "VersionId", &POLICY_VERSION_ID_TYPE),
 ]);
+static SIGNING_CERTIFICATE: Shape = Shape::Structure(&[
+    required("UserName", "UserName", "UserName", &USER_NAME_TYPE),
+    required("CertificateId", "CertificateId", "CertificateId", &CERTIFICATE_ID_TYPE),
+    required("CertificateBody", "CertificateBody", "CertificateBody", &CERTIFICATE_BODY_TYPE),
+    required("Status", "Status", "Status", &STATUS_TYPE),
+    member("UploadDate", "UploadDate", "UploadDate", &DATE_TYPE),
+]);
 static SOURCE_ROLE_TEMPLATE: Shape = Shape::Structure(&[
     required("TemplateArn", "TemplateArn", "TemplateArn", &ARN_TYPE),
     required("TemplateMinorVersion", "TemplateMinorVersion", "TemplateMinorVersion", &INTEGER_TYPE),
+]);
+static SSH_PUBLIC_KEY_LIST_TYPE: Shape = Shape::List(List { element: "member", flat: false, bounds: Bounds { min: None, max: None }, shape: &SSH_PUBLIC_KEY_METADATA });
+static SSH_PUBLIC_KEY_METADATA: Shape = Shape::Structure(&[
+    required("UserName", "UserName", "UserName", &USER_NAME_TYPE),
+    required("SSHPublicKeyId", "SSHPublicKeyId", "SSHPublicKeyId", &PUBLIC_KEY_ID_TYPE),
+    required("Status", "Status", "Status", &STATUS_TYPE),
+    required("UploadDate", "UploadDate", "UploadDate", &DATE_TYPE),
 ]);
 static STATUS_TYPE: Shape = Shape::Choice(&["Active", "Inactive", "Expired"]);
 static STRING_TYPE: Shape = Shape::Text(Bounds { min: None, max: None });
@@ -680,3 +841,12 @@ static USER: Shape = Shape::Structure(&[
 ]);
 static USER_LIST_TYPE: Shape = Shape::List(List { element: "member", flat: false, bounds: Bounds { min: None, max: None }, shape: &USER });
 static USER_NAME_TYPE: Shape = Shape::Text(Bounds { min: Some(1), max: Some(64) });
+static VIRTUAL_MFA_DEVICE: Shape = Shape::Structure(&[
+    required("SerialNumber", "SerialNumber", "SerialNumber", &SERIAL_NUMBER_TYPE),
+    member("Base32StringSeed", "Base32StringSeed", "Base32StringSeed", &BOOTSTRAP_DATUM),
+    member("QRCodePNG", "QRCodePNG", "QRCodePNG", &BOOTSTRAP_DATUM),
+    member("User", "User", "User", &USER),
+    member("EnableDate", "EnableDate", "EnableDate", &DATE_TYPE),
+    member("Tags", "Tags", "Tags", &TAG_LIST_TYPE),
+]);
+static VIRTUAL_MFA_DEVICE_LIST_TYPE: Shape = Shape::List(List { element: "member", flat: false, bounds: Bounds { min: None, max: None }, shape: &VIRTUAL_MFA_DEVICE });

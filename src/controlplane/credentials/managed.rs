@@ -8,9 +8,9 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::role::RoleName;
+use super::role::{Role, RoleName};
 use super::role_policies::RolePolicies;
-use super::service::{RoleError, checked_description, unique_id};
+use super::service::{RoleError, checked_description, role, unique_id};
 use super::{Policy, Roles, User, UserGroup};
 use crate::metadata::ACCOUNT;
 use crate::state::{Row, Transaction, transact};
@@ -195,7 +195,35 @@ fn attachments(tx: &Transaction<'_>, arn: &str) -> Result<usize, RoleError> {
     Ok(roles + users + groups)
 }
 
+/// Who has a managed policy.
+#[derive(Debug, Clone, Default)]
+pub struct Holders {
+    /// Roles.
+    pub roles: Vec<Role>,
+    /// Users.
+    pub users: Vec<User>,
+    /// Groups of users.
+    pub groups: Vec<UserGroup>,
+}
+
 impl Roles<'_> {
+    /// `ListEntitiesForPolicy`: who has a policy.
+    pub fn holders(&self, arn: &str) -> Result<Holders, RoleError> {
+        transact(self.store, |tx| {
+            // It must be there.
+            let arn = get(tx, arn)?.arn;
+            let mut roles = Vec::new();
+            for row in tx.list::<RolePolicies>()?.iter().filter(|row| row.set.attached.contains(&arn)) {
+                roles.push(role(tx, &row.key())?);
+            }
+            let mut users = tx.list::<User>()?;
+            users.retain(|row| row.policies.attached.contains(&arn));
+            let mut groups = tx.list::<UserGroup>()?;
+            groups.retain(|row| row.policies.attached.contains(&arn));
+            Ok(Holders { roles, users, groups })
+        })
+    }
+
     /// `CreatePolicy`.
     pub fn create_managed(
         &self,

@@ -35,7 +35,7 @@ pub use access_key::AccessKey;
 pub use condition::RequestContext;
 pub use document::{Credentials, failure_document};
 pub use issuer::{Issuer, Principal, Session, VerifyError};
-pub use managed::{ManagedPolicy, PolicyVersion};
+pub use managed::{Holders, ManagedPolicy, PolicyVersion};
 pub use policy::{InvalidPolicy, Policy, TrustPolicy, Verdict};
 pub use policy_set::PolicySet;
 pub use role::{
@@ -50,4 +50,4 @@ pub use source::{
 };
 pub use status::{CredentialStatus, Slot};
 pub use user_groups::UserGroup;
-pub use users::{User, UserKey, signer};
+pub use users::{KeyUse, User, UserKey, note_use, signer};

@@ -17,7 +17,7 @@ use super::role::RoleName;
 use super::service::{RoleError, unique_id};
 use super::{AccessKey, ManagedPolicy, Roles, user_groups};
 use crate::metadata::ACCOUNT;
-use crate::state::{Row, SealError, StateDir, Store, Transaction, Vault, transact};
+use crate::state::{Row, SealError, StateDir, Store, StoreError, Transaction, Vault, transact};
 
 /// Access keys of one user, as in IAM.
 const MAX_KEYS: usize = 2;
@@ -71,7 +71,23 @@ impl Row for User {
 struct KeyOwner {
     id: String,
     user: RoleName,
+    #[serde(default)]
+    last_used: Option<KeyUse>,
 }
+
+/// When and for what an access key was used.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KeyUse {
+    /// Unix seconds, at most [`USE_PRECISION`] before the last time.
+    pub at: u64,
+    /// Such as `ec2`.
+    pub service: String,
+    /// Such as `us-east-1`.
+    pub region: String,
+}
+
+/// Seconds for which further uses of a key are not noted, so that requests do not write.
+pub const USE_PRECISION: u64 = 15 * 60;
 
 impl Row for KeyOwner {
     const KIND: &'static str = "access-key";
@@ -110,7 +126,30 @@ pub fn signer(
     Ok(text.map(|text| (user, Secret::new(text))))
 }
 
+/// Notes that a key has signed a request. Does nothing if much the same was noted a while ago.
+pub fn note_use(store: &dyn Store, id: &str, used: &KeyUse) -> Result<(), StoreError> {
+    let fresh = |before: &KeyUse| {
+        (&before.service, &before.region) == (&used.service, &used.region)
+            && before.at.saturating_add(USE_PRECISION) > used.at
+    };
+    transact(store, |tx| {
+        let Some(mut owner) = tx.get::<KeyOwner>(&id.to_owned())? else { return Ok(()) };
+        if owner.last_used.as_ref().is_some_and(fresh) {
+            return Ok(());
+        }
+        owner.last_used = Some(used.clone());
+        tx.put(&owner)
+    })
+}
+
 impl Roles<'_> {
+    /// `GetAccessKeyLastUsed`: whose key it is, and its last use.
+    pub fn key_use(&self, id: &str) -> Result<(RoleName, Option<KeyUse>), RoleError> {
+        let owner = transact(self.store, |tx| tx.get::<KeyOwner>(&id.to_owned()))?;
+        let owner = owner.ok_or_else(|| RoleError::NoSuchKey(id.to_owned()))?;
+        Ok((owner.user, owner.last_used))
+    }
+
     /// `CreateUser`.
     pub fn create_user(&self, name: &RoleName) -> Result<User, RoleError> {
         let user = User {
@@ -167,7 +206,7 @@ impl Roles<'_> {
             }
             user.keys.push(UserKey { id: key.id.clone(), active: true, created: self.now });
             tx.put(&user)?;
-            tx.put(&KeyOwner { id: key.id.clone(), user: user.name.clone() })?;
+            tx.put(&KeyOwner { id: key.id.clone(), user: user.name.clone(), last_used: None })?;
             vault.put(tx, &sealed(&key.id), &Secret::new(key.secret.expose().clone().into_bytes()))?;
             Ok(user)
         })?;
@@ -285,6 +324,20 @@ mod tests {
         roles.set_key_active("ann", &key.id, true).unwrap();
         assert!(signs(&key.id).is_some());
         assert_eq!(code(roles.delete_user("ann")), "DeleteConflict");
+
+        assert_eq!(roles.key_use(&key.id).unwrap(), ("Ann".parse().unwrap(), None));
+        let used = |at| KeyUse { at, service: "ec2".to_owned(), region: "us-east-1".to_owned() };
+        for (at, noted) in
+            [(100, 100), (100 + USE_PRECISION - 1, 100), (100 + USE_PRECISION, 100 + USE_PRECISION)]
+        {
+            note_use(&place.store, &key.id, &used(at)).unwrap();
+            assert_eq!(roles.key_use(&key.id).unwrap().1, Some(used(noted)));
+        }
+        let iam = KeyUse { service: "iam".to_owned(), ..used(101 + USE_PRECISION) };
+        note_use(&place.store, &key.id, &iam).unwrap();
+        assert_eq!(roles.key_use(&key.id).unwrap().1, Some(iam));
+        note_use(&place.store, "AKIA", &used(1)).unwrap();
+        assert_eq!(code(roles.key_use("AKIA")), "NoSuchEntity");
         for key in [&key, &other] {
             roles.delete_key("ann", &key.id).unwrap();
             assert_eq!(code(roles.delete_key("ann", &key.id)), "NoSuchEntity");

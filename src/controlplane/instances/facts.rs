@@ -181,7 +181,7 @@ fn facts(instance: &Instance, mut live: Live) -> InstanceFacts {
         role: live.role,
         instance_credentials: live.own,
         identity: instance.identity.clone(),
-        monitoring: instance.monitoring,
+        monitoring: instance.remembered.monitoring,
         host_names: live.around.host_names,
     }
 }

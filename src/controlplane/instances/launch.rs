@@ -363,7 +363,7 @@ fn insert_rows(
                 supervised,
                 shutdown: request.shutdown,
                 protected: request.protected,
-                monitoring: request.monitoring,
+                remembered: request.remembered.clone(),
                 reason: None,
                 launch_index,
                 key_name: request.key_name.clone(),

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use kiln_model::{ByteSize, InstanceType, InvalidTag, SshPublicKey, Tag, UnknownInstanceType, UserData};
 use kiln_vmspec::{DiskFormat, MetadataOptions};
 
-use super::{BootOverride, NetworkMode, ShutdownBehavior};
+use super::{BootOverride, NetworkMode, Remembered, ShutdownBehavior};
 use crate::credentials::RoleName;
 use crate::launch_templates::TemplateUse;
 use crate::metadata::{InvalidMetadataTag, check_tag_keys};
@@ -66,8 +66,8 @@ pub struct LaunchRequest {
     pub shutdown: ShutdownBehavior,
     /// Whether it refuses to be terminated. For instances of a daemon.
     pub protected: bool,
-    /// Whether it shall be monitored in detail.
-    pub monitoring: bool,
+    /// What is to be remembered and changes nothing.
+    pub remembered: Remembered,
     /// Name of the key that may log in.
     pub key_name: Option<String>,
     /// Where some of this was read.
@@ -188,7 +188,7 @@ impl LaunchRequest {
             keep: false,
             shutdown: ShutdownBehavior::Stop,
             protected: false,
-            monitoring: false,
+            remembered: Remembered::default(),
             key_name: None,
             launch_template: None,
             keep_root: None,

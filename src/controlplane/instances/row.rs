@@ -9,7 +9,7 @@ use kiln_model::{
 use kiln_vmspec::MetadataOptions;
 use serde::{Deserialize, Serialize};
 
-use super::{ShutdownBehavior, StateReason};
+use super::{Remembered, ShutdownBehavior, StateReason};
 use crate::credentials::Association;
 use crate::host::ProcessIdentity;
 use crate::images::FileIdentity;
@@ -174,9 +174,9 @@ pub struct Instance {
     /// Whether it refuses to be terminated (`DisableApiTermination`).
     #[serde(default)]
     pub protected: bool,
-    /// Whether it shall be monitored in detail. It is only remembered: nothing is measured for it.
-    #[serde(default)]
-    pub monitoring: bool,
+    /// What was said of it and changes nothing.
+    #[serde(flatten)]
+    pub remembered: Remembered,
     /// Why it is in its state, where there is something to say.
     #[serde(default)]
     pub reason: Option<StateReason>,

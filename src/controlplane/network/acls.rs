@@ -13,6 +13,7 @@ use super::groups::{touch, touch_last};
 use super::service::find_subnet;
 use super::{Also, NetworkError, Networks, Subnet, Vpc};
 use crate::state::{Row, StoreError, Transaction, transact};
+use crate::tags;
 
 /// Entries of one direction of one ACL, as EC2's default quota.
 pub const MAX_ACL_ENTRIES: usize = 20;
@@ -281,6 +282,7 @@ pub(super) fn remove_of_vpc(tx: &mut Transaction<'_>, vpc: VpcId) -> Result<(), 
             let by = format!("network ACL {}", acl.id);
             return Err(NetworkError::InUse { what: vpc.to_string(), by });
         }
+        tags::forget_in(tx, &acl.id.to_string());
         tx.remove::<NetworkAcl>(&acl.id);
     }
     tx.remove::<DefaultAcl>(&vpc);

@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{Interface, NetworkError, PeerSpec, PrefixList, RuleSpec, Vpc};
 use crate::state::{Row, StoreError, Transaction};
+use crate::tags;
 
 /// Name of the group that every VPC has.
 pub const DEFAULT_GROUP: &str = "default";
@@ -297,6 +298,8 @@ pub(super) fn delete(tx: &mut Transaction<'_>, group: &SecurityGroup) -> Result<
 
 pub(super) fn remove(tx: &mut Transaction<'_>, group: &SecurityGroup) -> Result<(), StoreError> {
     touch_last(tx, &group.id)?;
+    tags::forget_in(tx, &group.id.to_string());
+    group.rules.iter().for_each(|rule| tags::forget_in(tx, &rule.id.to_string()));
     tx.remove::<GroupName>(&name_key(group.vpc, &group.name));
     tx.remove::<SecurityGroup>(&group.id);
     Ok(())
@@ -511,6 +514,7 @@ pub(super) fn forget_interface(tx: &mut Transaction<'_>, interface: &Interface) 
             remove(tx, &group)?;
         }
     }
+    tags::forget_in(tx, &interface.id.to_string());
     tx.remove::<Membership>(&interface.id);
     Ok(())
 }

@@ -1,11 +1,9 @@
 //! Interfaces by themselves, and what changes of one while it lives: secondary addresses,
 //! source/destination check, and whether it outlives its instance.
 
-use std::net::Ipv4Addr;
-
 use kiln_model::{AttachmentState, InstanceId, InterfaceId, VpcId};
 
-use super::addresses::{self, reserve};
+use super::addresses::reserve;
 use super::groups::{self, touch};
 use super::service::find_subnet;
 use super::{Also, Interface, Membership, NetworkError, Networks, Placement};
@@ -65,13 +63,10 @@ pub(crate) fn let_go(tx: &mut Transaction<'_>, mut row: Membership) -> Result<()
 }
 
 impl Networks<'_> {
-    /// Makes an interface that is of no instance: subnet, addresses, groups and description of `placement`,
-    /// and `secondary` addresses besides.
+    /// Makes an interface that is of no instance: subnet, addresses, groups and description of `placement`.
     pub fn create_interface(
         &self,
         placement: &Placement,
-        secondary: &[Ipv4Addr],
-        count: usize,
         also: &mut Also<'_>,
     ) -> Result<Membership, NetworkError> {
         let default = self.default_subnet()?;
@@ -88,22 +83,14 @@ impl Networks<'_> {
                 [] => [groups::ensure_default_group(tx, subnet.vpc)?].into(),
                 wanted => groups::find_for_interface(tx, subnet.vpc, wanted)?,
             };
-            let number = if secondary.is_empty() { count } else { secondary.len() };
-            if 1 + number > MAX_ADDRESSES {
-                let what = "private addresses of a network interface";
-                return Err(NetworkError::Limit { what, limit: MAX_ADDRESSES });
-            }
             let interface = reserve(tx, &subnet, placement.address, placement.ipv6)?;
-            let more = (0..number)
-                .map(|n| addresses::take(tx, &subnet, interface.id, secondary.get(n).copied()))
-                .collect::<Result<_, _>>()?;
             let row = Membership {
+                secondary: placement.secondary.take(tx, &interface, 1)?,
                 interface,
                 instance: None,
                 device: 0,
                 groups,
                 host_access: false,
-                secondary: more,
                 forwards: false,
                 stays: true,
                 description: placement.description.clone(),

@@ -38,6 +38,7 @@ pub use prefix_lists::{PrefixList, PrefixListChange, PrefixListEntry};
 pub use route_tables::{MainTable, RouteTable, RouteTables, RouteTarget, TableAssociation, TableRoute};
 pub use routing_error::RoutingError;
 pub use rule_spec::{PeerSpec, RuleSpec};
+pub use secondary::Secondary;
 pub(crate) use service::policy_source;
 pub use service::{Also, Explanation, MAX_INTERFACES, Networks, Placement, Reason};
 

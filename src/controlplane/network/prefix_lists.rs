@@ -32,6 +32,9 @@ pub struct PrefixList {
     /// Counts its changes.
     #[serde(default = "first_version")]
     pub version: i64,
+    /// Whether anything of it was changed after it was made.
+    #[serde(default)]
+    pub modified: bool,
 }
 
 fn first_version() -> i64 {
@@ -108,7 +111,7 @@ impl Networks<'_> {
         let described = |entry: &PrefixListEntry| Some((entry.range, entry.description.clone()?));
         let descriptions = entries.iter().filter_map(described).collect();
         let (name, version) = (name.to_owned(), first_version());
-        let list = PrefixList { id, name, max_entries, ranges, descriptions, version };
+        let list = PrefixList { id, name, max_entries, ranges, descriptions, version, modified: false };
         transact(self.store, |tx| {
             if tx.list::<PrefixList>()?.len() >= MAX_LISTS {
                 return Err(NetworkError::Limit { what: "prefix lists", limit: MAX_LISTS });
@@ -129,6 +132,7 @@ impl Networks<'_> {
             list.ranges = ranges.to_vec();
             list.descriptions.retain(|range, _| ranges.contains(range));
             list.version += 1;
+            list.modified = true;
             touch(tx, &id)?;
             Ok(tx.put(&list)?)
         })?;
@@ -170,6 +174,7 @@ impl Networks<'_> {
             if !change.add.is_empty() || !change.remove.is_empty() {
                 list.version += 1;
             }
+            list.modified = true;
             touch(tx, &id)?;
             tx.put(&list)?;
             Ok(list)

@@ -19,6 +19,7 @@ use super::groups::{Membership, touch};
 use super::service::find_subnet;
 use super::{Also, InternetGateway, NatGateway, NetworkError, Networks, RoutingError, Subnet, Vpc};
 use crate::state::{Row, StoreError, Transaction, transact};
+use crate::tags;
 
 /// Tables of one VPC, as EC2's default quota.
 pub const MAX_TABLES: usize = 200;
@@ -384,12 +385,14 @@ pub(super) fn remove_of_vpc(tx: &mut Transaction<'_>, vpc: VpcId) -> Result<(), 
         if Some(table.id) != main {
             return Err(in_use(table.id.to_string()));
         }
+        tags::forget_in(tx, &table.id.to_string());
         tx.remove::<RouteTable>(&table.id);
     }
     if let Some(gateway) = gateway_of(tx, vpc)? {
         if !gateway.open {
             return Err(in_use(gateway.id.to_string()));
         }
+        tags::forget_in(tx, &gateway.id.to_string());
         tx.remove::<InternetGateway>(&gateway.id);
     }
     tx.remove::<MainTable>(&vpc);

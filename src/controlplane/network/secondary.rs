@@ -8,33 +8,64 @@ use kiln_model::InterfaceId;
 use super::addresses::{self, release};
 use super::elastic::{self, Moving};
 use super::groups::Membership;
-use super::{MAX_ADDRESSES, NetworkError, Networks};
+use super::{Interface, MAX_ADDRESSES, NetworkError, Networks};
 use crate::state::{StoreError, Transaction};
 
+/// Secondary addresses that an interface shall have.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Secondary {
+    /// So many that are free.
+    Any(usize),
+    /// These.
+    These(Vec<Ipv4Addr>),
+}
+
+impl Default for Secondary {
+    fn default() -> Self {
+        Secondary::Any(0)
+    }
+}
+
+impl Secondary {
+    /// Takes them for an interface that has `held` addresses already, as part of `tx`.
+    pub(super) fn take(
+        &self,
+        tx: &mut Transaction<'_>,
+        interface: &Interface,
+        held: usize,
+    ) -> Result<Vec<Ipv4Addr>, NetworkError> {
+        let wanted = match self {
+            Secondary::Any(count) => vec![None; (*count).min(MAX_ADDRESSES)],
+            Secondary::These(addresses) => addresses.iter().copied().map(Some).collect(),
+        };
+        if held + wanted.len() > MAX_ADDRESSES {
+            let what = "private addresses of a network interface";
+            return Err(NetworkError::Limit { what, limit: MAX_ADDRESSES });
+        }
+        let take = |one| addresses::take(tx, &interface.subnet, interface.id, one);
+        wanted.into_iter().map(take).collect()
+    }
+}
+
 impl Networks<'_> {
-    /// Gives an interface more private addresses of its subnet: those that are wanted, or `count` that
-    /// are free. With `reassign` also secondary ones of other interfaces. Answers the new ones.
+    /// Gives an interface more private addresses of its subnet, with `reassign` also secondary ones of other
+    /// interfaces. Answers the new ones.
     pub fn assign_addresses(
         &self,
         interface: InterfaceId,
-        wanted: &[Ipv4Addr],
-        count: usize,
+        wanted: &Secondary,
         reassign: bool,
     ) -> Result<Vec<Ipv4Addr>, NetworkError> {
-        let number = if wanted.is_empty() { count } else { wanted.len() };
         let (new, moving) = self.change_interface(interface, |tx, row| {
-            if 1 + row.secondary.len() + number > MAX_ADDRESSES {
-                let what = "private addresses of a network interface";
-                return Err(NetworkError::Limit { what, limit: MAX_ADDRESSES });
-            }
-            let (mut new, mut moving) = (Vec::new(), Vec::new());
-            for n in 0..number {
-                let address = wanted.get(n).copied();
-                if let Some(address) = address.filter(|_| reassign) {
-                    moving.extend(take_over(tx, row, address)?);
+            let mut moving = Vec::new();
+            if let Secondary::These(addresses) = wanted
+                && reassign
+            {
+                for address in addresses {
+                    moving.extend(take_over(tx, row, *address)?);
                 }
-                new.push(addresses::take(tx, &row.interface.subnet, interface, address)?);
             }
+            let new = wanted.take(tx, &row.interface, 1 + row.secondary.len())?;
             row.secondary.extend(&new);
             Ok((new, moving))
         })?;

@@ -18,9 +18,10 @@ use kiln_model::{
 
 use super::addresses::{DEFAULT_NAME, DefaultSubnet, ensure_default_subnet, release, reserve};
 use super::groups::{self, Membership, SecurityGroup, touch, touch_last};
-use super::{Interface, Ipv6Wish, NetworkError, NetworkFabric, PrefixList, RuleSpec, Subnet, Vpc};
+use super::{Interface, Ipv6Wish, NetworkError, NetworkFabric, PrefixList, RuleSpec, Secondary, Subnet, Vpc};
 use super::{acls, elastic, gateways, interfaces, route_tables};
 use crate::state::{Store, StoreError, Transaction, transact};
+use crate::tags;
 
 /// VPCs in one state directory.
 pub const MAX_VPCS: usize = 100;
@@ -54,6 +55,8 @@ pub struct Placement {
     pub subnet: Option<String>,
     /// Address; any if not said.
     pub address: Option<Ipv4Addr>,
+    /// Further addresses of the subnet.
+    pub secondary: Secondary,
     /// Whether it has an IPv6 address too.
     pub ipv6: Ipv6Wish,
     /// Groups by name or id.
@@ -196,6 +199,7 @@ impl<'a> Networks<'a> {
             for group in &groups {
                 groups::remove(tx, group)?;
             }
+            tags::forget_in(tx, &id.to_string());
             tx.remove::<Vpc>(&id);
             Ok(())
         })
@@ -468,13 +472,14 @@ impl<'a> Networks<'a> {
         }
         groups::check_count(groups.len())?;
         let interface = reserve(tx, &subnet, placement.address, placement.ipv6)?;
+        let secondary = placement.secondary.take(tx, &interface, 1)?;
         tx.put(&Membership {
             interface: interface.clone(),
             instance: Some(instance),
             device,
             groups,
             host_access,
-            secondary: Vec::new(),
+            secondary,
             forwards: false,
             stays: placement.stays,
             description: placement.description.clone(),

@@ -468,7 +468,7 @@ fn elastic_address_of_a_secondary_address_goes_where_that_goes() {
     let networks = bench.networks();
     let (one, two) = (bench.place(1, &[], &[]).unwrap(), bench.place(2, &[], &[]).unwrap());
     let [first, second] = [(); 2].map(|()| networks.allocate_address().unwrap().address);
-    let private = networks.assign_addresses(one.id, &[], 1, false).unwrap()[0];
+    let private = networks.assign_addresses(one.id, &Secondary::Any(1), false).unwrap()[0];
     let of = |interface| elastic_of(&bench.store, interface).unwrap();
     let pair = |private, public| vec![OneToOne { private, public }];
     networks.associate_address(first, one.id, None, false).unwrap();
@@ -486,7 +486,7 @@ fn elastic_address_of_a_secondary_address_goes_where_that_goes() {
     let to_primary = |reassociate| networks.associate_address(second, one.id, None, reassociate);
     assert_eq!(code(to_primary(false)), "InvalidIPAddress.InUse");
 
-    let assign = |reassign| networks.assign_addresses(two.id, &[private], 0, reassign);
+    let assign = |reassign| networks.assign_addresses(two.id, &Secondary::These(vec![private]), reassign);
     assert_eq!(code(assign(false)), "InvalidIPAddress.InUse");
     assert_eq!(assign(true).unwrap(), [private]);
     assert_eq!(of(&one), OwnElastic { primary: Some(first), secondary: Vec::new() });
@@ -495,7 +495,7 @@ fn elastic_address_of_a_secondary_address_goes_where_that_goes() {
     assert_eq!((now.id, now.instance), (association.id, Some(InstanceId::from_bits(2))));
     assert_eq!(bench.policy().interfaces[&one.id].addresses, [one.address]);
     // A primary address stays where it is.
-    let steal = networks.assign_addresses(two.id, &[one.address], 0, true);
+    let steal = networks.assign_addresses(two.id, &Secondary::These(vec![one.address]), true);
     assert_eq!(code(steal), "InvalidIPAddress.InUse");
 
     networks.unassign_addresses(two.id, &[private]).unwrap();
@@ -579,17 +579,21 @@ fn secondary_addresses_are_taken_and_given_back() {
     let networks = bench.networks();
     let interface = bench.place(1, &[], &[]).unwrap();
     let wanted = std::net::Ipv4Addr::new(10, 50, 0, 77);
-    assert_eq!(networks.assign_addresses(interface.id, &[wanted], 0, false).unwrap(), [wanted]);
-    let free = networks.assign_addresses(interface.id, &[], 2, false).unwrap();
+    assert_eq!(
+        networks.assign_addresses(interface.id, &Secondary::These(vec![wanted]), false).unwrap(),
+        [wanted]
+    );
+    let free = networks.assign_addresses(interface.id, &Secondary::Any(2), false).unwrap();
     let all = [vec![interface.address, wanted], free.clone()].concat();
     assert_eq!(bench.policy().interfaces[&interface.id].addresses, all);
-    let assign =
-        |address: [u8; 4]| code(networks.assign_addresses(interface.id, &[address.into()], 0, false));
+    let assign = |address: [u8; 4]| {
+        code(networks.assign_addresses(interface.id, &Secondary::These(vec![address.into()]), false))
+    };
     assert_eq!(assign([10, 50, 0, 77]), "InvalidIPAddress.InUse");
     assert_eq!(assign([10, 50, 0, 2]), "InvalidParameterValue");
     assert_eq!(assign([10, 51, 0, 9]), "InvalidParameterValue");
     assert_eq!(
-        code(networks.assign_addresses(interface.id, &[], MAX_ADDRESSES, false)),
+        code(networks.assign_addresses(interface.id, &Secondary::Any(MAX_ADDRESSES), false)),
         "PrivateIpAddressLimitExceeded"
     );
     let unassign = |address| networks.unassign_addresses(interface.id, &[address]);
@@ -599,7 +603,7 @@ fn secondary_addresses_are_taken_and_given_back() {
     // What is left goes with the interface.
     transact(&bench.store, |tx| Networks::give_back(tx, &interface)).unwrap();
     let next = bench.place(2, &[], &[]).unwrap();
-    assert_eq!(networks.assign_addresses(next.id, &free, 0, false).unwrap(), free);
+    assert_eq!(networks.assign_addresses(next.id, &Secondary::These(free.clone()), false).unwrap(), free);
 }
 
 #[test]

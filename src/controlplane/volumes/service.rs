@@ -11,6 +11,7 @@ use super::{
 use crate::images::{Image, ImageError, Images};
 use crate::instances::{Instance, NoticeEvent, Notices};
 use crate::state::{StateDir, Store, StoreError, Transaction, transact};
+use crate::tags;
 
 /// Volumes and snapshots of a state directory. Methods block.
 #[derive(Clone, Copy)]
@@ -65,6 +66,7 @@ pub(crate) fn detach_all(
     for volume in attached(tx, instance.id)? {
         let Some(mut volume) = tx.get::<Volume>(&volume.id)? else { continue };
         if goes(&volume, instance) {
+            tags::forget_in(tx, &volume.id.to_string());
             tx.remove::<Volume>(&volume.id);
             states.push((volume.id, VolumeState::Deleted));
         } else {

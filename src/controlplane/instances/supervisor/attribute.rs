@@ -18,8 +18,14 @@ pub enum Attribute {
     Shutdown(ShutdownBehavior),
     /// Whether it refuses to be terminated.
     Protected(bool),
-    /// Whether it shall be monitored in detail.
+    /// Whether it shall be monitored in detail; remembered only.
     Monitoring(bool),
+    /// Whether its disks shall be optimised; remembered only. While stopped.
+    EbsOptimized(bool),
+    /// Whether its processor credits are unlimited; remembered only.
+    UnlimitedCredits(bool),
+    /// What cannot be otherwise.
+    AsItIs,
     /// Its security groups, by id or name.
     Groups(Vec<String>),
     /// Which of its volumes go with it.
@@ -88,9 +94,14 @@ impl ControlPlane {
                 Attribute::UserData(data) => row.user_data = data.clone(),
                 Attribute::Shutdown(behavior) => row.shutdown = *behavior,
                 Attribute::Protected(protected) => row.protected = *protected,
-                Attribute::Monitoring(on) => row.monitoring = *on,
+                Attribute::Monitoring(on) => row.remembered.monitoring = *on,
+                Attribute::EbsOptimized(_) if !stopped => {
+                    return Err(incorrect("change its EBS optimization"));
+                }
+                Attribute::EbsOptimized(on) => row.remembered.ebs_optimized = *on,
+                Attribute::UnlimitedCredits(on) => row.remembered.unlimited_credits = Some(*on),
                 Attribute::DeleteOnTermination(ends) => set_ends(tx, id, ends)?,
-                Attribute::Groups(_) | Attribute::SourceDestCheck(_) => {}
+                Attribute::Groups(_) | Attribute::SourceDestCheck(_) | Attribute::AsItIs => {}
             }
             row.metadata.wanted += 1;
             tx.put(&row)?;

@@ -60,7 +60,7 @@ impl<'f> Bench<'f> {
 
     fn interface(&self) -> Membership {
         let networks = self.f.plane.networks();
-        networks.create_interface(&Placement::default(), &[], 0, &mut |_, _| Ok(())).unwrap()
+        networks.create_interface(&Placement::default(), &mut |_, _| Ok(())).unwrap()
     }
 
     fn row(&self, id: InterfaceId) -> Membership {

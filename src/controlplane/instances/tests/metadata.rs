@@ -9,6 +9,7 @@ use serde_json::Value;
 use super::*;
 use crate::credentials::{Issuer, Lifetime, NewRole, SourceSpec};
 use crate::instances::MetadataKeeper;
+use crate::network::Secondary;
 
 const HOUR: u64 = 3600;
 const ROLE: &str = "meta-data/iam/security-credentials/web";
@@ -335,7 +336,8 @@ fn secondary_addresses_and_the_check_are_seen_while_it_runs() {
     let interface = kept.run.instance().interface.clone();
     let path = format!("meta-data/network/interfaces/macs/{}/local-ipv4s", interface.mac);
     assert_eq!(leaf(&kept.metadata(), &path), Some(interface.address.to_string()));
-    let second = f.plane.networks().assign_addresses(interface.id, &[], 1, false).unwrap().remove(0);
+    let second =
+        f.plane.networks().assign_addresses(interface.id, &Secondary::Any(1), false).unwrap().remove(0);
     let both = format!("{}\n{second}", interface.address);
     let seen = kept.until("both addresses", |m| leaf(m, &path).as_ref() == Some(&both));
     assert!(seen.interfaces[&interface.mac].addresses.contains(&second.into()));

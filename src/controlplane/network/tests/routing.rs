@@ -1,5 +1,7 @@
 //! Route tables, gateways, and interfaces by themselves.
 
+use std::net::Ipv4Addr;
+
 use kiln_model::security::{Route, TableNumber, Way};
 use kiln_model::{InternetGatewayId, Ipv4Cidr, RouteTableId, SubnetId};
 
@@ -204,7 +206,7 @@ fn elastic_address_needs_a_gateway() {
     let networks = bench.networks();
     let (vpc, subnet) = bench.closed();
     let placement = Placement { subnet: Some(subnet.to_string()), ..Placement::default() };
-    let own = networks.create_interface(&placement, &[], 0, &mut { NOTHING }).unwrap().interface;
+    let own = networks.create_interface(&placement, &mut { NOTHING }).unwrap().interface;
     let address = networks.allocate_address().unwrap();
     let associate = || networks.associate_address(address.address, own.id, None, true).map(|_| ());
     assert_eq!(code(associate()), "Gateway.NotAttached");
@@ -224,9 +226,10 @@ fn interface_by_itself_is_given_to_an_instance_and_comes_back() {
     let bench = Bench::new();
     let networks = bench.networks();
     let subnet = networks.default_subnet().unwrap();
-    let wanted = ["10.50.0.40".parse().unwrap()];
-    let made = networks.create_interface(&Placement::default(), &wanted, 0, &mut { NOTHING }).unwrap();
-    assert_eq!((made.instance, made.secondary.as_slice()), (None, &wanted[..]));
+    let address: Ipv4Addr = "10.50.0.40".parse().unwrap();
+    let wanted = Placement { secondary: Secondary::These(vec![address]), ..Placement::default() };
+    let made = networks.create_interface(&wanted, &mut { NOTHING }).unwrap();
+    assert_eq!((made.instance, made.secondary.as_slice()), (None, &[address][..]));
     networks.apply(subnet.vpc).unwrap();
     assert!(bench.policy().interfaces.contains_key(&made.interface.id));
     let launch = |n, stays| {
@@ -244,7 +247,7 @@ fn interface_by_itself_is_given_to_an_instance_and_comes_back() {
     launch(3, false).unwrap();
     give_back();
     assert!(networks.memberships().unwrap().is_empty(), "it went with its instance");
-    let again = networks.create_interface(&Placement::default(), &wanted, 0, &mut { NOTHING }).unwrap();
+    let again = networks.create_interface(&wanted, &mut { NOTHING }).unwrap();
     networks.delete_interface(again.interface.id).unwrap();
     assert_eq!(code(networks.delete_interface(again.interface.id)), "InvalidNetworkInterfaceID.NotFound");
 }
@@ -255,7 +258,7 @@ fn route_through_an_interface_needs_it_to_forward() {
     let networks = bench.networks();
     let (vpc, subnet) = bench.closed();
     let placement = Placement { subnet: Some(subnet.to_string()), ..Placement::default() };
-    let own = networks.create_interface(&placement, &[], 0, &mut { NOTHING }).unwrap().interface.id;
+    let own = networks.create_interface(&placement, &mut { NOTHING }).unwrap().interface.id;
     networks.set_route(bench.main_table(vpc), anywhere(RouteTarget::Interface(own)), false).unwrap();
     assert_eq!(bench.way(subnet), Some(Way::Nowhere));
     networks.set_source_dest_check(own, false).unwrap();
