@@ -13,7 +13,9 @@ class Configuration:
 
     def __init__(self, name, **variables):
         self.place = pathlib.Path(DIRECTORY) / f"terraform-{name}"
-        shutil.copytree(pathlib.Path(__file__).parent / "terraform" / name, self.place)
+        here = pathlib.Path(__file__).parent / "terraform"
+        shutil.copytree(here / name, self.place)
+        shutil.copy(here / "provider.tf", self.place)
         self.environment = {**os.environ, "CHECKPOINT_DISABLE": "1", "TF_IN_AUTOMATION": "1", "TF_CLI_CONFIG_FILE": "/dev/null"}
         self.environment |= {f"TF_VAR_{name}": value for name, value in variables.items()}
         self.succeed("init", f"-plugin-dir={os.environ['KILN_TEST_TERRAFORM_PLUGINS']}", "-no-color")

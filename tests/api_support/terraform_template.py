@@ -17,7 +17,7 @@ def instance(version, kind):
     [reservation] = ec2.describe_instances(InstanceIds=[id])["Reservations"]
     [shown] = reservation["Instances"]
     tags = {tag["Key"]: tag["Value"] for tag in shown["Tags"]}
-    same(tags, {"Name": "web", "colour": "blue", "aws:ec2launchtemplate:id": service.output("template"),
+    same(tags, {"Name": "web", "colour": "blue", "kind": "test", "aws:ec2launchtemplate:id": service.output("template"),
                 "aws:ec2launchtemplate:version": version})
     same((shown["InstanceType"], shown["State"]["Name"], shown["MetadataOptions"]["HttpTokens"]), (kind, "running", "required"))
     same(len(shown["BlockDeviceMappings"]), 2)

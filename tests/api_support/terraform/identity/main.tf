@@ -1,21 +1,6 @@
 # Users, groups, roles and policies, and every way to tie them together.
 # `what` is changed between two applies.
 
-terraform {
-  required_providers {
-    aws = { source = "hashicorp/aws" }
-  }
-}
-
-provider "aws" {
-  region                  = "us-east-1"
-  skip_metadata_api_check = true
-  skip_region_validation  = true
-  default_tags {
-    tags = { kind = "test" }
-  }
-}
-
 variable "what" { default = "ec2:Describe*" }
 data "aws_caller_identity" "me" {}
 

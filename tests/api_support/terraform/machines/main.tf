@@ -1,21 +1,6 @@
 # Instances with all that can be said of one, their disks and interfaces, and what is looked up of them.
 # `running` is changed between two applies.
 
-terraform {
-  required_providers {
-    aws = { source = "hashicorp/aws" }
-  }
-}
-
-provider "aws" {
-  region                  = "us-east-1"
-  skip_metadata_api_check = true
-  skip_region_validation  = true
-  default_tags {
-    tags = { kind = "test" }
-  }
-}
-
 variable "running" { default = "running" }
 data "aws_ami" "guest" {
   most_recent = true

@@ -2,21 +2,6 @@
 # tables, a NAT gateway, lists and groups of every kind, and an interface with two addresses.
 # `port` is changed between two applies.
 
-terraform {
-  required_providers {
-    aws = { source = "hashicorp/aws" }
-  }
-}
-
-provider "aws" {
-  region                  = "us-east-1"
-  skip_metadata_api_check = true
-  skip_region_validation  = true
-  default_tags {
-    tags = { kind = "test" }
-  }
-}
-
 variable "port" { default = 443 }
 
 data "aws_region" "here" {}

@@ -1,21 +1,6 @@
 # What a small service is made of: its network, its way out, who may talk to it, its machine, its disk.
 # `type` and `open` are changed between two applies.
 
-terraform {
-  required_providers {
-    aws = { source = "hashicorp/aws" }
-  }
-}
-
-provider "aws" {
-  region                  = "us-east-1"
-  skip_metadata_api_check = true
-  skip_region_validation  = true
-  default_tags {
-    tags = { kind = "test" }
-  }
-}
-
 variable "image" {}
 variable "public_key" {}
 variable "type" { default = "t3.nano" }

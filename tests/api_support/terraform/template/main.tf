@@ -1,18 +1,6 @@
 # A machine that is launched from a template. `type` is changed between two applies. User data of a template are not
 # tried: the provider takes the hash of their hash for a change of them, with any service.
 
-terraform {
-  required_providers {
-    aws = { source = "hashicorp/aws" }
-  }
-}
-
-provider "aws" {
-  region                  = "us-east-1"
-  skip_metadata_api_check = true
-  skip_region_validation  = true
-}
-
 variable "image" {}
 variable "type" { default = "t3.nano" }
 
