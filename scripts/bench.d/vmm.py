@@ -185,7 +185,7 @@ class Kiln(Vmm):
                 queues = [len(descriptors) - 1]
             spec["nics"] = [nic(queues)]
         descriptors.append(os.dup(self.serial_end))
-        spec["console"] = {"log": len(descriptors) - 1, "log_limit_bytes": 1 << 30}
+        spec["console"] = {"log": len(descriptors) - 1, "log_limit_bytes": 1 << 30, "to_starter": False}
         body = json.dumps({"id": 1, "command": {"command": "start", **spec}}).encode()
         frame = struct.pack("<I", len(body)) + body
         rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", descriptors))]
